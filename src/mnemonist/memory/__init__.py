@@ -1,0 +1,30 @@
+"""The inner loop: memories that learn while they read.
+
+One rule (`MemoryRule`), one state (`MemoryState`), one door (`memorize`). Nothing in here knows what a language
+model is; see `rule.py` for the idea, `recurrent.py` for its definition, `chunked.py` and `exact.py` for the speed.
+"""
+
+from typing import TYPE_CHECKING
+
+from mnemonist.lazy import attach
+
+if TYPE_CHECKING:
+    from mnemonist.memory.feature_maps import build_feature_map
+    from mnemonist.memory.reading import MemoryRead, Surprise, memorize
+    from mnemonist.memory.rule import RULES, MemoryRule, find_rule
+    from mnemonist.memory.state import MemoryState, initial_weights
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "MemoryRead": ".reading",
+        "MemoryRule": ".rule",
+        "MemoryState": ".state",
+        "RULES": ".rule",
+        "Surprise": ".reading",
+        "build_feature_map": ".feature_maps",
+        "find_rule": ".rule",
+        "initial_weights": ".state",
+        "memorize": ".reading",
+    },
+)

@@ -1,0 +1,138 @@
+"""Linear memories, exact at every token: the errors of a chunk solve a triangular system.
+
+With the gradient at ``M_{t-1}`` each error depends on the writes before it, but for a matrix memory it does so
+linearly. With ``G`` and ``base`` taken one row earlier (`gates.before`: what token ``t`` meets), the errors
+``e_t = M_{t-1} k_t - v_t`` solve
+
+    (I + tril(G[t-1,s] (k_t . k_s), -1)) e = base_{t-1}(K) - V
+
+so the result does not depend on how the stream is cut into chunks. Solving for the right-hand sides ``V`` and
+``base(K)`` beforehand leaves three small products a chunk in the loop over time. Without momentum and with the
+gradient at the decayed memory this is the WY form of Gated DeltaNet; under the dot objective nothing needs solving.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mnemonist.memory.chunked import spread, stack_parts, write
+from mnemonist.memory.gates import before, chunk_gates, mixed_scores
+from mnemonist.memory.network import inner_loss
+from mnemonist.memory.state import MemoryState
+from mnemonist.memory.stream import Gates, Trace
+
+CHANNEL_BLOCK = 16
+"""Block length under channel retention, where every channel has a decay matrix of its own."""
+
+
+def read_exact(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    gates: Gates,
+    initial: list[Tensor],
+    state: MemoryState,
+    mask_BT: Tensor | None,
+    trace: bool,
+) -> tuple[Tensor, MemoryState, Trace | None]:
+    """Read a piece of a stream with a linear memory. Arguments as prepared by `memorize`."""
+    rule = state.rule
+    T = q_BTHK.shape[1]
+    block = min(rule.chunk_size, CHANNEL_BLOCK) if rule.retention == "channel" else rule.chunk_size
+    whole = T - T % block
+
+    answers, losses, norms = [], [], []
+    for span, C in ((slice(0, whole), block), (slice(whole, T), T - whole)):
+        if span.start == span.stop:
+            continue
+        mask = None if mask_BT is None else mask_BT[:, span]
+        y, state, seen = _read_blocks(
+            q_BTHK[:, span],
+            k_BTHK[:, span],
+            v_BTHV[:, span],
+            gates.part(span),
+            initial,
+            state,
+            mask,
+            C,
+            trace,
+        )
+        answers.append(y)
+        if seen is not None:
+            losses.append(seen.loss)
+            norms.append(seen.gradient_norm)
+    y = torch.cat(answers, dim=1)
+    if mask_BT is not None:
+        y = y * mask_BT[..., None, None]
+    return y, state, Trace(torch.cat(losses, 1), torch.cat(norms, 1)) if trace else None
+
+
+def _read_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    initial: list[Tensor],
+    state: MemoryState,
+    mask_BT: Tensor | None,
+    C: int,
+    trace: bool,
+) -> tuple[Tensor, MemoryState, Trace | None]:
+    rule = state.rule
+    B, T, H, _ = q.shape
+    G = T // C
+
+    def blocks(x: Tensor) -> Tensor:  # [B, T, H, ...] -> [G, N, C, ...]
+        x = x.reshape(B, G, C, *x.shape[2:])
+        return x.movedim(1, 0).transpose(2, 3).reshape(G, B * H, C, *x.shape[4:])
+
+    to_target = rule.decay_to == "initial"
+    valid = None if mask_BT is None else blocks(mask_BT[..., None].expand(B, T, H))
+    log_decay = None if gates.log_decay is None else blocks(gates.log_decay)
+    log_momentum = None if gates.log_momentum is None else blocks(gates.log_momentum)
+    after = chunk_gates(blocks(gates.step_size), log_momentum, log_decay, valid, to_target)
+    decay = None
+    if rule.gradient_at == "decayed" and log_decay is not None:
+        decay = (log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)).exp()
+    met = before(after, decay, to_target)
+
+    q, k, v = blocks(q), blocks(k), blocks(v)
+    read_base, read_scores = spread(q, after.base_XCPK), mixed_scores(q, k, after.mix)
+    solves = rule.objective == "l2"
+    if solves or trace:
+        met_base, met_scores = spread(k, met.base_XCPK), mixed_scores(k, k, met.mix).tril(-1)
+    if solves:
+        eye = torch.eye(C, dtype=k.dtype, device=k.device)
+        sides = torch.cat([met_base, v], dim=-1)
+        solved = torch.linalg.solve_triangular(eye + met_scores, sides, upper=False, unitriangular=True)
+        error_base, error_value = solved.split([met_base.shape[-1], v.shape[-1]], dim=-1)
+
+    weights = [state.weights[0].reshape(B * H, *state.weights[0].shape[2:])]
+    momentum = [s.reshape(B * H, *s.shape[2:]) for s in state.momentum]
+    targets = [w.expand(B, *w.shape).reshape(B * H, *w.shape[1:]) for w in initial] if to_target else None
+    answers, losses, norms = [], [], []
+    for g in range(G):
+        stack = stack_parts(0, weights, targets, momentum)
+        error = torch.baddbmm(error_value[g], error_base[g], stack, beta=-1) if solves else -v[g]
+        y = torch.baddbmm(read_base[g] @ stack, read_scores[g], error, alpha=-1)
+        answers.append(y)
+        if trace:
+            with torch.no_grad():
+                met_answer = error + v[g] if solves else met_base[g] @ stack - met_scores[g] @ error
+                losses.append(inner_loss(rule, met_answer, v[g]))
+                norms.append(k[g].norm(dim=-1) * error.norm(dim=-1))
+        new, fading = write(after.at(g), k[g], error, stack)
+        weights, momentum = [new], [] if fading is None else [fading]
+
+    def tokens(parts: list[Tensor]) -> Tensor:
+        whole = torch.stack(parts)  # [G, N, C, ...]
+        return (
+            whole.reshape(G, B, H, C, *whole.shape[3:])
+            .permute(1, 0, 3, 2, *range(4, whole.dim() + 1))
+            .flatten(1, 2)
+        )
+
+    back = [tuple(w.reshape(B, H, *w.shape[1:]) for w in group) for group in (weights, momentum)]
+    seen = Trace(tokens(losses), tokens(norms)) if trace else None
+    return tokens(answers), MemoryState(rule, back[0], back[1]), seen

@@ -1,0 +1,142 @@
+"""The algebra of one chunk: how much of what was there, and of each write, is left at each token.
+
+Unrolling ``S_t = eta_t S_{t-1} - theta_t g_t`` and ``M_t = (1-alpha_t) M_{t-1} + alpha_t M_target + S_t`` from the
+start of a chunk gives, with ``A[t,s] = prod_{s<l<=t} (1-alpha_l)``, ``E[t,s] = prod_{s<l<=t} eta_l`` (both lower
+triangular), ``beta_t = prod_{l<=t} (1-alpha_l)`` and ``m_t = prod_{l<=t} eta_l``:
+
+    M_t = beta_t M_0 + (1 - beta_t) M_target + f_t S_0 - sum_s G[t,s] g_s      f = A m,  G = A E diag(theta)
+    S_t = m_t S_0 - sum_s (E diag(theta))[t,s] g_s
+
+Products are sums of logs taken over the very tokens between ``s`` and ``t`` (never differences of long cumulative
+sums), so a gate may be exactly 0 (log -inf) and nothing cancels. What would underflow is set to zero: products that
+sink into denormal numbers cost a CPU several times the arithmetic.
+
+A padded token takes no part: its gates are neutral (log 0, theta 0), and its column of ``A`` is zero, or momentum
+would act once more on it.
+
+Shapes: ``X`` is any number of leading dimensions (chunks, sequences); ``C`` tokens; ``K`` is 1, or the input channels
+of a layer when each channel forgets at its own rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChunkGates:
+    """What the gates of a chunk amount to, for one layer.
+
+    The memory at a chunk's start is a stack of `parts`: ``[M]``, ``[M, target]``, ``[M, S]`` or ``[M, target, S]``.
+    """
+
+    base_XCPK: Tensor
+    """Weight of each part in ``M_t``: beta, 1 - beta, f."""
+    mix: Tensor
+    """``G``: ``[X, C, C]``, or ``[X, C, C, K]`` per channel."""
+    momentum_XC: Tensor | None
+    """``(E diag(theta))[C, s]``: weight of each write in the last ``S``."""
+    carry_X: Tensor | None
+    """``m_C``: what is left of ``S_0`` in the last ``S``."""
+
+    def at(self, *index: int | slice) -> ChunkGates:
+        """The gates of some of the leading dimensions."""
+        return ChunkGates(
+            self.base_XCPK[index],
+            self.mix[index],
+            None if self.momentum_XC is None else self.momentum_XC[index],
+            None if self.carry_X is None else self.carry_X[index],
+        )
+
+
+def chunk_gates(
+    step_size: Tensor,
+    log_momentum: Tensor | None,
+    log_decay: Tensor | None,
+    valid: Tensor | None,
+    to_target: bool,
+) -> ChunkGates:
+    """Unroll the gates of a chunk.
+
+    Args:
+        step_size: theta ``[X, C]``.
+        log_momentum: log eta ``[X, C]`` or None.
+        log_decay: log (1 - alpha) ``[X, C]`` or ``[X, C, K]`` or None.
+        valid: ``[X, C]`` bool, False on padding (whose gates must be neutral already), or None.
+        to_target: whether the memory decays towards other weights than zero.
+    """
+    per_channel = log_decay is not None and log_decay.dim() == step_size.dim() + 1
+    if log_decay is None:
+        log_decay = torch.zeros_like(step_size)
+    log_decay_XKC = log_decay.mT if per_channel else log_decay.unsqueeze(-2)
+    A = products_between(log_decay_XKC)  # [X, K, C, C]
+    if valid is not None:
+        A = A * valid[..., None, None, :]
+    beta_XKC = _exp(log_decay_XKC.cumsum(-1))
+    base = [beta_XKC]
+    if to_target:
+        base.append(-torch.expm1(log_decay_XKC.cumsum(-1)))
+
+    if log_momentum is None:
+        mix = A * step_size[..., None, None, :]
+        momentum = carry = None
+    else:
+        writes = products_between(log_momentum) * step_size[..., None, :]  # E diag(theta) [X, C, C]
+        left = _exp(log_momentum.cumsum(-1))  # m [X, C]
+        base.append((A @ left[..., None, :, None]).squeeze(-1))
+        mix = A @ writes.unsqueeze(-3)
+        momentum, carry = writes[..., -1, :], left[..., -1]
+
+    base_XCPK = torch.stack(base, dim=-1).movedim(-3, -1)  # [X, K, C, P] -> [X, C, P, K]
+    mix = mix.movedim(-3, -1).contiguous() if per_channel else mix.squeeze(-3)
+    return ChunkGates(base_XCPK.contiguous(), mix, momentum, carry)
+
+
+def products_between(log_gate: Tensor) -> Tensor:
+    """``exp(sum_{s<l<=t} log_gate_l)`` for ``s <= t``, else 0: ``[..., C] -> [..., C, C]`` (rows t, columns s)."""
+    C = log_gate.shape[-1]
+    ones = torch.ones(C, C, dtype=torch.bool, device=log_gate.device)
+    # Row s holds the logs of the tokens after s; its running sum along t is the log of the product.
+    after = torch.where(ones.triu(1), log_gate.unsqueeze(-2), torch.zeros_like(log_gate).unsqueeze(-2))
+    return torch.where(ones.tril(), _exp(after.cumsum(-1).mT), torch.zeros_like(log_gate[..., :1, None]))
+
+
+def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> ChunkGates:
+    """Gates of the memory each token meets: one row down, then decayed by the token itself if ``decay_XCK`` is given."""
+    untouched = torch.zeros_like(gates.base_XCPK[..., :1, :, :])
+    untouched[..., 0, :] = 1  # the first token of a chunk meets M_0
+    base = torch.cat([untouched, gates.base_XCPK[..., :-1, :, :]], dim=-3)
+    per_channel = gates.mix.dim() == gates.base_XCPK.dim()
+    rows = -3 if per_channel else -2
+    first = torch.zeros_like(gates.mix.narrow(rows, 0, 1))
+    mix = torch.cat([first, gates.mix.narrow(rows, 0, gates.mix.shape[rows] - 1)], dim=rows)
+    if decay_XCK is not None:
+        base = base * decay_XCK.unsqueeze(-2)
+        mix = mix * (decay_XCK.unsqueeze(-2) if per_channel else decay_XCK)
+        if to_target:
+            base = base + torch.stack(
+                [
+                    torch.zeros_like(decay_XCK),
+                    1 - decay_XCK,
+                    *[torch.zeros_like(decay_XCK)] * (base.shape[-2] - 2),
+                ],
+                dim=-2,
+            )
+    return ChunkGates(base, mix, None, None)
+
+
+def mixed_scores(z_XCK: Tensor, x_XCK: Tensor, mix: Tensor) -> Tensor:
+    """``G[t,s] (z_t . x_s)``: how much of the write of token ``s`` the read of token ``t`` meets, ``[X, C, C]``."""
+    if mix.dim() == z_XCK.dim():
+        return (z_XCK @ x_XCK.mT) * mix
+    return torch.einsum("...tk,...sk,...tsk->...ts", z_XCK, x_XCK, mix)
+
+
+def _exp(log: Tensor) -> Tensor:
+    """exp, with zero for what is too small to be multiplied by its like without becoming denormal."""
+    floor = torch.finfo(log.dtype).tiny ** 0.5
+    value = log.exp()
+    return torch.where(value > floor, value, torch.zeros_like(value))

@@ -1,0 +1,126 @@
+"""The memory as a network: what it answers, and the gradient of its inner loss.
+
+For one token the gradient with respect to a weight matrix is an outer product ``x_i d_i^T`` of what the layer saw
+and of the error sent back to it. Keeping these two factors apart is what makes learning while reading cheap: a
+chunk's worth of gradients is two thin matrices, never ``T`` copies of the weights.
+
+Matrices are applied as ``x @ W``. Shapes: inputs ``[..., C, D]``, weights ``[..., D_in, D_out]``; leading
+dimensions broadcast as in `torch.matmul`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnemonist.memory.rule import MemoryRule
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class InnerGradient:
+    """Gradient of the inner loss as factors: for layer ``i`` and token ``t`` it is ``inputs[i][t] errors[i][t]^T``."""
+
+    inputs: list[Tensor]
+    """Per layer ``[..., C, D_in]``: what the layer saw of the key."""
+    errors: list[Tensor]
+    """Per layer ``[..., C, D_out]``: derivative of the loss with respect to the layer's output."""
+    output: Tensor
+    """``[..., C, V]``: the memory's answer to the key."""
+
+    def norm(self) -> Tensor:
+        """Norm of the whole gradient per token ``[..., C]``; costs one pass over the factors."""
+        squares = [
+            x.square().sum(-1) * d.square().sum(-1) for x, d in zip(self.inputs, self.errors, strict=True)
+        ]
+        return torch.stack(squares).sum(0).sqrt()
+
+
+def activate(rule: MemoryRule, x: Tensor) -> Tensor:
+    """The rule's non-linearity."""
+    if rule.activation == "silu":
+        return F.silu(x)
+    if rule.activation == "gelu":
+        return F.gelu(x)
+    if rule.activation == "relu":
+        return F.relu(x)
+    return torch.tanh(x)
+
+
+def activate_with_slope(rule: MemoryRule, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The non-linearity and its derivative, sharing what they have in common."""
+    if rule.activation == "silu":
+        gate = torch.sigmoid(x)
+        y = x * gate
+        return y, torch.addcmul(gate, y, 1 - gate)
+    if rule.activation == "gelu":
+        gate = 0.5 * (1 + torch.erf(x * 0.7071067811865476))
+        return x * gate, gate + x * torch.exp(-0.5 * x.square()) * 0.3989422804014327
+    if rule.activation == "relu":
+        return F.relu(x), (x > 0).to(x.dtype)
+    y = torch.tanh(x)
+    return y, 1 - y.square()
+
+
+def answer(rule: MemoryRule, apply_layer: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
+    """``M(x)``, where ``apply_layer(i, x)`` multiplies by the weights of layer ``i``, whatever holds them."""
+    z = x
+    for i in range(rule.depth):
+        z = apply_layer(i, z)
+        if i < rule.depth - 1:
+            z = activate(rule, z)
+    if rule.norm:
+        z = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
+    return x + z if rule.residual else z
+
+
+def inner_gradient(rule: MemoryRule, weights: Sequence[Tensor], k: Tensor, v: Tensor) -> InnerGradient:
+    """Gradient of the inner loss ``l(M; k, v)`` at ``weights``, one per token (tokens do not see each other)."""
+    inputs, slopes = [k], []
+    z = k
+    for i, weight in enumerate(weights):
+        z = z @ weight
+        if i < rule.depth - 1:
+            z, slope = activate_with_slope(rule, z)
+            inputs.append(z)
+            slopes.append(slope)
+    normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS) if rule.norm else z
+    output = k + normed if rule.residual else normed
+    error = output_error(rule, output, v)
+    if rule.norm:
+        error = _layer_norm_backward(z, normed, error)
+    errors = [error]
+    for weight, slope in zip(reversed(weights[1:]), reversed(slopes), strict=True):
+        error = (error @ weight.mT) * slope
+        errors.append(error)
+    return InnerGradient(inputs, errors[::-1], output)
+
+
+def output_error(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
+    """Derivative of the inner loss with respect to the memory's answer."""
+    if rule.objective == "dot":
+        return -v.expand_as(output)
+    error = output - v
+    return error if rule.objective == "l2" else error.clamp(-rule.huber_delta, rule.huber_delta)
+
+
+def inner_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
+    """The inner loss per token, summed over value channels: ``[..., C]``."""
+    if rule.denominator:  # the channel that counts keys is bookkeeping, nothing to get right
+        output, v = output[..., :-1], v[..., :-1]
+    if rule.objective == "dot":
+        return -(output * v).sum(-1)
+    if rule.objective == "l2":
+        return 0.5 * (output - v).square().sum(-1)
+    return F.huber_loss(output, v.expand_as(output), reduction="none", delta=rule.huber_delta).sum(-1)
+
+
+def _layer_norm_backward(z: Tensor, normed: Tensor, error: Tensor) -> Tensor:
+    inverse_std = (z.var(-1, correction=0, keepdim=True) + NORM_EPS).rsqrt()
+    centred = error - error.mean(-1, keepdim=True)
+    return inverse_std * (centred - normed * (error * normed).mean(-1, keepdim=True))

@@ -1,0 +1,326 @@
+"""The one door to the inner loop: `memorize` reads a piece of a stream with a memory that learns as it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mnemonist.memory.chunked import read_chunked
+from mnemonist.memory.exact import read_exact
+from mnemonist.memory.feature_map_table import FEATURE_MAPS
+from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.recurrent import read_recurrent
+from mnemonist.memory.rule import MemoryRule, find_rule
+from mnemonist.memory.state import MemoryState, initial_weights
+from mnemonist.memory.stream import Gates, Trace
+
+Backend = Literal["auto", "recurrent", "chunked", "exact"]
+
+DENOMINATOR_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """What each token did to the memory, per token and head: ``[B, T, H]`` each, cut from the graph.
+
+    Values at padding mean nothing.
+    """
+
+    loss: Tensor
+    """Inner loss before the write."""
+    gradient_norm: Tensor
+    """Norm of the inner gradient: the surprise of the Titans paper."""
+    step_size: Tensor
+    momentum: Tensor | None
+    """eta, or None for a rule without momentum."""
+    decay: Tensor | None
+    """alpha (the mean over channels where each has its own), or None for a rule that does not forget."""
+
+
+@dataclass(frozen=True)
+class MemoryRead:
+    """What came of reading."""
+
+    y: Tensor
+    """``[B, T, H, V]``: what the memory answers to ``q`` after writing ``(k, v)`` of the same token; 0 at padding."""
+    state: MemoryState
+    """What the memory has become; pass it back as ``state=`` to read on."""
+    surprise: Surprise | None
+    """Per token and head, or None if it was not asked for."""
+    backend: str
+    """Which implementation read."""
+
+
+def memorize(
+    rule: MemoryRule | str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    step_size: Tensor | None = None,
+    log_momentum: Tensor | None = None,
+    log_decay: Tensor | None = None,
+    initial: Sequence[Tensor] | None = None,
+    state: MemoryState | None = None,
+    mask: Tensor | None = None,
+    backend: Backend = "auto",
+    feature_map: Callable[[Tensor], Tensor] | None = None,
+    surprise: bool = True,
+) -> MemoryRead:
+    """Read a piece of a stream: every token is written into the memory, then the memory is asked.
+
+    Any way of cutting a stream into calls gives the same answers and the same final state, and padding is a no-op.
+
+    Args:
+        rule: the choices, or the name of a row of `RULES`.
+        q: queries ``[B, T, H, K]``.
+        k: keys ``[B, T, H, K]``.
+        v: values ``[B, T, H, V]``.
+        step_size: theta ``[B, T, H]``; None means 1, which only the dot objective allows.
+        log_momentum: log eta ``[B, T, H]``; given if and only if the rule has momentum.
+        log_decay: log (1 - alpha): ``[B, T, H]``, or ``[B, T, H, D]`` if the rule forgets per channel, with ``D`` from
+            `MemoryRule.decay_channels`; given if and only if the rule forgets. -inf forgets everything.
+        initial: ``M_0``, a list of ``[H, D_in, D_out]`` applied as ``x @ W``; None means zeros, which only a linear
+            memory allows. Every piece of a stream is given the same one: it is also what a memory may decay to.
+        state: what an earlier call returned, or None at the beginning of a stream.
+        mask: ``[B, T]`` bool, False on padding.
+        backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it.
+        feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
+        surprise: whether to also report the surprise of every token.
+
+    Raises:
+        ValueError: shapes, gates or state do not fit the rule; the message says which and what to do.
+    """
+    rule = find_rule(rule)
+    _check_tokens(q, k, v, mask)
+    # Under mixed precision the algebra below would be run in half precision, and the state would be no better.
+    with torch.autocast(q.device.type, enabled=False):
+        return _memorize(
+            rule,
+            q,
+            k,
+            v,
+            step_size,
+            log_momentum,
+            log_decay,
+            initial,
+            state,
+            mask,
+            backend,
+            feature_map,
+            surprise,
+        )
+
+
+def _memorize(
+    rule: MemoryRule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    step_size: Tensor | None,
+    log_momentum: Tensor | None,
+    log_decay: Tensor | None,
+    initial: Sequence[Tensor] | None,
+    state: MemoryState | None,
+    mask: Tensor | None,
+    backend: str,
+    feature_map: Callable[[Tensor], Tensor] | None,
+    surprise: bool,
+) -> MemoryRead:
+    if mask is not None and bool(mask.all()):
+        mask = None
+    if mask is not None:  # whatever stands at padding, NaN too, must reach nothing: 0 * NaN is NaN
+        q, k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (q, k, v))
+    phi = _feature_map(rule, feature_map, q)
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
+    B, _, H, K = queries.shape
+    gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
+    weights = _check_initial(rule, initial, H, K, v.shape[-1], dtype, q.device)
+    if rule.denominator:
+        # Summing up phi(k) is writing the value 1: one more output channel.
+        values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
+        weights = [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+    if state is None:
+        state = MemoryState.fresh(rule, weights, B)
+    _check_state(rule, state, weights, B)
+
+    chosen = _choose(rule, backend)
+    trace: Trace | None
+    if chosen == "recurrent":
+        y, after, trace = read_recurrent(queries, keys, values, gates, weights, state, mask)
+    elif chosen == "exact":
+        y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
+    else:
+        y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
+    if rule.denominator:
+        total = y[..., -1:]
+        y = y[..., :-1] / torch.where(
+            total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total
+        )
+    report = _surprise(trace, gates) if surprise and trace is not None else None
+    return MemoryRead(y.to(v.dtype), after, report, chosen)
+
+
+def _choose(rule: MemoryRule, backend: str) -> str:
+    able = {"recurrent": True, "exact": rule.solvable, "chunked": not rule.per_token}
+    if backend == "auto":
+        return "exact" if able["exact"] else "chunked" if able["chunked"] else "recurrent"
+    if backend not in able:
+        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}.")
+    if not able[backend]:
+        reason = (
+            "it takes gradients at the chunk's start"
+            if backend == "exact" and not rule.per_token
+            else "only a linear memory with the dot or l2 objective can be solved for"
+            if backend == "exact"
+            else "it takes a gradient at every token"
+        )
+        raise ValueError(f"backend {backend!r} cannot read rule {rule.name!r}: {reason}; use auto.")
+    return backend
+
+
+def _feature_map(
+    rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: Tensor
+) -> Callable[[Tensor], Tensor]:
+    if rule.feature_map is None:
+        if given is not None:
+            raise ValueError(
+                f"rule {rule.name!r} has no feature map, but one was given; set feature_map in the rule."
+            )
+        return lambda x: x
+    if given is not None:
+        return given
+    if FEATURE_MAPS[rule.feature_map].kind != "deterministic":
+        raise ValueError(
+            f"rule {rule.name!r} uses the {FEATURE_MAPS[rule.feature_map].kind} feature map {rule.feature_map!r}; "
+            "build it once with build_feature_map and pass it as feature_map=."
+        )
+    return build_feature_map(rule.feature_map, q.shape[-2], q.shape[-1])
+
+
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"q {list(q.shape)} and k {list(k.shape)} must both be [B, T, H, K] and v {list(v.shape)} [B, T, H, V] "
+            "with the same B, T and H."
+        )
+    if not all(x.is_floating_point() for x in (q, k, v)):
+        raise ValueError(
+            f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be floating point numbers."
+        )
+    if 0 in q.shape or 0 in v.shape:
+        raise ValueError(
+            f"There is nothing to read: q is {list(q.shape)} and v {list(v.shape)}; no size may be 0."
+        )
+    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask is {mask.dtype} {list(mask.shape)}; it must be torch.bool [B, T] = {list(q.shape[:2])}, False on padding."
+        )
+
+
+def _check_gates(
+    rule: MemoryRule,
+    q: Tensor,
+    value_dim: int,
+    step_size: Tensor | None,
+    log_momentum: Tensor | None,
+    log_decay: Tensor | None,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+) -> Gates:
+    B, T, H, K = q.shape
+    if step_size is None:
+        if rule.objective != "dot":
+            raise ValueError(
+                f"rule {rule.name!r} needs step_size [B, T, H]; only the dot objective has a default (1)."
+            )
+        step_size = q.new_ones(B, T, H)
+    channels = (rule.decay_channels(K, value_dim),) if rule.retention == "channel" else ()
+    expected = {
+        "step_size": (step_size, True, (B, T, H)),
+        "log_momentum": (log_momentum, rule.momentum, (B, T, H)),
+        "log_decay": (log_decay, rule.retention != "none", (B, T, H, *channels)),
+    }
+    for name, (gate, used, shape) in expected.items():
+        if (gate is not None) != used:
+            verb = "needs" if used else "does not use"
+            raise ValueError(f"rule {rule.name!r} {verb} {name}; {'give it' if used else 'leave it None'}.")
+        if gate is None:
+            continue
+        if gate.shape != shape:
+            raise ValueError(f"{name} is {list(gate.shape)}; rule {rule.name!r} needs {list(shape)} here.")
+        finite = torch.isfinite(gate.exp() if name.startswith("log") else gate)
+        if mask is not None:
+            finite = finite | ~mask[(..., *[None] * (gate.dim() - 2))]
+        if not bool(finite.all()):
+            raise ValueError(
+                f"{name} holds NaN or infinite values; check the inputs or the weights that made it."
+            )
+    gates = Gates(
+        step_size.to(dtype),
+        None if log_momentum is None else log_momentum.to(dtype),
+        None if log_decay is None else log_decay.to(dtype),
+    )
+    return gates.without_padding(mask)
+
+
+def _check_initial(
+    rule: MemoryRule,
+    initial: Sequence[Tensor] | None,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Tensor]:
+    sizes = rule.layer_sizes(key_dim, value_dim)
+    if initial is None:
+        if not rule.linear:
+            raise ValueError(
+                f"rule {rule.name!r} has a deep memory, which cannot start from zero; "
+                "pass initial=initial_weights(rule, heads, key_dim, value_dim)."
+            )
+        return [w.to(device) for w in initial_weights(rule, heads, key_dim, value_dim, dtype=dtype)]
+    shapes, expected = [tuple(w.shape) for w in initial], [(heads, *size) for size in sizes]
+    if shapes != expected:
+        raise ValueError(f"initial holds {shapes}; rule {rule.name!r} needs {expected} here.")
+    return [w.to(dtype) for w in initial]
+
+
+def _check_state(rule: MemoryRule, state: MemoryState, weights: list[Tensor], batch: int) -> None:
+    if state.rule != rule:
+        raise ValueError(
+            f"The state belongs to rule {state.rule.name!r} with other choices than {rule.name!r}; "
+            "read on with the rule that began the stream."
+        )
+    if state.batch != batch:
+        raise ValueError(
+            f"The state has {state.batch} rows but the batch has {batch}; use state.select(rows) to repeat or drop rows."
+        )
+    if [w.shape[1:] for w in state.weights] != [w.shape for w in weights]:
+        raise ValueError(
+            f"The state's weights are {[list(w.shape[1:]) for w in state.weights]}, but this memory's are "
+            f"{[list(w.shape) for w in weights]}; it belongs to another memory."
+        )
+    (here, there) = ((w.dtype, w.device) for w in (weights[0], state.weights[0]))
+    if here != there:
+        raise ValueError(
+            f"The state is {there[0]} on {there[1]}, but this reading is {here[0]} on {here[1]}; "
+            "move it with state.map(lambda w: w.to(device, dtype))."
+        )
+
+
+def _surprise(trace: Trace, gates: Gates) -> Surprise:
+    decay = None if gates.log_decay is None else -torch.expm1(gates.log_decay.detach())
+    return Surprise(
+        trace.loss.detach(),
+        trace.gradient_norm.detach(),
+        gates.step_size.detach(),
+        None if gates.log_momentum is None else gates.log_momentum.detach().exp(),
+        decay.mean(-1) if decay is not None and decay.dim() == 4 else decay,
+    )

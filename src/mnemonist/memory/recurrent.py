@@ -1,0 +1,82 @@
+"""The definition: one token after the other, as the equations are printed.
+
+Slow and plain on purpose. Every other path must equal this one, in float64 and with its gradients. It is also the
+path of rules that have no faster one (deep memories or other losses with a gradient at every token).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mnemonist.memory.network import answer, inner_gradient, inner_loss
+from mnemonist.memory.state import MemoryState
+from mnemonist.memory.stream import Gates, Trace
+
+
+def read_recurrent(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    gates: Gates,
+    initial: list[Tensor],
+    state: MemoryState,
+    mask_BT: Tensor | None,
+) -> tuple[Tensor, MemoryState, Trace]:
+    """Read a piece of a stream token by token. Arguments as prepared by `memorize`."""
+    rule = state.rule
+    M, S, anchor = list(state.weights), list(state.momentum), list(state.anchor)
+    phase = None if state.phase is None else state.phase.to(q_BTHK.device)
+    sizes = [w.shape[-2] for w in M]
+    answers, losses, norms = [], [], []
+
+    for t in range(q_BTHK.shape[1]):
+        q, k, v = (x[:, t, :, None] for x in (q_BTHK, k_BTHK, v_BTHV))  # [B, H, 1, D]
+        real = None if mask_BT is None else mask_BT[:, t, None, None, None]
+        theta = gates.step_size[:, t, :, None, None]
+
+        kept = M
+        if gates.log_decay is not None:
+            retained = [a[..., None] for a in _per_layer(gates.log_decay[:, t].exp(), sizes)]
+            if rule.decay_to == "initial":
+                kept = [a * m + (1 - a) * w for a, m, w in zip(retained, M, initial, strict=True)]
+            else:
+                kept = [a * m for a, m in zip(retained, M, strict=True)]
+
+        if phase is not None:  # a chunk begins: later tokens of it take their gradient here
+            begins = (phase == 0)[:, None, None, None]
+            anchor = [torch.where(begins, m, a) for m, a in zip(M, anchor, strict=True)]
+        point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
+        gradient = inner_gradient(rule, point, k, v)
+        steps = [-theta * (x.mT @ d) for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
+
+        if gates.log_momentum is not None:
+            eta = gates.log_momentum[:, t, :, None, None].exp()
+            steps = [eta * s + step for s, step in zip(S, steps, strict=True)]
+            S = _where(real, steps, S)
+        M = _where(real, [m + step for m, step in zip(kept, steps, strict=True)], M)
+
+        y = answer(rule, lambda i, z, M=M: z @ M[i], q)  # type: ignore[misc]
+        answers.append(y if real is None else y * real)
+        losses.append(inner_loss(rule, gradient.output, v))
+        norms.append(gradient.norm())
+        if phase is not None:
+            step = torch.ones_like(phase) if mask_BT is None else mask_BT[:, t].to(phase.dtype)
+            phase = (phase + step) % rule.chunk_size
+
+    if phase is not None:  # between two chunks the anchor is the present memory
+        begins = (phase == 0)[:, None, None, None]
+        anchor = [torch.where(begins, m, a) for m, a in zip(M, anchor, strict=True)]
+        phase = phase.cpu()
+    y_BTHV = torch.cat(answers, dim=2).transpose(1, 2)
+    trace = Trace(*(torch.cat(x, dim=2).transpose(1, 2) for x in (losses, norms)))
+    return y_BTHV, MemoryState(rule, tuple(M), tuple(S), tuple(anchor), phase), trace
+
+
+def _per_layer(decay: Tensor, sizes: list[int]) -> list[Tensor]:
+    """``[B, H]`` or ``[B, H, D]`` -> one ``[B, H, 1 or D_in]`` a layer."""
+    return [decay[..., None]] * len(sizes) if decay.dim() == 2 else list(decay.split(sizes, dim=-1))
+
+
+def _where(real: Tensor | None, new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
+    return new if real is None else [torch.where(real, n, o) for n, o in zip(new, old, strict=True)]

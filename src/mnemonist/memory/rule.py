@@ -1,0 +1,285 @@
+"""A memory rule: the choices that make a memory what it is.
+
+Every model of this family reads a stream of keys and values with the same loop
+
+    S_t = eta_t S_{t-1} - theta_t grad l(M; k_t, v_t)          momentum (surprise carried over)
+    M_t = (1 - alpha_t) M_{t-1} + S_t                          retention, then the write
+    y_t = M_t(q_t)                                             the read
+
+and differs only in the *shape* of ``M``, in what it is asked to get right (the *objective* ``l``), in how it
+*steps* (momentum; at which ``M`` the gradient is taken), in what it *forgets*, and in the *feature map* through
+which it sees keys and queries. A `MemoryRule` names these choices; a paper is a row of `RULES`.
+
+This module needs no torch, so the command line can list the rules at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mnemonist.errors import nearest
+from mnemonist.memory.feature_map_table import FEATURE_MAPS
+
+Activation = Literal["silu", "gelu", "relu", "tanh"]
+Objective = Literal["dot", "l2", "huber"]
+Retention = Literal["none", "head", "channel"]
+DecayTarget = Literal["zero", "initial"]
+GradientPoint = Literal["previous", "decayed", "chunk"]
+
+
+@dataclass(frozen=True)
+class MemoryRule:
+    """One point in the space of memories that learn while they read.
+
+    Raises:
+        ValueError: a choice is unknown, out of range, or contradicts another one.
+    """
+
+    name: str = "custom"
+    """What tables and files call it."""
+    source: str = ""
+    """Paper and equation."""
+    depth: int = 1
+    """Weight matrices of the memory: 1 is a linear memory, 2 to 4 an MLP without biases."""
+    expansion: float = 4.0
+    """Hidden width over key width (depth 2 and more)."""
+    activation: Activation = "silu"
+    """Non-linearity between the layers of a deep memory."""
+    residual: bool = False
+    """M(x) = x + mlp(x); needs keys and values of one width."""
+    norm: bool = False
+    """Layer normalisation (without learned scale) of the MLP's output, before the residual."""
+    objective: Objective = "l2"
+    """Inner loss summed over value channels: dot -<M(k), v>; l2 1/2 |M(k) - v|^2; huber, per channel."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns from quadratic to linear."""
+    momentum: bool = False
+    """Carry past surprise on: S_t = eta_t S_{t-1} - theta_t grad."""
+    retention: Retention = "none"
+    """What can be forgotten: nothing, everything at one rate per head, or each input channel at its own rate."""
+    decay_to: DecayTarget = "zero"
+    """What a forgetting memory returns to: zero (the papers), or its learned initial weights."""
+    gradient_at: GradientPoint = "previous"
+    """Weights at which the gradient is taken: M_{t-1}; (1 - alpha_t) M_{t-1}; or M at the start of the chunk."""
+    chunk_size: int = 64
+    """Tokens that share one gradient point if ``gradient_at`` is chunk; else only the block length of the algebra."""
+    feature_map: str | None = None
+    """Name of the map phi seen by the memory in place of keys and queries (see `feature_maps`)."""
+    denominator: bool = False
+    """Divide the read by phi(q)^T sum phi(k), as in normalised linear attention."""
+
+    def __post_init__(self) -> None:
+        for field, kind in _CHOICES.items():
+            value, allowed = getattr(self, field), get_args(kind)
+            if value not in allowed:
+                raise ValueError(
+                    f"{field} is {value!r}; it must be one of {', '.join(allowed)}{nearest(value, allowed)}."
+                )
+        for field in ("residual", "norm", "momentum", "denominator"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{field} is {getattr(self, field)!r}; it must be True or False.")
+        if not isinstance(self.depth, int) or not 1 <= self.depth <= 4:
+            raise ValueError(f"depth is {self.depth}; a memory has 1 to 4 layers.")
+        if not (0 < self.expansion < math.inf and 0 < self.huber_delta < math.inf):
+            raise ValueError(
+                f"expansion ({self.expansion}) and huber_delta ({self.huber_delta}) must be positive numbers."
+            )
+        if not isinstance(self.chunk_size, int) or self.chunk_size < 1:
+            raise ValueError(f"chunk_size is {self.chunk_size}; it must be a whole number of at least 1.")
+        if self.feature_map is not None and self.feature_map not in FEATURE_MAPS:
+            raise ValueError(
+                f"feature_map is {self.feature_map!r}; it must be None or one of {', '.join(FEATURE_MAPS)}"
+                f"{nearest(self.feature_map, FEATURE_MAPS)}."
+            )
+        if self.residual and self.feature_map is not None:
+            raise ValueError(
+                "residual and feature_map exclude each other: mapped keys no longer have the width of values."
+            )
+        if self.denominator and (not self.linear or self.objective != "dot"):
+            raise ValueError(
+                "denominator needs a linear memory with the dot objective: it counts the keys that were summed up."
+            )
+        if self.decay_to == "initial" and self.retention == "none":
+            raise ValueError(
+                "decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel."
+            )
+
+    @property
+    def linear(self) -> bool:
+        """Whether the memory is one bare matrix."""
+        return self.depth == 1 and not self.residual and not self.norm
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token's gradient is taken at the memory the token before it left."""
+        return self.gradient_at != "chunk"
+
+    @property
+    def solvable(self) -> bool:
+        """Whether the errors of a chunk solve a triangular system (or need none): the exact path applies."""
+        return self.linear and self.per_token and self.objective in ("l2", "dot")
+
+    def layer_sizes(self, key_dim: int, value_dim: int) -> tuple[tuple[int, int], ...]:
+        """``(D_in, D_out)`` of each weight matrix for keys of width ``key_dim`` and values of ``value_dim``."""
+        if self.residual and key_dim != value_dim:
+            raise ValueError(
+                f"rule {self.name!r} has a residual memory, so keys ({key_dim}) and values ({value_dim}) "
+                "must have one width."
+            )
+        hidden = max(1, round(self.expansion * key_dim))
+        widths = [key_dim, *[hidden] * (self.depth - 1), value_dim]
+        return tuple(zip(widths[:-1], widths[1:], strict=True))
+
+    def decay_channels(self, key_dim: int, value_dim: int) -> int:
+        """Width of ``log_decay`` under channel retention: the input channels of every layer, in layer order."""
+        return sum(d_in for d_in, _ in self.layer_sizes(key_dim, value_dim))
+
+    def replace(self, **changes: Any) -> MemoryRule:
+        """A copy with some choices changed; validated like any other."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The choices as JSON text; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> MemoryRule:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not a rule, or a rule of a version with other choices.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This is not a memory rule of this version: {error}.") from error
+
+
+_CHOICES: dict[str, Any] = {
+    "activation": Activation,
+    "objective": Objective,
+    "retention": Retention,
+    "decay_to": DecayTarget,
+    "gradient_at": GradientPoint,
+}
+
+
+_ROWS = (
+    MemoryRule(
+        name="linear-attention",
+        source="Katharopoulos et al. 2020 (arXiv 2006.16236), eq. 18-20",
+        objective="dot",
+        feature_map="elu",
+        denominator=True,
+    ),
+    MemoryRule(
+        name="retnet",
+        source="Sun et al. 2023 (arXiv 2307.08621), eq. 6; one fixed decay per head, given as a constant gate",
+        objective="dot",
+        retention="head",
+    ),
+    MemoryRule(
+        name="mamba2",
+        source="Dao & Gu 2024 (arXiv 2405.21060), the scalar-decay SSD core; the step size is Delta_t",
+        objective="dot",
+        retention="head",
+    ),
+    MemoryRule(
+        name="gla",
+        source="Yang et al. 2023 (arXiv 2312.06635), eq. 3: diagonal data-dependent decay",
+        objective="dot",
+        retention="channel",
+    ),
+    MemoryRule(
+        name="deltanet",
+        source="Schlag et al. 2021 (arXiv 2102.11174), eq. 23-24; Yang et al. 2024 (arXiv 2406.06484)",
+    ),
+    MemoryRule(
+        name="gated-deltanet",
+        source="Yang et al. 2024 (arXiv 2412.06464), eq. 10: the delta is taken on the decayed memory",
+        retention="head",
+        gradient_at="decayed",
+    ),
+    MemoryRule(
+        name="ttt-linear",
+        source="Sun et al. 2024 (arXiv 2407.04620), section 2.3-2.7: mini-batch 16, residual and norm",
+        residual=True,
+        norm=True,
+        gradient_at="chunk",
+        chunk_size=16,
+    ),
+    MemoryRule(
+        name="ttt-mlp",
+        source="Sun et al. 2024 (arXiv 2407.04620), section 2.7: two layers, expansion 4, GELU",
+        depth=2,
+        activation="gelu",
+        residual=True,
+        norm=True,
+        gradient_at="chunk",
+        chunk_size=16,
+    ),
+    MemoryRule(
+        name="titans-linear",
+        source="Behrouz et al. 2024 (arXiv 2501.00663), eq. 13-14 with a matrix for a memory",
+        momentum=True,
+        retention="head",
+    ),
+    MemoryRule(
+        name="titans",
+        source="Behrouz et al. 2024 (arXiv 2501.00663), eq. 13-16, 18: an MLP, gradients at the chunk's start; "
+        "residual, norm and decay target are ours (the paper is silent; without the norm it diverges on text)",
+        depth=2,
+        residual=True,
+        norm=True,
+        momentum=True,
+        retention="head",
+        decay_to="initial",
+        gradient_at="chunk",
+    ),
+)
+
+RULES: dict[str, MemoryRule] = {rule.name: rule for rule in _ROWS}
+"""Named points among the choices, each with its source."""
+
+
+def find_rule(rule: str | MemoryRule) -> MemoryRule:
+    """The rule itself; or a row of `RULES` by name, with changes if wanted: ``"titans:depth=3,momentum=false"``.
+
+    Raises:
+        ValueError: no rule or choice has this name (the message suggests the nearest one), or a value does not fit.
+    """
+    if isinstance(rule, MemoryRule):
+        return rule
+    name, _, changes = rule.partition(":")
+    if name not in RULES:
+        raise ValueError(f"There is no rule named {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}.")
+    return _changed(RULES[name], changes) if changes else RULES[name]
+
+
+def _changed(rule: MemoryRule, changes: str) -> MemoryRule:
+    kinds = {field.name: field.type for field in dataclasses.fields(MemoryRule)}
+    values: dict[str, Any] = {"name": f"{rule.name}:{changes}"}
+    for change in changes.split(","):
+        choice, equals, text = (part.strip() for part in change.partition("="))
+        if choice not in kinds or not equals:
+            raise ValueError(
+                f"{change!r} is not a change to a rule{nearest(choice, kinds)}; write choice=value with one of "
+                f"{', '.join(kinds)}."
+            )
+        values[choice] = _value(choice, str(kinds[choice]), text)
+    return rule.replace(**values)
+
+
+def _value(choice: str, kind: str, text: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind in ("int", "float"):
+            return {"int": int, "float": float}[kind](text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{choice} is {text!r}; it must be {'true or false' if kind == 'bool' else f'of type {kind}'}.") from None
+    return None if text.lower() == "none" and "None" in kind else text

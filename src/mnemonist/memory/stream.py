@@ -1,0 +1,52 @@
+"""What the ways of reading share: the gates of a piece of a stream, and the trace a reading leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Per-token gates of a piece, in the precision of the state."""
+
+    step_size: Tensor
+    """theta ``[B, T, H]``."""
+    log_momentum: Tensor | None
+    """log eta ``[B, T, H]``, or None for a rule without momentum."""
+    log_decay: Tensor | None
+    """log (1 - alpha): ``[B, T, H]``, ``[B, T, H, D]`` under channel retention, or None."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Gates:
+        """The gates with ``change`` applied to each of them."""
+        step_size, *others = (
+            None if g is None else change(g) for g in (self.step_size, self.log_momentum, self.log_decay)
+        )
+        assert step_size is not None
+        return Gates(step_size, *others)
+
+    def part(self, span: slice) -> Gates:
+        """The gates of some of the tokens."""
+        return self.each(lambda g: g[:, span])
+
+    def without_padding(self, mask_BT: Tensor | None) -> Gates:
+        """Gates under which a padded token neither writes nor forgets nor lets momentum fade."""
+        if mask_BT is None:
+            return self
+        real = mask_BT[..., None]
+
+        def clear(gate: Tensor) -> Tensor:
+            return torch.where(real if gate.dim() == 3 else real[..., None], gate, torch.zeros_like(gate))
+
+        return self.each(clear)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """By-products of a reading, per token and head: both ``[B, T, H]``."""
+
+    loss: Tensor
+    gradient_norm: Tensor

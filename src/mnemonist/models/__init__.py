@@ -1,0 +1,34 @@
+"""Layers and language models: the inner loop in the middle of a network that is trained around it.
+
+`neural_memory.py` is the layer, `blocks.py` what models are lists of, `modeling.py` the language model.
+"""
+
+from typing import TYPE_CHECKING
+
+from mnemonist.lazy import attach
+
+if TYPE_CHECKING:
+    from mnemonist.models.attention import AttentionState, CausalAttention
+    from mnemonist.models.blocks import Block, BlockState
+    from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig, find_preset
+    from mnemonist.models.modeling import LanguageModel, ModelOutput, ModelState
+    from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "BLOCKS": ".configuration",
+        "PRESETS": ".configuration",
+        "AttentionState": ".attention",
+        "Block": ".blocks",
+        "BlockState": ".blocks",
+        "CausalAttention": ".attention",
+        "LanguageModel": ".modeling",
+        "ModelConfig": ".configuration",
+        "ModelOutput": ".modeling",
+        "ModelState": ".modeling",
+        "NeuralMemory": ".neural_memory",
+        "NeuralMemoryState": ".neural_memory",
+        "find_preset": ".configuration",
+    },
+)

@@ -1,0 +1,165 @@
+"""A language model: embeddings, a list of blocks, and logits from the same embeddings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mnemonist.errors import UserError
+from mnemonist.memory.reading import Surprise
+from mnemonist.models.blocks import Block, BlockState
+from mnemonist.models.configuration import ModelConfig
+from mnemonist.models.documents import gather_documents
+from mnemonist.models.normalisation import RMSNorm
+from mnemonist.tensors import load_tensors, save_tensors
+
+FORMAT = "mnemonist-model/1"
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What a model has become while reading: one state per block."""
+
+    blocks: tuple[BlockState, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes; constant unless a block attends to everything."""
+        return sum(block.nbytes for block in self.blocks)
+
+    def detach(self) -> ModelState:
+        """The same state, cut from its graph."""
+        return ModelState(tuple(block.detach() for block in self.blocks))
+
+    def select(self, rows: Tensor) -> ModelState:
+        """Rows ``rows`` (int64 ``[B']``) as a new batch, e.g. the survivors of a beam."""
+        return ModelState(tuple(block.select(rows) for block in self.blocks))
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What reading a piece of text gave."""
+
+    logits: Tensor
+    """``[B, T, vocab]``: scores of the token after each token."""
+    state: ModelState
+    """Pass it back as ``state=`` to read on."""
+    surprise: dict[int, Surprise]
+    """Per block that has a memory, if asked for."""
+
+
+class LanguageModel(nn.Module):
+    """Reads token ids ``[B, T]`` and says what comes next, its memories learning at every token."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, kind) for kind in config.blocks)
+        self.norm = RMSNorm(config.width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Small normal weights; what ends a branch is smaller in deep models (Radford et al. 2019, section 2.3)."""
+        nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+        branches = 2 * len(self.blocks)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("in_proj.weight", "gate_up.weight", "out_gate.weight")) or ".attention." in name:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            elif name.endswith(("down.weight", "out_proj.weight")):
+                nn.init.normal_(parameter, std=(parameter.shape[-1] * branches) ** -0.5)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        mask: Tensor | None = None,
+        *,
+        starts: Tensor | None = None,
+        learn: bool = True,
+        surprise: bool = False,
+    ) -> ModelOutput:
+        """Read a piece of text.
+
+        Args:
+            tokens: int64 ``[B, T]``.
+            state: what an earlier call returned, or None at the beginning.
+            mask: bool ``[B, T]``, False on padding: it changes nothing, and its logits mean nothing.
+            starts: bool ``[B, T]``, True where a document begins in the middle of a row: nothing that was read
+                before, by memory, convolution or attention, reaches it. Only for rows that begin a stream.
+            learn: False reads with every memory as it is.
+            surprise: whether to report the surprise of every memory.
+
+        Raises:
+            ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size, or
+                ``starts`` together with ``state`` or ``mask``.
+        """
+        self._check(tokens, state)
+        if starts is not None:
+            if state is not None or mask is not None:
+                raise ValueError("starts (packed documents) cannot be combined with state or mask; read them apart.")
+            return self._read_documents(tokens, starts, learn, surprise)
+        x = self.embedding(tokens)
+        states: list[BlockState] = []
+        seen: dict[int, Surprise] = {}
+        for i, block in enumerate(self.blocks):
+            mixed = block(x, None if state is None else state.blocks[i], mask, learn=learn, surprise=surprise)
+            x = mixed.y
+            states.append(mixed.state)
+            if mixed.surprise is not None:
+                seen[i] = mixed.surprise
+        logits = nn.functional.linear(self.norm(x), self.embedding.weight)
+        return ModelOutput(logits, ModelState(tuple(states)), seen)
+
+    def _read_documents(self, tokens: Tensor, starts: Tensor, learn: bool, surprise: bool) -> ModelOutput:
+        """Give every document a row of its own, read, and put the answers back where their tokens were."""
+        rows = gather_documents(starts)
+        if rows is None:
+            return self(tokens, learn=learn, surprise=surprise)
+        output = self(tokens.flatten()[rows.source], mask=rows.mask, learn=learn, surprise=surprise)
+        seen = {
+            i: Surprise(*(None if part is None else rows.put_back(part) for part in vars(report).values()))  # type: ignore[arg-type]
+            for i, report in output.surprise.items()
+        }
+        return ModelOutput(rows.put_back(output.logits), output.state.select(rows.last), seen)
+
+    def _check(self, tokens: Tensor, state: ModelState | None) -> None:
+        if tokens.dim() != 2 or tokens.numel() == 0:
+            raise ValueError(f"tokens is {list(tokens.shape)}; it must be [B, T] with at least one token.")
+        low, high = tokens.aminmax()
+        if int(low) < 0 or int(high) >= self.config.vocab_size:
+            raise ValueError(
+                f"token ids run from {int(low)} to {int(high)}, but the vocabulary has ids 0 to "
+                f"{self.config.vocab_size - 1}; use the model's own tokenizer."
+            )
+        if state is not None and len(state.blocks) != len(self.blocks):
+            raise ValueError(
+                f"The state has {len(state.blocks)} blocks but the model {len(self.blocks)}; it belongs to another model."
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and configuration as one safetensors file, whole or not at all.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        save_tensors(path, self.state_dict(), format=FORMAT, config=self.config.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LanguageModel:
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            UserError: there is no such file, or it is not a model of this version.
+        """
+        tensors, header = load_tensors(path, FORMAT, device)
+        try:
+            model = cls(ModelConfig.from_json(header.get("config", "")))
+            model.load_state_dict(tensors)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold the weights its configuration asks for: {error}") from error
+        return model.to(device)

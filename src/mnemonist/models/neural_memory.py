@@ -1,0 +1,213 @@
+"""A layer that reads: projections, a short convolution, gates, and one memory per head.
+
+Titans section 4.4: queries, keys and values are projected, passed through a short causal depthwise convolution and
+SiLU; queries and keys are L2-normalised; gates come from the token itself; what the memory answers is normalised and
+gated before the output projection. The layer takes embeddings of any origin and any rule.
+
+Two choices of ours keep learning stable while it reads (`docs/log.md` has the measurements):
+
+* The step size is ``theta = bound * sigmoid(.) * (1 - eta)``. Momentum repeats each step ``1 / (1 - eta)`` times, so
+  without the factor a memory that overshoots on a key it meets again diverges. With it, ``bound * sigmoid(.)`` is the
+  whole displacement a write will have caused.
+* ``bound`` is 1 where every token's gradient sees the writes before it. Where a chunk shares one gradient point,
+  tokens that repeat within it add up unseen, and every layer moves the answer: there it is 0.2 / depth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.reading import Surprise, memorize
+from mnemonist.memory.rule import MemoryRule, find_rule
+from mnemonist.memory.state import MemoryState, initial_weights
+from mnemonist.models.normalisation import RMSNorm
+
+STEP_BOUND_PER_TOKEN = 1.0
+STEP_BOUND_PER_CHUNK = 0.2  # over the memory's depth
+INITIAL_STEP = 0.5  # of the bound
+INITIAL_MOMENTUM = 0.9
+INITIAL_DECAY = 0.01  # alpha: half of what was written is forgotten after 70 tokens
+LOG_MOMENTUM_FLOOR = -20.0
+
+
+@dataclass(frozen=True)
+class NeuralMemoryState:
+    """What the layer remembers of a stream: a value of constant size."""
+
+    memory: MemoryState
+    tail: Tensor
+    """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, 3 * H * D]``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.memory.nbytes + self.tail.numel() * self.tail.element_size()
+
+    def detach(self) -> NeuralMemoryState:
+        """The same state, cut from its graph."""
+        return NeuralMemoryState(self.memory.detach(), self.tail.detach())
+
+    def fork(self) -> NeuralMemoryState:
+        """An independent copy."""
+        return NeuralMemoryState(self.memory.fork(), self.tail.clone())
+
+    def select(self, rows: Tensor) -> NeuralMemoryState:
+        """Rows ``rows`` (int64 ``[B']``) as a new batch."""
+        return NeuralMemoryState(self.memory.select(rows), self.tail.index_select(0, rows.to(self.tail.device)))
+
+
+class NeuralMemory(nn.Module):
+    """Embeddings ``[B, T, E]`` in, embeddings ``[B, T, E]`` out, and a memory per head that learns in between.
+
+    Args:
+        width: ``E``.
+        heads: memories per layer, ``H``.
+        head_dim: width of keys and values, ``D``.
+        rule: the memory's choices, or the name of a row of `RULES`.
+        conv_size: tokens the depthwise convolution sees; 1 leaves it out.
+        step_bound: largest displacement of one write; None takes the bound for the rule (see above).
+
+    Raises:
+        ValueError: sizes that are not positive, or an unknown rule.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        rule: MemoryRule | str = "titans",
+        *,
+        conv_size: int = 4,
+        step_bound: float | None = None,
+    ) -> None:
+        super().__init__()
+        if min(width, heads, head_dim, conv_size) < 1:
+            raise ValueError(
+                f"width {width}, heads {heads}, head_dim {head_dim} and conv_size {conv_size} must all be at least 1."
+            )
+        self.rule = find_rule(rule)
+        self.heads, self.head_dim, self.conv_size = heads, head_dim, conv_size
+        default_bound = STEP_BOUND_PER_TOKEN if self.rule.per_token else STEP_BOUND_PER_CHUNK / self.rule.depth
+        self.step_bound = default_bound if step_bound is None else step_bound
+        inner = heads * head_dim
+        self.in_proj = nn.Linear(width, 3 * inner, bias=False)
+        self.conv = nn.Conv1d(3 * inner, 3 * inner, conv_size, groups=3 * inner, bias=False) if conv_size > 1 else None
+        self.feature_map = (
+            build_feature_map(self.rule.feature_map, heads, head_dim) if self.rule.feature_map is not None else None
+        )
+        key_dim = head_dim if self.feature_map is None else int(self.feature_map.feature_dim)
+        self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
+        self.step_proj = nn.Linear(width, heads)
+        self.momentum_proj = nn.Linear(width, heads) if self.rule.momentum else None
+        self.decay_proj = nn.Linear(width, heads * self.decay_channels) if self.rule.retention != "none" else None
+        self.initial = nn.ParameterList(nn.Parameter(w) for w in initial_weights(self.rule, heads, key_dim, head_dim))
+        for weight in self.initial:
+            weight._no_weight_decay = True  # type: ignore[attr-defined]
+        self.norm = RMSNorm(head_dim)
+        self.out_gate = nn.Linear(width, inner, bias=False)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self._initialise_gates()
+
+    def _initialise_gates(self) -> None:
+        """Start from gates that are the same for every token and lie where learning is stable."""
+        starts = [(self.step_proj, INITIAL_STEP), (self.momentum_proj, INITIAL_MOMENTUM), (self.decay_proj, INITIAL_DECAY)]
+        for proj, value in starts:
+            if proj is not None:
+                nn.init.zeros_(proj.weight)
+                nn.init.constant_(proj.bias, math.log(value / (1 - value)))
+        if self.conv is not None:  # begin as the identity on the present token, with a little of the past
+            nn.init.uniform_(self.conv.weight, -0.1, 0.1)
+            with torch.no_grad():
+                self.conv.weight[..., -1] += 1
+
+    def forward(
+        self,
+        x_BTE: Tensor,
+        state: NeuralMemoryState | None = None,
+        mask_BT: Tensor | None = None,
+        *,
+        learn: bool = True,
+        surprise: bool = False,
+    ) -> tuple[Tensor, NeuralMemoryState, Surprise | None]:
+        """Read a piece of a stream.
+
+        Args:
+            x_BTE: embeddings.
+            state: what an earlier call returned, or None at the beginning.
+            mask_BT: bool, False on padding; padding changes nothing and yields zeros.
+            learn: False reads with the memory as it is: no step, no forgetting.
+            surprise: whether to also report the surprise of every token and head.
+
+        Raises:
+            ValueError: see `mnemonist.memory.memorize`; or the state belongs to another batch size.
+        """
+        B, T, _ = x_BTE.shape
+        H, D = self.heads, self.head_dim
+        if state is not None and state.tail.shape[0] != B:
+            raise ValueError(
+                f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
+            )
+        qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
+        q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
+        gates = self._gates(x_BTE)
+        if not learn:
+            gates = {name: torch.zeros_like(gate) for name, gate in gates.items()}
+        initial = list(self.initial)
+        read = memorize(
+            self.rule,
+            F.normalize(q, dim=-1),
+            F.normalize(k, dim=-1),
+            v,
+            **gates,
+            initial=initial,
+            state=None if state is None else state.memory,
+            mask=mask_BT,
+            feature_map=self.feature_map,
+            surprise=surprise,
+        )
+        y = self.norm(read.y).reshape(B, T, H * D) * F.silu(self.out_gate(x_BTE))
+        if mask_BT is not None:
+            y = y * mask_BT[..., None]
+        return self.out_proj(y), NeuralMemoryState(read.state, tail), read.surprise
+
+    def _gates(self, x: Tensor) -> dict[str, Tensor]:
+        """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""
+        step = self.step_bound * torch.sigmoid(self.step_proj(x).float())
+        gates = {}
+        if self.momentum_proj is not None:
+            logit = self.momentum_proj(x).float()
+            gates["log_momentum"] = F.logsigmoid(logit).clamp_min(LOG_MOMENTUM_FLOOR)
+            step = step * torch.sigmoid(-logit)
+        if self.decay_proj is not None:
+            log_decay = -F.softplus(self.decay_proj(x).float())  # log(1 - sigmoid)
+            gates["log_decay"] = log_decay.unflatten(-1, (self.heads, -1)) if self.rule.retention == "channel" else log_decay
+        gates["step_size"] = step
+        return gates
+
+    def _convolve(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The short causal convolution over real tokens, and the inputs its next call still needs."""
+        B, T, channels = x.shape
+        kept = self.conv_size - 1
+        if tail is None:
+            tail = x.new_zeros(B, kept, channels)
+        if self.conv is None:
+            return x, tail
+        padded = mask is not None and not bool(mask.all())
+        if padded:
+            assert mask is not None
+            order = torch.argsort(~mask, dim=1, stable=True)[..., None].expand(-1, -1, channels)
+            x = x.gather(1, order)  # real tokens side by side: padding must not stand between a token and its past
+        past = torch.cat([tail.to(x.dtype), x], dim=1)
+        y = self.conv(past.mT).mT
+        if not padded:
+            return y, past[:, T:]
+        assert mask is not None
+        ends = mask.sum(1)[:, None] + torch.arange(kept, device=x.device)
+        return torch.zeros_like(y).scatter(1, order, y), past.gather(1, ends[..., None].expand(-1, -1, channels))

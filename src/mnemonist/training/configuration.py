@@ -1,0 +1,106 @@
+"""What decides the course of a training run, apart from the model and the data.
+
+Two runs with equal configurations, models and data take the same steps. This module needs no torch, so
+that the command line can list the options at once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mnemonist.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of one training run.
+
+    Raises:
+        UserError: a field is out of range or contradicts another one.
+    """
+
+    steps: int = 1000
+    """Optimiser steps of the whole run; the learning rate falls over this many."""
+    batch_size: int = 16
+    """Rows read for one optimiser step, over all micro-batches and processes."""
+    row_length: int = 512
+    """Tokens of a row."""
+    accumulation: int = 1
+    """Micro-batches of one step: more of them need less memory and give the same gradient."""
+    learning_rate: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+    final_learning_rate_ratio: float = 0.1
+    """Learning rate of the last step as a fraction of the highest."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises in a straight line."""
+    weight_decay: float = 0.1
+    """How strongly matrices shrink at each step, times the learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """How much AdamW remembers of past gradients and of their squares."""
+    clip_norm: float | None = 1.0
+    """Longer gradients are shortened to this norm; None leaves them as they are."""
+    seed: int = 0
+    """Where the random numbers of training (dropout, say) begin."""
+    save_every: int = 100
+    """Steps between checkpoints; the last step is always saved."""
+    log_every: int = 10
+    """Steps between lines of metrics; the last step is always logged."""
+    device: Device = "auto"
+    """Where to compute: auto takes a CUDA device if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "row_length", "accumulation", "save_every", "log_every"):
+            _require_whole(name, getattr(self, name), least=1)
+        for name in ("warmup_steps", "seed"):
+            _require_whole(name, getattr(self, name), least=0)
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"batch_size is {self.batch_size} and accumulation {self.accumulation}: "
+                "the micro-batches of a step must be equally large"
+            )
+        if self.warmup_steps > self.steps:
+            raise UserError(f"warmup_steps is {self.warmup_steps}; the run has only {self.steps} steps")
+        _require(_is_real(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate)
+        ratio = self.final_learning_rate_ratio
+        _require(
+            _is_real(ratio) and 0 <= ratio <= 1, "final_learning_rate_ratio", ratio, "a number from 0 to 1"
+        )
+        _require(
+            _is_real(self.weight_decay) and self.weight_decay >= 0,
+            "weight_decay",
+            self.weight_decay,
+            "a number from 0",
+        )
+        _require(
+            isinstance(self.betas, tuple)
+            and len(self.betas) == 2
+            and all(_is_real(beta) and 0 <= beta < 1 for beta in self.betas),
+            "betas",
+            self.betas,
+            "two numbers from 0 to below 1",
+        )
+        _require(
+            self.clip_norm is None or (_is_real(self.clip_norm) and self.clip_norm > 0),
+            "clip_norm",
+            self.clip_norm,
+            "a number above 0, or None",
+        )
+        _require(
+            self.device in get_args(Device), "device", self.device, f"one of {', '.join(get_args(Device))}"
+        )
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _require(whole, name, value, f"a whole number from {least}")
+
+
+def _require(fine: bool, name: str, value: object, allowed: str = "a number above 0") -> None:
+    if not fine:
+        raise UserError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

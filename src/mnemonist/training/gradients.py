@@ -1,0 +1,85 @@
+"""The gradient of one optimiser step, exact however the step is cut.
+
+The loss of a step is the mean over *all* its targets. Micro-batches and processes may hold different numbers
+of them (padding, masked rows), so a mean of means would weigh targets unequally. Instead each part gives
+the *sum* of its losses and the number of its targets,
+
+    loss = sum_parts(loss_part) / sum_parts(targets_part)
+
+and the gradient of the sums is divided by the total once, at the end. A step cut into 1, 2 or 8 parts, on
+one process or four, thus has the same gradient up to rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.interruption import StopRequest
+
+BatchOf = Callable[[int, int, int, int], Any]
+"""`batch_of(step, micro, rank, world)`: the rows of one micro-batch, a pure function of its arguments."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossSum:
+    """The loss of one part of a step."""
+
+    loss: Tensor
+    """Sum over the part's targets, in nats; a scalar with a gradient."""
+    targets: int | Tensor
+    """How many targets that were; may be 0."""
+
+
+LossOf = Callable[[nn.Module, Any], LossSum]
+"""`loss_of(model, batch)`; must use the model through `model(...)` alone, which may be a wrapper."""
+
+
+def accumulate_gradients(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batch_of: BatchOf,
+    loss_of: LossOf,
+    config: TrainingConfig,
+    step: int,
+    stop: StopRequest,
+) -> Tensor:
+    """Run all micro-batches of one step forward and backward; gradients are added to those there.
+
+    Returns:
+        `[3]` float64, summed over processes: loss, targets, and how many processes were asked to stop.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    for micro in range(config.accumulation):
+        batch = send_to_device(batch_of(step, micro, rank, world), accelerator.device)
+        last = micro == config.accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once
+            part = loss_of(model, batch)
+            accelerator.backward(part.loss)
+        totals[0] += part.loss.detach()
+        totals[1] += part.targets
+    # Summed as well, so that all processes stop after the same step.
+    totals[2] += stop.requested
+    return accelerator.reduce(totals, "sum")
+
+
+def normalise_and_clip(
+    accelerator: Accelerator, parameters: Sequence[nn.Parameter], targets: Tensor, clip_norm: float | None
+) -> Tensor:
+    """Turn gradients of sums into the gradient of the mean over `targets`, then shorten it to `clip_norm`.
+
+    Returns:
+        Its norm before clipping, a scalar; not finite if the gradient is not or there are no targets.
+    """
+    # DDP has averaged the processes' gradients where the formula wants their sum: hence the world size.
+    scale = accelerator.num_processes / targets
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
+    return accelerator.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)

@@ -1,0 +1,322 @@
+"""The loop: read, differentiate, step; log, save; stop politely; go on exactly.
+
+    folder/metrics.jsonl   one line per logged step
+    folder/checkpoint/     the latest checkpoint; after the last step, the trained model
+
+What is read at a step is a pure function of the step's number, and the checkpoint holds everything else
+that the next step depends on. So a run that was interrupted, or killed, and resumed takes bitwise the same
+steps on a CPU as one that never stopped.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from mnemonist.errors import UserError
+from mnemonist.training.accelerator import flushing_denormals, prepared, start_accelerator
+from mnemonist.training.checkpoint import (
+    Checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+    to_json,
+)
+from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.gradients import BatchOf, LossOf, accumulate_gradients, normalise_and_clip
+from mnemonist.training.interruption import StopRequest, stop_on_signals
+from mnemonist.training.metrics import MetricsLog, StepMetrics, read_metrics
+from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser
+from mnemonist.training.progress import training_progress
+from mnemonist.training.randomness import capture_random_state, restore_random_state, seed_generators
+from mnemonist.training.schedule import learning_rate
+
+CHECKPOINT, METRICS = "checkpoint", "metrics.jsonl"
+
+_MAY_CHANGE = {"save_every", "log_every"}  # on resuming: they decide no step
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended."""
+
+    step: int
+    """Steps done."""
+    loss: float | None
+    """Nats per target of the last logged step; None if none was logged."""
+    interrupted: bool
+    """Whether it was asked to stop before its last step; `resume=True` goes on."""
+    seconds: float
+    """Time spent training, over all resumptions."""
+    checkpoint: Path
+    """The folder with the latest checkpoint, at `step`."""
+
+
+def train(
+    model: nn.Module,
+    batch_of: BatchOf,
+    loss_of: LossOf,
+    config: TrainingConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    on_step: Callable[[StepMetrics], None] | None = None,
+) -> TrainingResult:
+    """Train `model` in place.
+
+    Seeds the random generators of Python, numpy and torch. Ctrl-C or SIGTERM ends the run after the current
+    step, with a checkpoint.
+
+    Args:
+        model: any module; it is moved to the device, and set to training mode before every step.
+        batch_of: `(step, micro, rank, world) -> batch`, pure; steps count from 0. Process `rank` reads
+            `batch_size / (accumulation * world)` rows. Tensors in the batch are moved to the device.
+        loss_of: `(model, batch) -> LossSum`; must call the model it is given.
+        config: see `TrainingConfig`.
+        folder: of this run; made if missing.
+        resume: go on from the checkpoint in `folder`. Does no step if the run is finished; the model has
+            the trained weights either way.
+        extra: JSON values kept in every checkpoint; None keeps those of the checkpoint resumed from.
+        progress: show a bar or lines on stderr.
+        on_step: called after every step, on every process, before a checkpoint that is due.
+
+    Raises:
+        UserError: `folder` has a checkpoint and `resume` is false, or has none and it is true; the
+            checkpoint is damaged, of another model, or of a run with other settings; the loss or the gradient
+            is not finite; the disk refuses.
+    """
+    accelerator = start_accelerator(config.device)
+    settings = _settings(config, accelerator)
+    place = Path(folder) / CHECKPOINT
+    checkpoint = _find_checkpoint(accelerator, place, resume)
+    to_json(dict(extra or {}))  # complain now, not at the first checkpoint
+    if checkpoint is not None:
+        _require_same(checkpoint, settings)
+    model.to(accelerator.device)
+    optimiser = make_optimiser(model, config)
+    if checkpoint is None:
+        seed_generators(config.seed, accelerator.process_index)
+        extra = extra or {}
+    else:
+        restore_model(model, checkpoint)
+        load_optimiser_tensors(optimiser, model, checkpoint.optimiser)
+        if checkpoint.step == config.steps:
+            return _result(place, config.steps, False, checkpoint.seconds)
+        extra = checkpoint.extra if extra is None else extra
+    run = _Run(accelerator, model, optimiser, config, settings, extra, place)
+    return _go(run, checkpoint, batch_of, loss_of, progress, on_step)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    accelerator: Accelerator
+    model: nn.Module  # as the caller gave it; Accelerate's wrappers exist only inside `_go`
+    optimiser: torch.optim.AdamW
+    config: TrainingConfig
+    settings: dict[str, Any]
+    extra: Mapping[str, Any]
+    place: Path
+
+
+def _go(
+    run: _Run,
+    checkpoint: Checkpoint | None,
+    batch_of: BatchOf,
+    loss_of: LossOf,
+    progress: bool,
+    on_step: Callable[[StepMetrics], None] | None,
+) -> TrainingResult:
+    """Take the steps from the checkpoint to the end, or until someone asks to stop."""
+    accelerator, config, main = run.accelerator, run.config, run.accelerator.is_main_process
+    step = saved = checkpoint.step if checkpoint else 0
+    with ExitStack() as stack:
+        stack.enter_context(flushing_denormals(accelerator.device))
+        wrapped = stack.enter_context(prepared(accelerator, run.model, run.optimiser))
+        stop = stack.enter_context(stop_on_signals())
+        log = stack.enter_context(MetricsLog(run.place.parent / METRICS, step)) if main else None
+        report = stack.enter_context(training_progress(progress and main, step, config.steps))
+        if checkpoint is not None:  # last of all, since what comes before may draw random numbers
+            restore_random_state(checkpoint.rng[accelerator.process_index], accelerator.device)
+        clock = _Clock(step, checkpoint.seconds if checkpoint else 0.0)
+        stopping = False
+        while step < config.steps and not stopping:
+            loss, norm, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop, saved)
+            step += 1
+            metrics = clock.measure(step, loss, norm, config)
+            if step % config.log_every == 0 or step == config.steps:
+                clock.restart_rate(step)
+                if log is not None:
+                    log.write(metrics)
+            report(metrics)
+            if on_step is not None:
+                on_step(metrics)
+            if stopping or step % config.save_every == 0 or step == config.steps:
+                _save(run, step, clock.seconds())
+                saved = step
+    interrupted = step < config.steps
+    if interrupted and main:
+        print(
+            f"interrupted after step {step} of {config.steps}; saved in {run.place}: "
+            "run the same command with --resume (in Python: resume=True) to go on",
+            file=sys.stderr,
+        )
+    return _result(run.place, step, interrupted, clock.seconds())
+
+
+def _take_step(
+    run: _Run,
+    wrapped: tuple[nn.Module, torch.optim.Optimizer],
+    batch_of: BatchOf,
+    loss_of: LossOf,
+    step: int,
+    stop: StopRequest,
+    saved: int,
+) -> tuple[float, float, bool]:
+    """One optimiser step: loss per target, gradient norm, and whether any process was asked to stop.
+
+    Raises:
+        UserError: the loss or the gradient is not finite; the model is unchanged then.
+    """
+    model, optimiser = wrapped
+    model.train()  # an evaluation in `on_step` may have left it in the other mode
+    optimiser.zero_grad()
+    totals = accumulate_gradients(run.accelerator, model, batch_of, loss_of, run.config, step, stop)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = normalise_and_clip(run.accelerator, parameters, totals[1], run.config.clip_norm)
+    # One transfer, since a GPU has to be waited for at each.
+    loss_sum, targets, stops, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
+    rate = learning_rate(step, run.config)
+    if not targets:
+        raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
+    for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
+        if not math.isfinite(value):
+            kept = f"{run.place} still holds step {saved}" if saved else "nothing has been saved yet"
+            raise UserError(
+                f"the {name} of step {step + 1} is {value} and the step was not taken ({kept}): try a lower "
+                f"learning_rate (it was {rate:.3g}), a longer warm-up, or a smaller clip_norm"
+            )
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    return loss_sum / targets, norm_value, bool(stops)
+
+
+class _Clock:
+    """Time and speed: seconds over all resumptions, tokens per second since the last logged step."""
+
+    def __init__(self, step: int, seconds: float) -> None:
+        self._begin = time.perf_counter() - seconds
+        self.restart_rate(step)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def restart_rate(self, step: int) -> None:
+        self._rate_step, self._rate_seconds = step, self.seconds()
+
+    def measure(self, step: int, loss: float, norm: float, config: TrainingConfig) -> StepMetrics:
+        tokens_per_step = config.batch_size * config.row_length
+        seconds = self.seconds()
+        rate = (step - self._rate_step) * tokens_per_step / (seconds - self._rate_seconds)
+        return StepMetrics(
+            step=step,
+            loss=loss,
+            learning_rate=learning_rate(step - 1, config),
+            grad_norm=norm,
+            tokens=step * tokens_per_step,
+            tokens_per_second=rate,
+            seconds=seconds,
+        )
+
+
+def _save(run: _Run, step: int, seconds: float) -> None:
+    """Write the checkpoint of `step`; every process must come here, the first one writes."""
+    states = gather_object([capture_random_state(run.accelerator.device)])
+    if run.accelerator.is_main_process:
+        save_checkpoint(
+            run.place,
+            run.model,
+            run.optimiser,
+            step,
+            states,
+            run.extra,
+            config=run.settings,
+            seconds=seconds,
+        )
+    run.accelerator.wait_for_everyone()
+
+
+def _result(place: Path, step: int, interrupted: bool, seconds: float) -> TrainingResult:
+    path = place.parent / METRICS
+    logged = read_metrics(path) if path.exists() else []
+    return TrainingResult(step, logged[-1].loss if logged else None, interrupted, seconds, place)
+
+
+def _settings(config: TrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """What must be the same when the run is resumed, and the settings that may change, as JSON values.
+
+    Raises:
+        UserError: the rows of a step cannot be shared equally among the processes.
+    """
+    processes = accelerator.num_processes
+    if config.batch_size % (config.accumulation * processes):
+        raise UserError(
+            f"batch_size is {config.batch_size}; it must be a multiple of accumulation times processes, "
+            f"{config.accumulation} x {processes}"
+        )
+    settings = {
+        **asdict(config),
+        "device": accelerator.device.type,
+        "processes": processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+    return json.loads(to_json(settings))
+
+
+def _find_checkpoint(accelerator: Accelerator, place: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, if `resume`."""
+    with accelerator.main_process_first():  # which puts right what a killed run may have left
+        found = has_checkpoint(place)
+    if found and not resume:
+        raise UserError(
+            f"{place.parent} already has a checkpoint: go on with --resume, or take another folder"
+        )
+    if resume and not found:
+        raise UserError(f"there is no checkpoint in {place.parent} to resume from; start without --resume")
+    return load_checkpoint(place) if found else None
+
+
+def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings: the steps would not be those of the run that began.
+
+    Raises:
+        UserError: names what differs.
+    """
+    saved = checkpoint.config
+    differing = [
+        f"{name} (was {saved.get(name)!r}, now {settings.get(name)!r})"
+        for name in sorted(saved.keys() | settings.keys())
+        if name not in _MAY_CHANGE and saved.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"cannot resume from {checkpoint.folder} with other settings: {', '.join(differing)}; take the "
+            "same ones, or another folder"
+        )
+    if not 0 < checkpoint.step <= settings["steps"] or len(checkpoint.rng) != settings["processes"]:
+        raise UserError(f"the checkpoint in {checkpoint.folder} contradicts itself: use another one")

@@ -1,0 +1,65 @@
+"""How far a run has come, for whoever watches it.
+
+On a terminal a bar; elsewhere (a log file) a plain line now and then. Everything goes to stderr, so that
+stdout stays free for results.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mnemonist.training.metrics import StepMetrics
+
+Report = Callable[[StepMetrics], None]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def training_progress(shown: bool, start: int, steps: int) -> Iterator[Report]:
+    """Yield a function that is told every step from `start + 1` to `steps`."""
+    console = Console(stderr=True)
+    if not shown:
+        yield lambda metrics: None
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task("", total=steps, completed=start, loss=float("nan"), rate=0.0)
+            yield lambda metrics: bar.update(
+                task, completed=metrics.step, loss=metrics.loss, rate=metrics.tokens_per_second
+            )
+    else:
+        yield _line_printer(steps)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:,.0f} tok/s"),
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=sys.stdout.isatty(),  # else results written to a pipe would end up in the bar
+    )
+
+
+def _line_printer(steps: int) -> Report:
+    printed = -_SECONDS_BETWEEN_LINES  # the first step is reported at once
+
+    def report(metrics: StepMetrics) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if now - printed < _SECONDS_BETWEEN_LINES and metrics.step < steps:
+            return
+        printed = now
+        print(
+            f"step {metrics.step}/{steps}  loss {metrics.loss:.4f}  {metrics.tokens_per_second:,.0f} tok/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report

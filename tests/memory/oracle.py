@@ -1,0 +1,95 @@
+"""The equations once more, independently: the inner gradient by autograd, masks and chunks by plain Python."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnemonist.memory import MemoryRule
+
+
+def network(rule: MemoryRule, weights: list[Tensor], x: Tensor) -> Tensor:
+    """M(x) for x [H, D] and weights [H, D_in, D_out]."""
+    act = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}[rule.activation]
+    z = x
+    for i, w in enumerate(weights):
+        z = torch.einsum("hd,hde->he", z, w)
+        if i < len(weights) - 1:
+            z = act(z)
+    if rule.norm:
+        z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    return x + z if rule.residual else z
+
+
+def loss_of(rule: MemoryRule, weights: list[Tensor], k: Tensor, v: Tensor) -> Tensor:
+    """Inner loss per head [H]."""
+    out = network(rule, weights, k)
+    if rule.objective == "dot":
+        return -(out * v).sum(-1)
+    if rule.objective == "l2":
+        return ((out - v) ** 2).sum(-1) / 2
+    return F.huber_loss(out, v, reduction="none", delta=rule.huber_delta).sum(-1)
+
+
+def per_layer(gate: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """A gate of one token, [H] or [H, D], as a factor for each weight matrix."""
+    if gate.dim() == 1:
+        return [gate[:, None, None]] * len(weights)
+    return [g[:, :, None] for g in gate.split([w.shape[1] for w in weights], dim=-1)]
+
+
+def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
+    """Read one row [T, H, D] without padding; returns y, M, S, losses, gradient norms."""
+    M = [w.clone() for w in initial]
+    S = [torch.zeros_like(w) for w in initial]
+    ys, losses, norms = [], [], []
+    anchor = M
+    for t in range(q.shape[0]):
+        if t % rule.chunk_size == 0:
+            anchor = M
+        kept = M
+        if log_decay is not None:
+            a = per_layer(log_decay[t].exp(), M)
+            target = initial if rule.decay_to == "initial" else [torch.zeros_like(w) for w in initial]
+            kept = [a_i * m + (1 - a_i) * w for a_i, m, w in zip(a, M, target, strict=True)]
+        point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
+        with torch.enable_grad():
+            at = [p if p.requires_grad else p.clone().requires_grad_() for p in point]
+            inner = loss_of(rule, at, k[t], v[t])
+            gradient = torch.autograd.grad(inner.sum(), at, create_graph=True)
+        writes = [-step_size[t][:, None, None] * g for g in gradient]
+        if log_momentum is not None:
+            writes = S = [log_momentum[t].exp()[:, None, None] * s + w for s, w in zip(S, writes, strict=True)]
+        M = [m + w for m, w in zip(kept, writes, strict=True)]
+        ys.append(network(rule, M, q[t]))
+        losses.append(inner)
+        norms.append(sum((g.detach() ** 2).sum((-1, -2)) for g in gradient).sqrt())
+    return torch.stack(ys), M, S, torch.stack(losses), torch.stack(norms)
+
+
+def make_inputs(rule, *, B=2, T=21, H=2, K=5, V=5, seed=0, dtype=torch.float64, scale=1.0):
+    """Random tokens, gates and initial weights fit for the rule: keyword arguments of `memorize`."""
+    gen = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=gen, dtype=dtype)
+
+    unit = torch.nn.functional.normalize
+    inputs = {
+        "q": unit(normal(B, T, H, K), dim=-1) * scale,
+        "k": unit(normal(B, T, H, K), dim=-1) * scale,
+        "v": normal(B, T, H, V),
+        "step_size": torch.sigmoid(normal(B, T, H)) * 0.5,
+    }
+    if rule.momentum:
+        inputs["log_momentum"] = F.logsigmoid(normal(B, T, H))
+    if rule.retention != "none":
+        channels = (rule.decay_channels(K, V),) if rule.retention == "channel" else ()
+        inputs["log_decay"] = F.logsigmoid(normal(B, T, H, *channels) + 2)
+    if rule.linear:
+        inputs["initial"] = [normal(H, K, V) * 0.3]
+    else:
+        # Gentler than `initial_weights`: without a norm those diverge at these step sizes, and nothing can be compared.
+        inputs["initial"] = [normal(H, d_in, d_out) / d_in**0.5 for d_in, d_out in rule.layer_sizes(K, V)]
+    return inputs

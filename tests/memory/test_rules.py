@@ -1,0 +1,383 @@
+"""Each named rule against the formula of its paper, written here a second time, and the choices' own checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mnemonist.memory import RULES, MemoryRule, find_rule, memorize
+
+B, T, H, K, V = 2, 21, 2, 4, 3
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture
+def draw():
+    gen = torch.Generator().manual_seed(5)
+    return lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)
+
+
+def unit(x):
+    return F.normalize(x, dim=-1)
+
+
+def tokens_of(draw, value_dim=V):
+    return unit(draw(B, T, H, K)), unit(draw(B, T, H, K)), draw(B, T, H, value_dim)
+
+
+def causal_form(weight_BHTT, v):
+    """sum_s weight[t, s] v_s for s <= t."""
+    return torch.einsum("bhts,bshv->bthv", weight_BHTT.tril(), v)
+
+
+def scores(q, k):
+    return torch.einsum("bthk,bshk->bhts", q, k)
+
+
+# --- dot objective: linear attention and its decaying kin -----------------------------------------------------------
+
+
+def test_linear_attention_is_the_normalised_quadratic_form(draw):
+    q, k, v = draw(B, T, H, K), draw(B, T, H, K), draw(B, T, H, V)
+    weight = scores(F.elu(q) + 1, F.elu(k) + 1).tril()
+    expected = causal_form(weight / weight.sum(-1, keepdim=True), v)
+    read = memorize("linear-attention", q, k, v)
+    close(read.y, expected)
+    before = torch.einsum("bhts,bshv->bthv", scores(F.elu(k) + 1, F.elu(k) + 1).tril(-1), v)
+    close(read.surprise.loss, -(before * v).sum(-1))
+
+
+def test_retnet_is_the_parallel_form_with_a_fixed_decay(draw):
+    q, k, v = tokens_of(draw)
+    gamma = 1 - 2.0 ** (-5 - torch.arange(H, dtype=torch.float64))  # the paper's schedule
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    weight = scores(q, k) * gamma[:, None, None] ** distance.clamp(min=0)
+    read = memorize("retnet", q, k, v, log_decay=gamma.log().expand(B, T, H))
+    close(read.y, causal_form(weight, v))
+
+
+def test_mamba2_is_the_semiseparable_matrix(draw):
+    C, B_, X = tokens_of(draw)  # the paper's names: q is C, k is B, v is X
+    delta, a = F.softplus(draw(B, T, H)), torch.sigmoid(draw(B, T, H) + 1)
+    semiseparable = torch.zeros(B, H, T, T, dtype=torch.float64)
+    for t in range(T):
+        for s in range(t + 1):
+            decay = a[:, s + 1 : t + 1].prod(dim=1)
+            semiseparable[:, :, t, s] = (C[:, t] * B_[:, s]).sum(-1) * decay * delta[:, s]
+    read = memorize("mamba2", C, B_, X, step_size=delta, log_decay=a.log())
+    close(read.y, causal_form(semiseparable, X))
+
+
+def test_gla_is_the_recurrence_with_a_diagonal_decay(draw):
+    q, k, v = tokens_of(draw)
+    a = torch.sigmoid(draw(B, T, H, K) + 1)
+    S = torch.zeros(B, H, K, V, dtype=torch.float64)
+    answers = []
+    for t in range(T):
+        S = a[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
+        answers.append(torch.einsum("bhk,bhkv->bhv", q[:, t], S))
+    read = memorize("gla", q, k, v, log_decay=a.log())
+    close(read.y, torch.stack(answers, dim=1))
+    close(read.state.weights[0], S)
+
+
+# --- l2 objective on a matrix: the delta rule and its kin -----------------------------------------------------------
+
+
+def householder_form(q, k, v, beta, a):
+    """S_t = a S (I - beta k k^T) + beta v k^T with S [V, K], the convention of flash-linear-attention."""
+    S = torch.zeros(B, H, V, K, dtype=torch.float64)
+    eye = torch.eye(K, dtype=torch.float64)
+    answers = []
+    for t in range(T):
+        key, value, b = k[:, t], v[:, t], beta[:, t, :, None, None]
+        S = a[:, t, :, None, None] * S @ (eye - b * key[..., :, None] * key[..., None, :])
+        S = S + b * value[..., :, None] * key[..., None, :]
+        answers.append(torch.einsum("bhvk,bhk->bhv", S, q[:, t]))
+    return torch.stack(answers, dim=1), S.mT
+
+
+@pytest.mark.parametrize("backend", ["exact", "recurrent"])
+def test_deltanet_replaces_the_value_of_a_key(draw, backend):
+    q, k, v = tokens_of(draw)
+    beta = torch.sigmoid(draw(B, T, H))
+    y, S = householder_form(q, k, v, beta, torch.ones_like(beta))
+    read = memorize("deltanet", q, k, v, step_size=beta, backend=backend)
+    close(read.y, y)
+    close(read.state.weights[0], S)
+    at_once = memorize("deltanet", k, k, v, step_size=torch.ones_like(beta), backend=backend)
+    close(at_once.y, v)  # with beta 1 and a key of norm 1 the value just written is read back whole
+
+
+@pytest.mark.parametrize("backend", ["exact", "recurrent"])
+def test_gated_deltanet_takes_the_delta_on_the_decayed_memory(draw, backend):
+    q, k, v = tokens_of(draw)
+    beta, a = torch.sigmoid(draw(B, T, H)), torch.sigmoid(draw(B, T, H) + 1)
+    y, S = householder_form(q, k, v, beta, a)
+    read = memorize("gated-deltanet", q, k, v, step_size=beta, log_decay=a.log(), backend=backend)
+    close(read.y, y)
+    close(read.state.weights[0], S)
+
+
+def test_titans_linear_without_momentum_is_gated_deltanet_but_for_the_gradient_point(draw):
+    q, k, v = tokens_of(draw)
+    beta, a = torch.sigmoid(draw(B, T, H)), torch.sigmoid(draw(B, T, H) + 1)
+    gates = {"step_size": beta, "log_decay": a.log()}
+    gated = memorize("gated-deltanet", q, k, v, **gates).y
+    plain = RULES["titans-linear"].replace(momentum=False)
+    close(memorize(plain.replace(gradient_at="decayed"), q, k, v, **gates).y, gated)
+    previous = memorize(plain, q, k, v, **gates).y
+    assert (previous - gated).abs().max() > 0.01
+    # The two conventions meet where nothing decays.
+    still = gates | {"log_decay": torch.zeros_like(beta)}
+    close(memorize(plain, q, k, v, **still).y, memorize("gated-deltanet", q, k, v, **still).y)
+
+
+@pytest.mark.parametrize("backend", ["exact", "recurrent"])
+def test_titans_linear_is_equations_13_and_14(draw, backend):
+    q, k, v = tokens_of(draw)
+    theta, eta, alpha = (torch.sigmoid(draw(B, T, H) - shift) for shift in (1, 0, 2))
+    M = S = torch.zeros(B, H, V, K, dtype=torch.float64)
+    answers = []
+    for t in range(T):
+        error = torch.einsum("bhvk,bhk->bhv", M, k[:, t]) - v[:, t]
+        gradient = error[..., :, None] * k[:, t, :, None, :]
+        S = eta[:, t, :, None, None] * S - theta[:, t, :, None, None] * gradient
+        M = (1 - alpha[:, t, :, None, None]) * M + S
+        answers.append(torch.einsum("bhvk,bhk->bhv", M, q[:, t]))
+    gates = {"step_size": theta, "log_momentum": eta.log(), "log_decay": (1 - alpha).log()}
+    read = memorize("titans-linear", q, k, v, **gates, backend=backend)
+    close(read.y, torch.stack(answers, dim=1))
+    close(read.state.weights[0], M.mT)
+    close(read.state.momentum[0], S.mT)
+
+
+# --- gradients at the chunk's start, by autograd --------------------------------------------------------------------
+
+
+def gradients_at(network, weights, k, v):
+    """Gradient of 1/2 |f(k) - v|^2 for one token of one memory."""
+    leaves = [w.detach().clone().requires_grad_() for w in weights]
+    loss = 0.5 * (network(leaves, k) - v).square().sum()
+    return torch.autograd.grad(loss, leaves)
+
+
+def each_memory():
+    return [(b, h) for b in range(B) for h in range(H)]
+
+
+@pytest.mark.parametrize("name, depth", [("ttt-linear", 1), ("ttt-mlp", 2)])
+def test_ttt_is_gradient_descent_by_mini_batches(draw, name, depth):
+    rule = RULES[name]
+    assert rule.chunk_size == 16
+    q, k, v = tokens_of(draw, value_dim=K)
+    step = torch.sigmoid(draw(B, T, H))
+    sizes = [(K, K)] if depth == 1 else [(K, 4 * K), (4 * K, K)]
+    initial = [draw(H, *size) * 0.3 for size in sizes]
+
+    def network(weights, x):  # f(x) = x + LN(f_res(x)), section 2.7
+        z = x @ weights[0]
+        if depth == 2:
+            z = F.gelu(z) @ weights[1]
+        return x + F.layer_norm(z, (K,))
+
+    read = memorize(rule, q, k, v, step_size=step, initial=initial)
+    for b, h in each_memory():
+        W = [w[h] for w in initial]
+        for start in range(0, T, 16):
+            batch = range(start, min(start + 16, T))
+            gradients = [gradients_at(network, W, k[b, t, h], v[b, t, h]) for t in batch]
+            for n, t in enumerate(batch):
+                W_t = [
+                    w - sum(step[b, s, h] * gradients[m][i] for m, s in enumerate(batch[: n + 1]))
+                    for i, w in enumerate(W)
+                ]
+                close(read.y[b, t, h], network(W_t, q[b, t, h]))
+            W = W_t
+        close([w[b, h] for w in read.state.weights], W)
+
+
+def mlp(rule):
+    """The memory of the titans rule: an MLP of two layers, in a residual branch with a norm if the rule says so."""
+
+    def network(weights, x):
+        z = F.silu(x @ weights[0]) @ weights[1]
+        if rule.norm:
+            z = F.layer_norm(z, (K,))
+        return x + z if rule.residual else z
+
+    return network
+
+
+def titans_inputs(draw, rule):
+    q, k, v = tokens_of(draw, value_dim=K)
+    theta, eta, alpha = (torch.sigmoid(draw(B, T, H) - shift) for shift in (1, 0, 2))
+    initial = [draw(H, *size) * 0.3 for size in rule.layer_sizes(K, K)]
+    return q, k, v, theta, eta, alpha, initial
+
+
+@pytest.mark.parametrize("printed", [False, True], ids=["as-named", "as-printed"])
+def test_titans_is_equations_13_and_14_with_the_gradients_of_equation_16(draw, printed):
+    rule = RULES["titans"].replace(chunk_size=6)
+    if printed:  # the paper decays to zero and shows a bare MLP
+        rule = rule.replace(decay_to="zero", residual=False, norm=False)
+    q, k, v, theta, eta, alpha, initial = titans_inputs(draw, rule)
+    network = mlp(rule)
+    read = memorize(
+        rule, q, k, v, step_size=theta, log_momentum=eta.log(), log_decay=(1 - alpha).log(), initial=initial
+    )
+    for b, h in each_memory():
+        home = [w[h] if rule.decay_to == "initial" else torch.zeros_like(w[h]) for w in initial]
+        M = [w[h] for w in initial]
+        S = [torch.zeros_like(w) for w in M]
+        for t in range(T):
+            if t % 6 == 0:  # t' = t - mod(t, b)
+                chunk_start = M
+            u = gradients_at(network, chunk_start, k[b, t, h], v[b, t, h])
+            th, e, a = theta[b, t, h], eta[b, t, h], alpha[b, t, h]
+            S = [e * s - th * g for s, g in zip(S, u, strict=True)]
+            M = [(1 - a) * m + a * w + s for m, w, s in zip(M, home, S, strict=True)]
+            close(read.y[b, t, h], network(M, q[b, t, h]))
+        close([w[b, h] for w in read.state.weights], M)
+        close([s[b, h] for s in read.state.momentum], S)
+
+
+def test_titans_without_momentum_is_the_closed_form_of_equation_16(draw):
+    rule = RULES["titans"].replace(
+        chunk_size=T, momentum=False, decay_to="zero", residual=False, norm=False
+    )  # fmt: skip
+    q, k, v, theta, _, alpha, initial = titans_inputs(draw, rule)
+    network = mlp(rule)
+    read = memorize(rule, q, k, v, step_size=theta, log_decay=(1 - alpha).log(), initial=initial)
+    beta = (1 - alpha).cumprod(dim=1)
+    for b, h in each_memory():
+        M_0 = [w[h] for w in initial]
+        u = [gradients_at(network, M_0, k[b, t, h], v[b, t, h]) for t in range(T)]
+        for t in (0, 7, T - 1):
+            left = beta[b, t, h]
+            M_t = [
+                left * w - sum(theta[b, s, h] * left / beta[b, s, h] * u[s][i] for s in range(t + 1))
+                for i, w in enumerate(M_0)
+            ]
+            close(read.y[b, t, h], network(M_t, q[b, t, h]))
+
+
+def test_only_the_chunk_gradient_depends_on_the_chunk_size(draw):
+    q, k, v = tokens_of(draw)
+    gates = {"step_size": torch.sigmoid(draw(B, T, H)), "log_momentum": F.logsigmoid(draw(B, T, H))}
+    gates["log_decay"] = F.logsigmoid(draw(B, T, H) + 1)
+    for point in ("previous", "decayed", "chunk"):
+        rule = RULES["titans-linear"].replace(gradient_at=point)
+        one, other, each = (memorize(rule.replace(chunk_size=c), q, k, v, **gates).y for c in (4, 64, 1))
+        assert torch.allclose(one, other, rtol=0, atol=1e-10) == (point != "chunk")
+        if point == "chunk":  # chunks of one token are the equations of the paper again
+            close(each, memorize("titans-linear", q, k, v, **gates).y)
+
+
+# --- the choices themselves -----------------------------------------------------------------------------------------
+
+
+def test_every_row_names_itself_and_its_source():
+    assert len(RULES) >= 10
+    for name, rule in RULES.items():
+        assert rule.name == name
+        assert "arXiv" in rule.source or "et al." in rule.source, name
+    choices = [dataclasses.replace(rule, name="", source="") for rule in RULES.values()]
+    twins = {rule.name for rule, c in zip(RULES.values(), choices, strict=True) if choices.count(c) > 1}
+    assert twins <= {"retnet", "mamba2"}  # one memory; they differ in where the gates come from
+
+
+def test_rules_survive_json():
+    custom = MemoryRule(
+        name="é", depth=3, expansion=1.5, momentum=True, retention="channel", gradient_at="chunk"
+    )
+    for rule in (*RULES.values(), custom):
+        again = MemoryRule.from_json(rule.to_json())
+        assert again == rule
+        assert hash(again) == hash(rule)
+        assert set(json.loads(rule.to_json())) == {f.name for f in dataclasses.fields(MemoryRule)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"colour": "red"}',
+        '{"depth": 9}',
+        '{"depth": "two"}',
+        '{"depth": 2.0}',
+        '{"chunk_size": 2.5}',
+        '{"expansion": NaN}',
+        '{"expansion": null}',
+        '{"feature_map": []}',
+        '{"objective": ["l2"]}',
+        '{"momentum": "yes"}',
+    ],
+)
+def test_json_of_something_else_is_refused(text):
+    with pytest.raises(ValueError):
+        MemoryRule.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "choices, sentence",
+    [
+        ({"activation": "silo"}, "activation is 'silo'.*did you mean 'silu'"),
+        ({"objective": "l3"}, "objective is 'l3'.*one of dot, l2, huber"),
+        ({"retention": "heads"}, "did you mean 'head'"),
+        ({"decay_to": "initially"}, "did you mean 'initial'"),
+        ({"gradient_at": "chunks"}, "did you mean 'chunk'"),
+        ({"gradient_at": None}, "gradient_at is None"),
+        ({"momentum": "no"}, "momentum is 'no'; it must be True or False"),
+        ({"norm": 1}, "norm is 1; it must be True or False"),
+        ({"depth": 0}, "depth is 0; a memory has 1 to 4 layers"),
+        ({"depth": 5}, "depth is 5"),
+        ({"depth": 1.5}, "depth is 1.5"),
+        ({"expansion": 0}, "expansion .0. and huber_delta .1.0. must be positive"),
+        ({"expansion": float("nan")}, "must be positive"),
+        ({"expansion": float("inf")}, "must be positive"),
+        ({"huber_delta": -1.0}, "must be positive"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"chunk_size": 2.5}, "chunk_size is 2.5"),
+        ({"feature_map": "elo"}, "feature_map is 'elo'.*did you mean 'elu'"),
+        ({"feature_map": "elu", "residual": True}, "residual and feature_map exclude each other"),
+        ({"denominator": True}, "denominator needs a linear memory with the dot objective"),
+        ({"denominator": True, "objective": "dot", "depth": 2}, "denominator needs a linear memory"),
+        ({"decay_to": "initial"}, "nothing decays; choose head or channel"),
+    ],
+)
+def test_contradictory_choices_are_refused(choices, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        MemoryRule(**choices)
+    with pytest.raises(ValueError, match=sentence):
+        MemoryRule().replace(**choices)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="no rule named 'titan'.*did you mean 'titans'.*known rules: .*gla"):
+        find_rule("titan")
+    with pytest.raises(ValueError, match="no rule named 'qqq'; known"):
+        find_rule("qqq")
+    assert find_rule("gla") is RULES["gla"]
+    assert find_rule(RULES["gla"]) is RULES["gla"]
+
+
+def test_layer_sizes_and_decay_channels():
+    rule = MemoryRule(depth=3, expansion=1.5, retention="channel")
+    assert rule.layer_sizes(4, 5) == ((4, 6), (6, 6), (6, 5))
+    assert rule.decay_channels(4, 5) == 16
+    assert MemoryRule().layer_sizes(4, 5) == ((4, 5),)
+    assert MemoryRule(depth=2, expansion=0.1).layer_sizes(2, 2) == ((2, 1), (1, 2))
+    with pytest.raises(ValueError, match=r"residual memory, so keys \(4\) and values \(5\)"):
+        RULES["ttt-linear"].layer_sizes(4, 5)
