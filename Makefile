@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 # The first that runs, not the first that is found: a version manager's shim may exist and refuse.
 PYTHON ?= $(shell for name in python3.11 python3; do $$name -c pass >/dev/null 2>&1 && echo $$name && break; done)
 
@@ -40,8 +41,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
+bench: $(PEERS)
 	$(BIN)/python benchmarks/memory_speed.py
+
+# The peers that speed is compared with.
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[bench]' -c constraints.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -138,18 +138,21 @@ def main() -> None:
     memory()
     bare = [seconds(memory) for _ in range(options.runs)]
     achieved = FLOPS_PER_TOKEN * B * T / statistics.median(bare) / 1e9 / rate
-    print(f"bare memory forward: {T / statistics.median(bare):,.0f} tokens/s, {achieved:.2f} of the matmul rate", flush=True)
+    print(
+        f"bare memory forward: {T / statistics.median(bare):,.0f} tokens/s, {achieved:.2f} of the matmul rate",
+        flush=True,
+    )
 
     coarse = their_layer(CHUNK)
     results = [
-        compare("forward, against chunk_size=64", forward(layer, x), forward(coarse, x), options.runs, 1.0),
-        compare("forward and backward, against chunk_size=64", forward_backward(layer, x), forward_backward(coarse, x), options.runs, 1.0),
-    ]  # fmt: skip
+        compare(f"{name}, against chunk_size=64", work(layer, x), work(coarse, x), options.runs, 1.0)
+        for name, work in (("forward", forward), ("forward and backward", forward_backward))
+    ]
     if not options.skip_per_token:
         fine = their_layer(1)
         results.append(compare("forward, against chunk_size=1", forward(layer, x), forward(fine, x), 3, 100.0))
     report = {
-        "what": "deep memory, depth 2, expansion 4, 4 heads of 64, chunk 64, B 1, T 2048, float32; peer: titans-pytorch",
+        "what": "deep memory, depth 2, expansion 4, 4 heads of 64, chunk 64, B 1, T 2048, float32, and titans-pytorch",
         "command": "python benchmarks/memory_speed.py",
         "machine": {
             "processor": platform.processor() or platform.machine(),

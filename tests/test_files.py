@@ -12,9 +12,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import FileError, atomic_folder, atomic_path, recover_folder, write_atomically
 
 SOURCE = Path(__file__).parent.parent / "src"
-unless_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
-)
+unless_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 
 
 def names(folder: Path) -> list[str]:

@@ -12,6 +12,6 @@ class UserError(ValueError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """" (did you mean 'titans'?)" for a misspelt name, or "" when none of the known ones is near."""
+    """ " (did you mean 'titans'?)" for a misspelt name, or "" when none of the known ones is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
     return f" (did you mean {close[0]!r}?)" if close else ""

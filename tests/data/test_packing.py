@@ -40,9 +40,7 @@ def streams(documents: list[Document]) -> set[tuple[int, ...]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(1, 17), st.integers(0, 5))
-def test_an_epoch_is_some_order_of_the_documents_cut_into_rows(
-    lengths: list[int], row_length: int, epoch: int
-) -> None:
+def test_an_epoch_is_some_order_of_the_documents_cut_into_rows(lengths: list[int], row_length: int, epoch: int) -> None:
     documents = corpus(lengths)
     total = sum(lengths) + len(lengths)
     if total <= row_length:
@@ -129,9 +127,7 @@ def test_real_text_reads_on() -> None:
     assert all(row in text for row in decoded) and sum(map(len, decoded)) == rows.tokens_per_epoch - 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [(-1, 2, 0, 1), (0, 0, 0, 1), (0, 2, 1, 1), (0, 2, -1, 2), (0, 2, 0, 0)]
-)
+@pytest.mark.parametrize("arguments", [(-1, 2, 0, 1), (0, 0, 0, 1), (0, 2, 1, 1), (0, 2, -1, 2), (0, 2, 0, 0)])
 def test_arguments_out_of_range_are_refused(arguments: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         PackedRows(corpus([40]), row_length=8, seed=0).batch(*arguments)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle import make_inputs, read_one_row
 
-from mnemonist.memory import RULES, MemoryRule, memorize
+from mnemonist.memory import MemoryRule, memorize
 
 
 def combinations() -> list[MemoryRule]:
@@ -89,4 +89,6 @@ def test_fast_paths_equal_the_definition_with_gradients(rule):
     scalar_of(fast).backward()
     expected = leaves(slow_in)
     for name, tensor in leaves(fast_in).items():
-        torch.testing.assert_close(tensor.grad, expected[name].grad, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor.grad, expected[name].grad, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -109,9 +109,7 @@ def test_taylor_on_normalised_inputs_is_as_far_from_softmax_as_measured():
 def random_distances(name: str, case: tuple[Tensor, Tensor, Tensor], **options) -> list[float]:
     q, k, exact = case
     one = slice(0, 1)  # the draw of the features matters, not that of q and k
-    return [
-        distance(exact[one], kernel_rows(name, q[one], k[one], seed=seed, **options)[0]) for seed in SEEDS
-    ]
+    return [distance(exact[one], kernel_rows(name, q[one], k[one], seed=seed, **options)[0]) for seed in SEEDS]
 
 
 @pytest.mark.parametrize(
@@ -416,9 +414,7 @@ def test_feature_dim_without_building():
 
 def test_the_table_needs_no_torch():
     code = "import sys, mnemonist.memory.feature_map_table; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 
 @pytest.mark.parametrize(

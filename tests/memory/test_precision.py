@@ -68,7 +68,7 @@ def test_single_precision_over_4096_tokens(rule):
         assert relative_error(mine, reference) <= 1e-4
 
 
-# --- forgetting everything ------------------------------------------------------------------------------------------
+# --- forgetting everything ---------------------------------------------------------------------------------
 
 FORGETFUL = [
     RULES["retnet"],
@@ -120,7 +120,7 @@ def test_forgetting_everything_at_every_token_is_finite(rule):
     assert all(leaf.grad.isfinite().all() for leaf in leaves.values())
 
 
-# --- the borders of the stable region -------------------------------------------------------------------------------
+# --- the borders of the stable region ----------------------------------------------------------------------
 
 
 def extreme(rule, T, alpha, eta, theta):
@@ -165,7 +165,7 @@ def test_extreme_gates_over_16384_tokens(name, alpha, eta, theta):
     assert relative_error(read.y, double) <= 1e-4
 
 
-# --- half precision outside, single precision inside ----------------------------------------------------------------
+# --- half precision outside, single precision inside -------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

@@ -1,4 +1,4 @@
-"""Each named rule against the formula of its paper, written here a second time, and the choices' own checks."""
+"""Each named rule against the formula of its paper, written here once more; and the choices' own checks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def scores(q, k):
     return torch.einsum("bthk,bshk->bhts", q, k)
 
 
-# --- dot objective: linear attention and its decaying kin -----------------------------------------------------------
+# --- dot objective: linear attention and its decaying kin --------------------------------------------------
 
 
 def test_linear_attention_is_the_normalised_quadratic_form(draw):
@@ -88,7 +88,7 @@ def test_gla_is_the_recurrence_with_a_diagonal_decay(draw):
     close(read.state.weights[0], S)
 
 
-# --- l2 objective on a matrix: the delta rule and its kin -----------------------------------------------------------
+# --- l2 objective on a matrix: the delta rule and its kin --------------------------------------------------
 
 
 def householder_form(q, k, v, beta, a):
@@ -159,7 +159,7 @@ def test_titans_linear_is_equations_13_and_14(draw, backend):
     close(read.state.momentum[0], S.mT)
 
 
-# --- gradients at the chunk's start, by autograd --------------------------------------------------------------------
+# --- gradients at the chunk's start, by autograd -----------------------------------------------------------
 
 
 def gradients_at(network, weights, k, v):
@@ -281,7 +281,7 @@ def test_only_the_chunk_gradient_depends_on_the_chunk_size(draw):
             close(each, memorize("titans-linear", q, k, v, **gates).y)
 
 
-# --- the choices themselves -----------------------------------------------------------------------------------------
+# --- the choices themselves --------------------------------------------------------------------------------
 
 
 def test_every_row_names_itself_and_its_source():
@@ -295,9 +295,7 @@ def test_every_row_names_itself_and_its_source():
 
 
 def test_rules_survive_json():
-    custom = MemoryRule(
-        name="é", depth=3, expansion=1.5, momentum=True, retention="channel", gradient_at="chunk"
-    )
+    custom = MemoryRule(name="é", depth=3, expansion=1.5, momentum=True, retention="channel", gradient_at="chunk")
     for rule in (*RULES.values(), custom):
         again = MemoryRule.from_json(rule.to_json())
         assert again == rule
@@ -365,12 +363,44 @@ def test_contradictory_choices_are_refused(choices, sentence):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="no rule named 'titan'.*did you mean 'titans'.*known rules: .*gla"):
+    with pytest.raises(ValueError, match=r"no rule named 'titan'.*did you mean 'titans'.*known rules: .*gla"):
         find_rule("titan")
     with pytest.raises(ValueError, match="no rule named 'qqq'; known"):
         find_rule("qqq")
     assert find_rule("gla") is RULES["gla"]
     assert find_rule(RULES["gla"]) is RULES["gla"]
+
+
+def test_a_row_can_be_named_with_changes():
+    rule = find_rule("titans: depth=3, momentum=False,expansion=1.5,objective=huber,decay_to=zero")
+    changes = {"depth": 3, "momentum": False, "expansion": 1.5, "objective": "huber", "decay_to": "zero"}
+    assert rule == RULES["titans"].replace(**changes, name=rule.name)
+    assert rule.name.startswith("titans:")
+    assert MemoryRule.from_json(rule.to_json()) == rule
+    bare = find_rule("linear-attention:feature_map=none,denominator=false")
+    assert (bare.feature_map, bare.denominator) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("titan:depth=3", "no rule named 'titan'.*did you mean 'titans'"),
+        ("titans:dept=3", "'dept=3' is not a change to a rule.*did you mean 'depth'"),
+        ("titans:depth", "'depth' is not a change to a rule.*write choice=value"),
+        ("titans:depth=3,", "'' is not a change to a rule"),
+        ("titans:depth=three", "depth is 'three'; it must be of type int"),
+        ("titans:depth=3.0", "depth is '3.0'; it must be of type int"),
+        ("titans:momentum=maybe", "momentum is 'maybe'; it must be true or false"),
+        ("titans:expansion=wide", "expansion is 'wide'; it must be of type float"),
+        ("titans:expansion=nan", "must be positive"),
+        ("titans:depth=5", "a memory has 1 to 4 layers"),
+        ("titans:objective=none", "objective is 'none'; it must be one of"),
+        ("titans:retention=none", "nothing decays"),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        find_rule(name)
 
 
 def test_layer_sizes_and_decay_channels():

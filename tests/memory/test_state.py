@@ -41,7 +41,7 @@ def small(rule, T=20, **kwargs):
     return make_inputs(rule, T=T, K=4, V=4, dtype=torch.float32, **kwargs)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------------
 
 
 @each_rule
@@ -175,7 +175,7 @@ def test_a_rule_that_is_none_is_refused(rule, tmp_path):
 def test_a_rule_with_a_choice_this_version_does_not_know_is_refused(tmp_path):
     path, state = saved(tmp_path)
     rewrite(path, metadata={"rule": json.dumps({**dataclasses.asdict(state.rule), "optimiser": "muon"})})
-    with pytest.raises(UserError, match="not a memory rule of this version.*optimiser"):
+    with pytest.raises(UserError, match=r"not a memory rule of this version.*optimiser"):
         MemoryState.load(path)
 
 
@@ -237,7 +237,7 @@ def test_an_interrupted_save_keeps_the_old_file(error, tmp_path, monkeypatch):
     assert_bit_equal_state(MemoryState.load(path), later)
 
 
-# --- values ---------------------------------------------------------------------------------------------------------
+# --- values ------------------------------------------------------------------------------------------------
 
 
 @each_case
@@ -305,7 +305,7 @@ def test_a_state_cannot_be_assigned_to():
         state.weights = ()
 
 
-# --- beginnings -----------------------------------------------------------------------------------------------------
+# --- beginnings --------------------------------------------------------------------------------------------
 
 
 def test_a_linear_memory_starts_empty_and_a_deep_one_does_not():
@@ -319,9 +319,7 @@ def test_initial_weights_come_from_the_generator_alone():
     rule = MemoryRule(depth=3)
 
     def drawn(seed):
-        return initial_weights(
-            rule, 2, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
+        return initial_weights(rule, 2, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     assert all(map(torch.equal, drawn(1), drawn(1)))
     assert not any(map(torch.equal, drawn(1), drawn(2)))
@@ -340,7 +338,7 @@ def test_signals_keep_their_size_on_the_way_through_a_fresh_memory(depth, activa
     assert 0.7 < y.std() < 1.4
 
 
-# --- size -----------------------------------------------------------------------------------------------------------
+# --- size --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["titans", "titans-linear"])

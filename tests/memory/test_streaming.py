@@ -43,9 +43,7 @@ def rules_under_test() -> list[MemoryRule]:
         "channel-momentum-deep": bare.replace(**channel, chunk_size=5),
         "decayed": linear.replace(gradient_at="decayed", chunk_size=5),
         "initial-linear": linear.replace(decay_to="initial", chunk_size=5),
-        "initial-decayed-channel": linear.replace(
-            **channel, decay_to="initial", gradient_at="decayed", chunk_size=16
-        ),
+        "initial-decayed-channel": linear.replace(**channel, decay_to="initial", gradient_at="decayed", chunk_size=16),
         "zero-deep": bare.replace(decay_to="zero", chunk_size=5),
     }
     return rows + [rule.replace(name=name) for name, rule in others.items()]
@@ -161,9 +159,7 @@ def start_of(rule, inputs):
 @pytest.mark.parametrize("backend", ["auto", "recurrent"])
 @each_rule
 def test_padding_sends_no_gradient_and_no_nan(rule, backend):
-    mask = torch.tensor(
-        [[True, False, True, False, True, True, True], [False, False, True, True, True, True, False]]
-    )
+    mask = torch.tensor([[True, False, True, False, True, True, True], [False, False, True, True, True, True, False]])
     inputs = poison(make_inputs(rule, T=7, K=4, V=4), mask)
     leaves = {n: x.clone().requires_grad_() for n, x in inputs.items() if n in PER_TOKEN}
     read = memorize(rule, **(inputs | leaves), mask=mask, backend=backend)

@@ -44,9 +44,7 @@ def test_ticks_stand_where_their_numbers_say():
         part = np.log(value / 16) / np.log(1024 / 16)
         assert x == pytest.approx(LEFT + part * (geometry["right"] - LEFT), abs=0.2)
     y_of = {p[3]: p[1] for p in geometry["curves"][0]["points"]}
-    marks = {
-        float(e.text): float(e.get("y")) - 4 for e in elements(svg, "tick") if e.get("text-anchor") == "end"
-    }
+    marks = {float(e.text): float(e.get("y")) - 4 for e in elements(svg, "tick") if e.get("text-anchor") == "end"}
     assert marks[3.0] == pytest.approx(y_of[3.0], abs=0.2)
 
 

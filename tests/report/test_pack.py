@@ -33,9 +33,7 @@ def test_spread_positive_rows_keep_their_relative_precision(width):
 
 
 @given(
-    arrays(
-        np.float32, (2, 7), elements=st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, 0.0])
-    ),
+    arrays(np.float32, (2, 7), elements=st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, 0.0])),
     st.sampled_from([1, 2]),
 )
 @settings(max_examples=150, deadline=None)

@@ -91,9 +91,7 @@ def test_the_page_shows_what_it_was_given():
     assert page.texts["td"] == ["tiny", "0"]
     assert page.texts["code"] == ["mnemonist read --seed 0"]
     assert {"memory learning", "memory frozen"} <= set(page.texts["text"])
-    assert not any(
-        "hidden" in attributes for tag, attributes in page.tags if tag in ("figure", "section", "table")
-    )
+    assert not any("hidden" in attributes for tag, attributes in page.tags if tag in ("figure", "section", "table"))
 
 
 def test_arrays_come_back_within_the_error_of_their_codes():
@@ -146,16 +144,10 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script():
     loading = {"src", "href", "srcset", "action", "data", "style"}
     assert not [tag for tag, attributes in page.tags if loading & attributes.keys()]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    addresses = re.findall(
-        r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", html.replace("http://www.w3.org/2000/svg", "")
-    )
+    addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", html.replace("http://www.w3.org/2000/svg", ""))
     assert addresses == []
-    assert not re.search(
-        r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML|outerHTML|insertAdjacentHTML|eval\(", html
-    )
-    policy = next(
-        a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy"
-    )
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML|outerHTML|insertAdjacentHTML|eval\(", html)
+    policy = next(a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
     for tag in ("style", "script"):

@@ -142,9 +142,7 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path: Path, name: s
         ({"extra": None}, "'extra' is missing or wrong"),
     ],
 )
-def test_a_state_that_makes_no_sense_is_refused(
-    tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_a_state_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     save(tmp_path / "c")
     path = tmp_path / "c" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

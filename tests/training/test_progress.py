@@ -19,9 +19,7 @@ def test_a_file_gets_the_first_and_the_last_line(capsys: pytest.CaptureFixture[s
     assert err.splitlines() == ["step 1/50  loss 2.5000  1,234 tok/s", "step 50/50  loss 2.5000  1,234 tok/s"]
 
 
-def test_a_slow_run_is_reported_in_between(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_run_is_reported_in_between(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 1000, 4))  # a step takes four seconds
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
     report_all(True, steps=8)

@@ -32,9 +32,7 @@ CONFIG = TrainingConfig(
 
 def make_model(dropout: float = 0.3) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Linear(WIDTH, 16), nn.LayerNorm(16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
-    )
+    return nn.Sequential(nn.Linear(WIDTH, 16), nn.LayerNorm(16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, CLASSES))
 
 
 def batches(config: TrainingConfig) -> BatchOf:
@@ -67,9 +65,7 @@ def loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> LossS
 def noisy_loss_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> LossSum:
     """As `loss_of`, but random in all the ways that Python, numpy and torch are."""
     part = loss_of(model, batch)
-    return LossSum(
-        part.loss * (1 + 0.1 * random.gauss(0, 1) + 0.1 * np.random.standard_normal()), part.targets
-    )
+    return LossSum(part.loss * (1 + 0.1 * random.gauss(0, 1) + 0.1 * np.random.standard_normal()), part.targets)
 
 
 def course(folder: Path) -> list[dict[str, float]]:
@@ -79,9 +75,9 @@ def course(folder: Path) -> list[dict[str, float]]:
 
 
 def run_program(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """This file as a program in a process of its own, on one thread."""
-    path = os.pathsep.join(sys.path)
-    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(environment or {})}
+    """This file as a program in a process of its own, with as many threads as here: sums depend on that."""
+    own = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    variables = {**os.environ, **own, **(environment or {})}
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

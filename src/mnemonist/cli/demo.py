@@ -20,7 +20,7 @@ def run_demo(options: Demo) -> int:
     began = time.perf_counter()
     documents = standard_library("train")
     texts = held_out_texts(options.texts, options.length)
-    training = replace(DEMO_TRAINING, steps=options.steps, seed=options.seed)
+    training = replace(DEMO_TRAINING, steps=options.steps, seed=options.seed, warmup_steps=options.steps // 10)
 
     def trained(config: ModelConfig, name: str) -> Trained:
         folder = options.out / name
@@ -40,14 +40,15 @@ def run_demo(options: Demo) -> int:
     bytes_read = training.steps * training.batch_size * training.row_length
     more = {
         "attention only": f"{' '.join(DEMO_BASELINE.blocks)}; window {DEMO_BASELINE.window}; "
-        f"{sum(p.numel() for p in window.model.parameters()):,} parameters; trained on the same bytes in the same order",
+        f"{sum(p.numel() for p in window.model.parameters()):,} parameters; the same bytes in the same order",
         "training": f"{training.steps} steps of {training.batch_size} x {training.row_length} bytes ({bytes_read:,}) "
         f"of Python's standard library (fingerprint {fingerprint(documents)}); "
         f"{memory.result.seconds:.0f} s and {window.result.seconds:.0f} s",
         "seed": str(options.seed),
     }
     page = options.out / "demo.html"
-    command = f"mnemonist demo --seed {options.seed} --steps {options.steps} --texts {options.texts} --length {options.length}"
+    numbers = ("seed", "steps", "texts", "length")
+    command = " ".join(["mnemonist demo", *(f"--{name} {getattr(options, name)}" for name in numbers)])
     facts = run_facts(memory.model, comparison, more)
     write_page(page, "A memory that learns while it reads", comparison, facts, command, map_bytes=options.length)
     print(f"page: {page} (open it in a browser)")
@@ -63,9 +64,11 @@ def held_out_texts(count: int, length: int) -> tuple[Document, ...]:
     """
     if count < 1 or length < 1:
         raise UserError(f"texts is {count} and length {length}; both must be at least 1.")
-    long = sorted((d for d in standard_library("heldout") if len(d.text) >= length), key=lambda d: (len(d.text), d.name))
+    long = sorted(
+        (d for d in standard_library("heldout") if len(d.text) >= length), key=lambda d: (len(d.text), d.name)
+    )
     if len(long) < count:
         raise UserError(
-            f"Only {len(long)} held-out modules have {length} bytes or more; ask for fewer --texts or a smaller --length."
+            f"Only {len(long)} held-out modules have {length} bytes or more; ask for fewer --texts or a lower --length."
         )
     return cut_alike(long[:count], length)

@@ -19,7 +19,8 @@ def run_models() -> int:
         },
         "Blocks: what a model is a list of": {name: (block.summary, block.source) for name, block in BLOCKS.items()},
         "Presets: models by name": {
-            name: (f"{' '.join(p.blocks)}; rule {p.rule}; width {p.width}; window {p.window}",) for name, p in PRESETS.items()
+            name: (f"{' '.join(p.blocks)}; rule {p.rule}; width {p.width}; window {p.window}",)
+            for name, p in PRESETS.items()
         },
         "Feature maps: how a memory sees keys and queries": {
             info.name: (f"{info.kind}: {info.formula}", f"fails when: {info.fails_when}", info.source)
@@ -28,7 +29,9 @@ def run_models() -> int:
     }
     console = Console(highlight=False)
     for title, rows in sections.items():
-        grid = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+        grid = Table(
+            title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+        )
         grid.add_column(no_wrap=True)
         grid.add_column()
         for name, lines in rows.items():

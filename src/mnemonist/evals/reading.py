@@ -6,6 +6,7 @@ position in the text; the same model with its memory held still, or one without 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -161,7 +162,7 @@ def bits_by_position(bits: np.ndarray, bins: int = 16, first: int = 64) -> BitsB
     T = bits.shape[1]
     edges = np.unique(np.geomspace(min(first, T), T, bins).astype(int))
     edges = np.concatenate([[0], edges])
-    cells = [interval(bits[:, a:b].mean(1)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    cells = [interval(bits[:, a:b].mean(1)) for a, b in itertools.pairwise(edges)]
     mean = np.array([cell.mean for cell in cells])
     centre = np.sqrt((edges[:-1] + 1) * edges[1:].astype(float))
     if bits.shape[0] < 2:

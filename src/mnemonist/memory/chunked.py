@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inne
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace
+
+ADJOINT_LIMIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def _read_aligned(
         span = slice(column, column + length * count)
         piece = _piece(rule, q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span], gates, valid, span, length)
         for g in range(count):
+            weights, momentum = [bounded_adjoint(w) for w in weights], [bounded_adjoint(s) for s in momentum]
             if column and ragged is None:
                 anchor = weights
             elif column:
@@ -165,6 +169,28 @@ def _read_aligned(
 
     seen = Trace(tokens(losses), tokens(norms)) if trace else None
     return tokens(answers), MemoryState(rule, back[0], back[1], back[2], new_phase), seen
+
+
+class _BoundedAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> Tensor:
+        norm = adjoint.flatten(1).norm(dim=1)[:, None, None]
+        return adjoint * (ADJOINT_LIMIT / norm).clamp_max(1) if bool((norm > ADJOINT_LIMIT).any()) else adjoint
+
+
+def bounded_adjoint(weight_NKV: Tensor) -> Tensor:
+    """The weights themselves; the gradient that flows back through them is shortened where it has exploded.
+
+    Gradient descent with one gradient point for many tokens can be chaotic at large steps: the memory stays bounded,
+    but derivatives through hundreds of chunks overflow, and a NaN ends the training of everything. A derivative of
+    this size means nothing but its finiteness does: the optimiser's clipping can act on it. Below the limit, which no
+    healthy gradient comes near, nothing changes.
+    """
+    return _BoundedAdjoint.apply(weight_NKV) if weight_NKV.requires_grad else weight_NKV
 
 
 def _cuts(T: int, C: int, phase: int) -> list[tuple[int, int]]:
@@ -201,9 +227,7 @@ def _piece(
         layers = [chunk_gates(step_size, log_momentum, log_decay, valid, to_target)] * rule.depth
     else:
         sizes = [d_in for d_in, _ in rule.layer_sizes(K, v.shape[-1])]
-        layers = [
-            chunk_gates(step_size, log_momentum, d, valid, to_target) for d in log_decay.split(sizes, dim=-1)
-        ]
+        layers = [chunk_gates(step_size, log_momentum, d, valid, to_target) for d in log_decay.split(sizes, dim=-1)]
     q, k = chunks(q), chunks(k)
     return Piece(q, k, chunks(v), layers, mixed_scores(q, k, layers[0].mix))
 
@@ -227,10 +251,7 @@ def _step(
         return torch.baddbmm(base, scores, gradient.errors[i], alpha=-1)
 
     y = answer(rule, apply_layer, piece.q[g])
-    after = [
-        write(piece.gates[i].at(g), gradient.inputs[i], gradient.errors[i], stacks[i])
-        for i in range(rule.depth)
-    ]
+    after = [write(piece.gates[i].at(g), gradient.inputs[i], gradient.errors[i], stacks[i]) for i in range(rule.depth)]
     return y, [m for m, _ in after], [s for _, s in after if s is not None]
 
 

@@ -127,11 +127,7 @@ def _read_blocks(
 
     def tokens(parts: list[Tensor]) -> Tensor:
         whole = torch.stack(parts)  # [G, N, C, ...]
-        return (
-            whole.reshape(G, B, H, C, *whole.shape[3:])
-            .permute(1, 0, 3, 2, *range(4, whole.dim() + 1))
-            .flatten(1, 2)
-        )
+        return whole.reshape(G, B, H, C, *whole.shape[3:]).permute(1, 0, 3, 2, *range(4, whole.dim() + 1)).flatten(1, 2)
 
     back = [tuple(w.reshape(B, H, *w.shape[1:]) for w in group) for group in (weights, momentum)]
     seen = Trace(tokens(losses), tokens(norms)) if trace else None

@@ -135,8 +135,7 @@ def find_feature_map(name: str, options: Iterable[str] = ()) -> FeatureMapInfo:
         if option not in info.options:
             allowed = ", ".join(info.options) or "none"
             raise ValueError(
-                f"Feature map {name!r} has no option {option!r}{nearest(option, info.options)}; "
-                f"its options: {allowed}."
+                f"Feature map {name!r} has no option {option!r}{nearest(option, info.options)}; its options: {allowed}."
             )
     return info
 
@@ -162,9 +161,7 @@ def feature_dim(name: str, dim: int, **options: Any) -> int:
         nu = _count("nu", given["nu"])
         # A roll by 2 d is r itself; and with d = 1 the two places of r are never both active.
         if dim < 2 or nu > 2 * dim - 1:
-            raise ValueError(
-                f"dpfp needs dim >= 2 and nu from 1 to 2 dim - 1, but dim is {dim} and nu is {nu}."
-            )
+            raise ValueError(f"dpfp needs dim >= 2 and nu from 1 to 2 dim - 1, but dim is {dim} and nu is {nu}.")
         return 2 * dim * nu
     features = given["features"]
     return dim if features is None and name == "relu" else _count("features", features)

@@ -105,7 +105,7 @@ def products_between(log_gate: Tensor) -> Tensor:
 
 
 def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> ChunkGates:
-    """Gates of the memory each token meets: one row down, then decayed by the token itself if ``decay_XCK`` is given."""
+    """Gates of the memory each token meets: one row down, then decayed by the token itself, given ``decay_XCK``."""
     untouched = torch.zeros_like(gates.base_XCPK[..., :1, :, :])
     untouched[..., 0, :] = 1  # the first token of a chunk meets M_0
     base = torch.cat([untouched, gates.base_XCPK[..., :-1, :, :]], dim=-3)
@@ -117,14 +117,8 @@ def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> Chun
         base = base * decay_XCK.unsqueeze(-2)
         mix = mix * (decay_XCK.unsqueeze(-2) if per_channel else decay_XCK)
         if to_target:
-            base = base + torch.stack(
-                [
-                    torch.zeros_like(decay_XCK),
-                    1 - decay_XCK,
-                    *[torch.zeros_like(decay_XCK)] * (base.shape[-2] - 2),
-                ],
-                dim=-2,
-            )
+            none = torch.zeros_like(decay_XCK)
+            base = base + torch.stack([none, 1 - decay_XCK, *[none] * (base.shape[-2] - 2)], dim=-2)
     return ChunkGates(base, mix, None, None)
 
 

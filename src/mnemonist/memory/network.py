@@ -21,6 +21,9 @@ from mnemonist.memory.rule import MemoryRule
 
 NORM_EPS = 1e-5
 
+ACTIVATION_GAIN = {"silu": 1.68, "gelu": 1.53, "relu": 2**0.5, "tanh": 1.59}
+"""``E[activation(z)^2]^-1/2`` for a standard normal ``z``."""
+
 
 @dataclass(frozen=True)
 class InnerGradient:
@@ -35,10 +38,18 @@ class InnerGradient:
 
     def norm(self) -> Tensor:
         """Norm of the whole gradient per token ``[..., C]``; costs one pass over the factors."""
-        squares = [
-            x.square().sum(-1) * d.square().sum(-1) for x, d in zip(self.inputs, self.errors, strict=True)
-        ]
+        squares = [x.square().sum(-1) * d.square().sum(-1) for x, d in zip(self.inputs, self.errors, strict=True)]
         return torch.stack(squares).sum(0).sqrt()
+
+
+def curvature(rule: MemoryRule, key_dim: int, value_dim: int) -> float:
+    """How far one write at step size 1 moves the memory's answer to its own key, per unit of error.
+
+    For keys of norm 1 and weights as `initial_weights` draws them: each layer contributes the squared norm of what it
+    sees, which is 1 for the first and ``D_in / gain^2`` for the others.
+    """
+    gain = ACTIVATION_GAIN[rule.activation]
+    return 1 + sum(d_in / gain**2 for d_in, _ in rule.layer_sizes(key_dim, value_dim)[1:])
 
 
 def activate(rule: MemoryRule, x: Tensor) -> Tensor:

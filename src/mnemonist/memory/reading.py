@@ -33,7 +33,7 @@ class Surprise:
     loss: Tensor
     """Inner loss before the write."""
     gradient_norm: Tensor
-    """Norm of the inner gradient: the surprise of the Titans paper."""
+    """Norm of the inner gradient: the surprise of the Titans paper. A denominator's count is one more channel of it."""
     step_size: Tensor
     momentum: Tensor | None
     """eta, or None for a rule without momentum."""
@@ -159,9 +159,7 @@ def _memorize(
         y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
     if rule.denominator:
         total = y[..., -1:]
-        y = y[..., :-1] / torch.where(
-            total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total
-        )
+        y = y[..., :-1] / torch.where(total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total)
     report = _surprise(trace, gates) if surprise and trace is not None else None
     return MemoryRead(y.to(v.dtype), after, report, chosen)
 
@@ -184,14 +182,10 @@ def _choose(rule: MemoryRule, backend: str) -> str:
     return backend
 
 
-def _feature_map(
-    rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: Tensor
-) -> Callable[[Tensor], Tensor]:
+def _feature_map(rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: Tensor) -> Callable[[Tensor], Tensor]:
     if rule.feature_map is None:
         if given is not None:
-            raise ValueError(
-                f"rule {rule.name!r} has no feature map, but one was given; set feature_map in the rule."
-            )
+            raise ValueError(f"rule {rule.name!r} has no feature map, but one was given; set feature_map in the rule.")
         return lambda x: x
     if given is not None:
         return given
@@ -210,16 +204,13 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
             "with the same B, T and H."
         )
     if not all(x.is_floating_point() for x in (q, k, v)):
-        raise ValueError(
-            f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be floating point numbers."
-        )
+        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be floating point numbers.")
     if 0 in q.shape or 0 in v.shape:
-        raise ValueError(
-            f"There is nothing to read: q is {list(q.shape)} and v {list(v.shape)}; no size may be 0."
-        )
+        raise ValueError(f"There is nothing to read: q is {list(q.shape)} and v {list(v.shape)}; no size may be 0.")
     if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(
-            f"mask is {mask.dtype} {list(mask.shape)}; it must be torch.bool [B, T] = {list(q.shape[:2])}, False on padding."
+            f"mask is {mask.dtype} {list(mask.shape)}; it must be torch.bool [B, T] = "
+            f"{list(q.shape[:2])}, False on padding."
         )
 
 
@@ -236,9 +227,7 @@ def _check_gates(
     B, T, H, K = q.shape
     if step_size is None:
         if rule.objective != "dot":
-            raise ValueError(
-                f"rule {rule.name!r} needs step_size [B, T, H]; only the dot objective has a default (1)."
-            )
+            raise ValueError(f"rule {rule.name!r} needs step_size [B, T, H]; only the dot objective has a default (1).")
         step_size = q.new_ones(B, T, H)
     channels = (rule.decay_channels(K, value_dim),) if rule.retention == "channel" else ()
     expected = {
@@ -258,9 +247,7 @@ def _check_gates(
         if mask is not None:
             finite = finite | ~mask[(..., *[None] * (gate.dim() - 2))]
         if not bool(finite.all()):
-            raise ValueError(
-                f"{name} holds NaN or infinite values; check the inputs or the weights that made it."
-            )
+            raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
     gates = Gates(
         step_size.to(dtype),
         None if log_momentum is None else log_momentum.to(dtype),
@@ -282,7 +269,7 @@ def _check_initial(
     if initial is None:
         if not rule.linear:
             raise ValueError(
-                f"rule {rule.name!r} has a deep memory, which cannot start from zero; "
+                f"rule {rule.name!r} has a memory of more than a bare matrix, which cannot start from zero; "
                 "pass initial=initial_weights(rule, heads, key_dim, value_dim)."
             )
         return [w.to(device) for w in initial_weights(rule, heads, key_dim, value_dim, dtype=dtype)]
@@ -300,7 +287,8 @@ def _check_state(rule: MemoryRule, state: MemoryState, weights: list[Tensor], ba
         )
     if state.batch != batch:
         raise ValueError(
-            f"The state has {state.batch} rows but the batch has {batch}; use state.select(rows) to repeat or drop rows."
+            f"The state has {state.batch} rows but the batch has {batch}; "
+            "use state.select(rows) to repeat or drop rows."
         )
     if [w.shape[1:] for w in state.weights] != [w.shape for w in weights]:
         raise ValueError(

@@ -16,6 +16,7 @@ This module needs no torch, so the command line can list the rules at once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -104,9 +105,7 @@ class MemoryRule:
                 "denominator needs a linear memory with the dot objective: it counts the keys that were summed up."
             )
         if self.decay_to == "initial" and self.retention == "none":
-            raise ValueError(
-                "decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel."
-            )
+            raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
 
     @property
     def linear(self) -> bool:
@@ -132,7 +131,7 @@ class MemoryRule:
             )
         hidden = max(1, round(self.expansion * key_dim))
         widths = [key_dim, *[hidden] * (self.depth - 1), value_dim]
-        return tuple(zip(widths[:-1], widths[1:], strict=True))
+        return tuple(itertools.pairwise(widths))
 
     def decay_channels(self, key_dim: int, value_dim: int) -> int:
         """Width of ``log_decay`` under channel retention: the input channels of every layer, in layer order."""
@@ -281,5 +280,6 @@ def _value(choice: str, kind: str, text: str) -> Any:
         if kind in ("int", "float"):
             return {"int": int, "float": float}[kind](text)
     except (KeyError, ValueError):
-        raise ValueError(f"{choice} is {text!r}; it must be {'true or false' if kind == 'bool' else f'of type {kind}'}.") from None
+        needed = "true or false" if kind == "bool" else f"of type {kind}"
+        raise ValueError(f"{choice} is {text!r}; it must be {needed}.") from None
     return None if text.lower() == "none" and "None" in kind else text

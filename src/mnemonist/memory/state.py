@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from mnemonist.errors import UserError
+from mnemonist.memory.network import ACTIVATION_GAIN
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.tensors import load_tensors, save_tensors
 
 FORMAT = "mnemonist-memory-state/1"
-
-ACTIVATION_GAIN = {"silu": 1.68, "gelu": 1.53, "relu": 2**0.5, "tanh": 1.59}
-"""``E[activation(z)^2]^-1/2`` for a standard normal ``z``."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ class MemoryState:
     def nbytes(self) -> int:
         """Size in bytes; it does not depend on how much was read."""
         tensors = [*self.weights, *self.momentum, *self.anchor]
-        return sum(t.numel() * t.element_size() for t in tensors) + (
-            0 if self.phase is None else 8 * self.batch
-        )
+        return sum(t.numel() * t.element_size() for t in tensors) + (0 if self.phase is None else 8 * self.batch)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with ``change`` applied to every weight tensor (not to ``phase``)."""
@@ -107,9 +103,7 @@ class MemoryState:
             expected |= {"phase", *(f"anchor.{i}" for i in range(rule.depth))}
         if set(tensors) != expected:
             odd = ", ".join(sorted(set(tensors) ^ expected))
-            raise ValueError(
-                f"These tensors are not a state of rule {rule.name!r}: {odd} missing or left over."
-            )
+            raise ValueError(f"These tensors are not a state of rule {rule.name!r}: {odd} missing or left over.")
         group = {
             g: tuple(tensors[f"{g}.{i}"] for i in range(rule.depth)) if f"{g}.0" in expected else ()
             for g in ("weights", "momentum", "anchor")
@@ -121,18 +115,14 @@ class MemoryState:
     def _check(self) -> None:
         """Raise ValueError unless the tensors fit each other."""
         shapes = [w.shape for w in self.weights]
-        sound = all(
-            w.dim() == 4 and w.shape[:2] == shapes[0][:2] and w.is_floating_point() for w in self.weights
-        )
+        sound = all(w.dim() == 4 and w.shape[:2] == shapes[0][:2] and w.is_floating_point() for w in self.weights)
         for group in (self.momentum, self.anchor):
             sound = sound and (not group or [w.shape for w in group] == shapes)
         if self.phase is not None:
             sound = sound and self.phase.dtype == torch.int64 and self.phase.shape == shapes[0][:1]
             sound = sound and bool(((self.phase >= 0) & (self.phase < self.rule.chunk_size)).all())
         if not sound:
-            raise ValueError(
-                f"These tensors are not a state of rule {self.rule.name!r}: their shapes or types differ."
-            )
+            raise ValueError(f"These tensors are not a state of rule {self.rule.name!r}: their shapes or types differ.")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all.

@@ -35,7 +35,9 @@ BLOCKS: Mapping[str, BlockInfo] = {
     "window": BlockInfo(
         "sliding-window attention alone", "Beltagy et al. 2020 (arXiv 2004.05150); the short-term half of MAG"
     ),
-    "attention": BlockInfo("full causal attention", "Vaswani et al. 2017 (arXiv 1706.03762) with RoPE (arXiv 2104.09864)"),
+    "attention": BlockInfo(
+        "full causal attention", "Vaswani et al. 2017 (arXiv 1706.03762) with RoPE (arXiv 2104.09864)"
+    ),
 }
 """The kinds of block a model can be a list of."""
 
@@ -51,7 +53,7 @@ class ModelConfig:
     blocks: tuple[str, ...] = ("mag", "mag")
     """Kinds of block from the input up; any mixture of those that `mnemonist models` lists."""
     rule: str = "titans"
-    """How the memories learn: a name that `mnemonist models` lists, with changes if wanted: titans:depth=3,chunk_size=32."""
+    """How the memories learn: a name from `mnemonist models`, with changes if any: titans:depth=3,chunk_size=32."""
     vocab_size: int = 259
     """Token ids; bytes and three marks by default."""
     width: int = 128
@@ -79,7 +81,9 @@ class ModelConfig:
             raise ValueError("blocks is empty; a model needs at least one block.")
         for kind in self.blocks:
             if kind not in BLOCKS:
-                raise ValueError(f"There is no block {kind!r}{nearest(kind, BLOCKS)}; known blocks: {', '.join(BLOCKS)}.")
+                raise ValueError(
+                    f"There is no block {kind!r}{nearest(kind, BLOCKS)}; known blocks: {', '.join(BLOCKS)}."
+                )
         find_rule(self.rule)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -138,7 +138,7 @@ class LanguageModel(nn.Module):
             )
         if state is not None and len(state.blocks) != len(self.blocks):
             raise ValueError(
-                f"The state has {len(state.blocks)} blocks but the model {len(self.blocks)}; it belongs to another model."
+                f"The state has {len(state.blocks)} blocks but the model {len(self.blocks)}; it is of another model."
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

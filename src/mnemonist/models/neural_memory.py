@@ -9,30 +9,30 @@ Two choices of ours keep learning stable while it reads (`docs/log.md` has the m
 * The step size is ``theta = bound * sigmoid(.) * (1 - eta)``. Momentum repeats each step ``1 / (1 - eta)`` times, so
   without the factor a memory that overshoots on a key it meets again diverges. With it, ``bound * sigmoid(.)`` is the
   whole displacement a write will have caused.
-* ``bound`` is 1 where every token's gradient sees the writes before it. Where a chunk shares one gradient point,
-  tokens that repeat within it add up unseen, and every layer moves the answer: there it is 0.2 / depth.
+* ``bound`` is 1 where every token's gradient sees the writes before it: a write then replaces what its key held.
+  A deep memory moves further than that at step size 1 (`curvature` says how far), and where a chunk shares one
+  gradient point, tokens that repeat within it add up unseen: there the bound divides by the curvature.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights
-from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.normalisation import RMSNorm, wide
 
-STEP_BOUND_PER_TOKEN = 1.0
-STEP_BOUND_PER_CHUNK = 0.2  # over the memory's depth
 INITIAL_STEP = 0.5  # of the bound
-INITIAL_MOMENTUM = 0.9
-INITIAL_DECAY = 0.01  # alpha: half of what was written is forgotten after 70 tokens
+INITIAL_MOMENTUM = 0.5
+INITIAL_DECAY = (0.03, 0.0005)  # alpha of the first and last head: half-lives from 23 to 1400 tokens
 LOG_MOMENTUM_FLOOR = -20.0
 
 
@@ -94,8 +94,6 @@ class NeuralMemory(nn.Module):
             )
         self.rule = find_rule(rule)
         self.heads, self.head_dim, self.conv_size = heads, head_dim, conv_size
-        default_bound = STEP_BOUND_PER_TOKEN if self.rule.per_token else STEP_BOUND_PER_CHUNK / self.rule.depth
-        self.step_bound = default_bound if step_bound is None else step_bound
         inner = heads * head_dim
         self.in_proj = nn.Linear(width, 3 * inner, bias=False)
         self.conv = nn.Conv1d(3 * inner, 3 * inner, conv_size, groups=3 * inner, bias=False) if conv_size > 1 else None
@@ -103,25 +101,31 @@ class NeuralMemory(nn.Module):
             build_feature_map(self.rule.feature_map, heads, head_dim) if self.rule.feature_map is not None else None
         )
         key_dim = head_dim if self.feature_map is None else int(self.feature_map.feature_dim)
+        if step_bound is None:
+            step_bound = 1.0 if self.rule.per_token else 1 / curvature(self.rule, key_dim, head_dim)
+        self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
         self.step_proj = nn.Linear(width, heads)
         self.momentum_proj = nn.Linear(width, heads) if self.rule.momentum else None
         self.decay_proj = nn.Linear(width, heads * self.decay_channels) if self.rule.retention != "none" else None
         self.initial = nn.ParameterList(nn.Parameter(w) for w in initial_weights(self.rule, heads, key_dim, head_dim))
         for weight in self.initial:
-            weight._no_weight_decay = True  # type: ignore[attr-defined]
+            weight._no_weight_decay = True
         self.norm = RMSNorm(head_dim)
         self.out_gate = nn.Linear(width, inner, bias=False)
         self.out_proj = nn.Linear(inner, width, bias=False)
         self._initialise_gates()
 
     def _initialise_gates(self) -> None:
-        """Start from gates that are the same for every token and lie where learning is stable."""
-        starts = [(self.step_proj, INITIAL_STEP), (self.momentum_proj, INITIAL_MOMENTUM), (self.decay_proj, INITIAL_DECAY)]
+        """Start from gates that are the same for every token; heads differ in how long they remember."""
+        decay = torch.logspace(math.log10(INITIAL_DECAY[0]), math.log10(INITIAL_DECAY[1]), self.heads)
+        decay = decay.repeat_interleave(self.decay_channels)
+        starts = ((self.step_proj, INITIAL_STEP), (self.momentum_proj, INITIAL_MOMENTUM), (self.decay_proj, decay))
         for proj, value in starts:
             if proj is not None:
                 nn.init.zeros_(proj.weight)
-                nn.init.constant_(proj.bias, math.log(value / (1 - value)))
+                with torch.no_grad():
+                    proj.bias.copy_(torch.as_tensor(value).logit())
         if self.conv is not None:  # begin as the identity on the present token, with a little of the past
             nn.init.uniform_(self.conv.weight, -0.1, 0.1)
             with torch.no_grad():
@@ -157,16 +161,17 @@ class NeuralMemory(nn.Module):
         qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
         gates = self._gates(x_BTE)
-        if not learn:
+        if not learn:  # no step, and nothing fades: log 1
             gates = {name: torch.zeros_like(gate) for name, gate in gates.items()}
-        initial = list(self.initial)
         read = memorize(
             self.rule,
             F.normalize(q, dim=-1),
             F.normalize(k, dim=-1),
             v,
-            **gates,
-            initial=initial,
+            step_size=gates["step_size"],
+            log_momentum=gates.get("log_momentum"),
+            log_decay=gates.get("log_decay"),
+            initial=list(self.initial),
             state=None if state is None else state.memory,
             mask=mask_BT,
             feature_map=self.feature_map,
@@ -179,15 +184,17 @@ class NeuralMemory(nn.Module):
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""
-        step = self.step_bound * torch.sigmoid(self.step_proj(x).float())
+        step = self.step_bound * torch.sigmoid(wide(self.step_proj(x)))
         gates = {}
         if self.momentum_proj is not None:
-            logit = self.momentum_proj(x).float()
+            logit = wide(self.momentum_proj(x))
             gates["log_momentum"] = F.logsigmoid(logit).clamp_min(LOG_MOMENTUM_FLOOR)
             step = step * torch.sigmoid(-logit)
         if self.decay_proj is not None:
-            log_decay = -F.softplus(self.decay_proj(x).float())  # log(1 - sigmoid)
-            gates["log_decay"] = log_decay.unflatten(-1, (self.heads, -1)) if self.rule.retention == "channel" else log_decay
+            log_decay = -F.softplus(wide(self.decay_proj(x)))  # log(1 - sigmoid)
+            gates["log_decay"] = (
+                log_decay.unflatten(-1, (self.heads, -1)) if self.rule.retention == "channel" else log_decay
+            )
         gates["step_size"] = step
         return gates
 

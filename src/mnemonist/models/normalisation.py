@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32 at least, where half precision would round away what matters."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last dimension, computed in float32 at least (Zhang & Sennrich 2019, eq. 4)."""
 
@@ -17,5 +22,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width] -> [..., width]``."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, (x.shape[-1],), self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        y = wide(x)
+        return F.rms_norm(y, (x.shape[-1],), self.weight.to(y.dtype), self.eps).to(x.dtype)

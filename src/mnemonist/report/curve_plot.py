@@ -46,14 +46,10 @@ class Curve:
                     f"but its positions have {list(self.positions.shape)}"
                 )
         if (self.low is None) != (self.high is None):
-            raise ValueError(
-                f"curve {self.label!r} has one end of an interval: give both low and high, or neither"
-            )
+            raise ValueError(f"curve {self.label!r} has one end of an interval: give both low and high, or neither")
         rising = np.all(np.diff(self.positions) > 0)
         if not (np.all(np.isfinite(self.positions)) and self.positions[0] > 0 and rising):
-            raise ValueError(
-                f"curve {self.label!r}: positions must rise and start above zero (the axis is a log)"
-            )
+            raise ValueError(f"curve {self.label!r}: positions must rise and start above zero (the axis is a log)")
         if not np.isfinite(self.bits).any():
             raise ValueError(f"curve {self.label!r} has no finite value of bits to draw")
 
@@ -100,8 +96,7 @@ def draw_curves(curves: Sequence[Curve]) -> tuple[str, dict[str, Any]]:
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
         "curves": [
-            {"label": curve.label, "style": _style(n), "points": _points(curve, axes)}
-            for n, curve in enumerate(curves)
+            {"label": curve.label, "style": _style(n), "points": _points(curve, axes)} for n, curve in enumerate(curves)
         ],
     }
     return "\n".join(part for part in parts if part), geometry

@@ -50,9 +50,7 @@ def style_rules() -> str:
         pairs = enumerate(ramp(theme))
         return ":root{" + "".join(f"--s{n}:{back};--i{n}:{text};" for n, (back, text) in pairs) + "}"
 
-    classes = "".join(
-        f".s{n}{{background:var(--s{n});color:var(--i{n});fill:var(--s{n})}}\n" for n in range(LEVELS)
-    )
+    classes = "".join(f".s{n}{{background:var(--s{n});color:var(--i{n});fill:var(--s{n})}}\n" for n in range(LEVELS))
     return f"{properties(LIGHT)}\n@media (prefers-color-scheme:dark){{{properties(DARK)}}}\n{classes}"
 
 

@@ -172,9 +172,7 @@ def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     first: dict[tuple[object, ...], str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise UserError(
-                f"the model keeps a {type(value).__name__} as {name!r}; only tensors can be saved"
-            )
+            raise UserError(f"the model keeps a {type(value).__name__} as {name!r}; only tensors can be saved")
         # An empty tensor has no address of its own, so that two of them would look tied.
         place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
         if place in first:

@@ -64,9 +64,7 @@ class TrainingConfig:
             raise UserError(f"warmup_steps is {self.warmup_steps}; the run has only {self.steps} steps")
         _require(_is_real(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate)
         ratio = self.final_learning_rate_ratio
-        _require(
-            _is_real(ratio) and 0 <= ratio <= 1, "final_learning_rate_ratio", ratio, "a number from 0 to 1"
-        )
+        _require(_is_real(ratio) and 0 <= ratio <= 1, "final_learning_rate_ratio", ratio, "a number from 0 to 1")
         _require(
             _is_real(self.weight_decay) and self.weight_decay >= 0,
             "weight_decay",
@@ -87,9 +85,7 @@ class TrainingConfig:
             self.clip_norm,
             "a number above 0, or None",
         )
-        _require(
-            self.device in get_args(Device), "device", self.device, f"one of {', '.join(get_args(Device))}"
-        )
+        _require(self.device in get_args(Device), "device", self.device, f"one of {', '.join(get_args(Device))}")
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

@@ -35,7 +35,5 @@ def next_token_loss(model: nn.Module, rows: Rows) -> LossSum:
     """``loss_of`` for `train`: cross entropy of the next token, in nats, summed over the targets."""
     logits = model(rows["tokens"], starts=rows["starts"]).logits
     targets = rows["targets"]
-    loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return LossSum(loss, int((targets != IGNORED).sum()))

@@ -5,7 +5,7 @@
 
 What is read at a step is a pure function of the step's number, and the checkpoint holds everything else
 that the next step depends on. So a run that was interrupted, or killed, and resumed takes bitwise the same
-steps on a CPU as one that never stopped.
+steps on a CPU, with as many threads as before, as one that never stopped.
 """
 
 import json
@@ -293,9 +293,7 @@ def _find_checkpoint(accelerator: Accelerator, place: Path, resume: bool) -> Che
     with accelerator.main_process_first():  # which puts right what a killed run may have left
         found = has_checkpoint(place)
     if found and not resume:
-        raise UserError(
-            f"{place.parent} already has a checkpoint: go on with --resume, or take another folder"
-        )
+        raise UserError(f"{place.parent} already has a checkpoint: go on with --resume, or take another folder")
     if resume and not found:
         raise UserError(f"there is no checkpoint in {place.parent} to resume from; start without --resume")
     return load_checkpoint(place) if found else None

@@ -85,9 +85,7 @@ def read_metrics(path: str | Path) -> list[StepMetrics]:
         try:
             records.append(StepMetrics(**fields))
         except TypeError as error:
-            raise UserError(
-                f"{path} is not a metrics file of this version: a line has other fields"
-            ) from error
+            raise UserError(f"{path} is not a metrics file of this version: a line has other fields") from error
     return records
 
 

@@ -66,9 +66,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dic
     return tensors
 
 
-def load_optimiser_tensors(
-    optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimiser_tensors(optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give AdamW the state that `optimiser_tensors` took; the tensors are copied.
 
     Raises:
@@ -84,9 +82,7 @@ def load_optimiser_tensors(
         _require_complete(name, parameter, found)
         state[index] = {key: value.clone() for key, value in found.items()}
     if left:
-        raise UserError(
-            f"the saved optimiser state has {min(left)!r}, which belongs to no parameter of the model"
-        )
+        raise UserError(f"the saved optimiser state has {min(left)!r}, which belongs to no parameter of the model")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

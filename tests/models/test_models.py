@@ -1,0 +1,133 @@
+"""Layers and models: parts that can be named, files that come back, and bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from streams import SMALL, small_model
+
+from mnemonist.errors import UserError
+from mnemonist.memory import RULES
+from mnemonist.models import BLOCKS, PRESETS, Block, LanguageModel, ModelConfig, NeuralMemory, find_preset
+from mnemonist.models.blocks import MIXERS
+
+
+@pytest.mark.parametrize("rule", [*list(RULES), "titans:depth=4,activation=gelu", "deltanet:feature_map=hedgehog"])
+@pytest.mark.parametrize("kind", [kind for kind in BLOCKS if kind in ("lmm", "mag")])
+def test_every_rule_fits_every_memory_block_and_learns(kind, rule):
+    """One step of gradient descent reaches every parameter."""
+    torch.manual_seed(0)
+    model = LanguageModel(SMALL.replace(blocks=(kind,), rule=rule))
+    tokens = torch.randint(0, 17, (2, 30))
+    loss = torch.nn.functional.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_blocks_and_mixers_are_one_table():
+    assert list(BLOCKS) == list(MIXERS)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_can_be_built(name):
+    with torch.device("meta"):
+        model = LanguageModel(find_preset(name))
+    assert sum(p.numel() for p in model.parameters()) > 100_000
+
+
+def test_the_layer_remembers_an_association():
+    """Keys and values come from embeddings of any origin: what was written under a key comes back under it."""
+    torch.manual_seed(0)
+    layer = NeuralMemory(8, 1, 8, "deltanet", conv_size=1)
+    with torch.no_grad():
+        eye = torch.eye(8)
+        layer.in_proj.weight.copy_(torch.cat([eye, eye, eye.roll(1, 0)]))  # value: the key, shifted by one
+        layer.step_proj.bias.fill_(12.0)
+    x = 3 * torch.eye(8)[None]
+    _, state, _ = layer(x)
+    read = layer(x, state, learn=False)[1].memory.weights[0][0, 0]
+    recalled = torch.nn.functional.normalize(torch.nn.functional.silu(x[0]), dim=-1) @ read
+    assert torch.equal(recalled.argmax(-1), (torch.arange(8) + 1) % 8)
+
+
+def test_surprise_is_large_where_the_text_breaks_its_pattern():
+    torch.manual_seed(0)
+    layer = NeuralMemory(32, 2, 16, "titans-linear")
+    pattern = torch.randn(1, 4, 32).repeat(1, 200, 1)
+    broken = pattern.clone()
+    broken[0, 700:] = torch.randn(100, 32)
+    with torch.no_grad():
+        _, _, seen = layer(broken, surprise=True)
+    norm = seen.gradient_norm.mean(-1)[0]
+    assert norm[704:720].mean() > 1.8 * norm[650:700].mean()
+
+
+def test_a_model_file_comes_back(tmp_path):
+    model = small_model(torch.float32)
+    model.save(tmp_path / "m.safetensors")
+    again = LanguageModel.load(tmp_path / "m.safetensors").eval()
+    tokens = torch.randint(0, 17, (2, 20))
+    assert again.config == model.config
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+def test_files_that_are_no_models(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(UserError, match="there is no file"):
+        LanguageModel.load(path)
+    path.write_bytes(b"PK\x03\x04 not ours")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        LanguageModel.load(path)
+    small_model(torch.float32).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        LanguageModel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"blocks": ()}, "at least one block"),
+        ({"blocks": ("magg",)}, "did you mean 'mag'"),
+        ({"rule": "titan"}, "did you mean 'titans'"),
+        ({"rule": "titans:depht=3"}, "did you mean 'depth'"),
+        ({"rule": "titans:depth=9"}, "1 to 4 layers"),
+        ({"rule": "titans:depth=two"}, "of type int"),
+        ({"rule": "titans:momentum=maybe"}, "true or false"),
+        ({"width": 0}, "width is 0"),
+        ({"window": 0}, "window is 0"),
+        ({"persistent_tokens": -1}, "at least 0"),
+        ({"head_dim": 5}, "even number"),
+    ],
+)
+def test_impossible_configurations(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        SMALL.replace(**changes)
+
+
+def test_configurations_travel_as_json():
+    config = SMALL.replace(rule="titans:depth=3,feature_map=none")
+    assert ModelConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="not a model configuration"):
+        ModelConfig.from_json('{"layers": 3}')
+
+
+def test_bad_input_to_a_model():
+    model = small_model()
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"must be \[B, T\]"):
+        model(tokens[:, :0])
+    with pytest.raises(ValueError, match="0 to 16"):
+        model(tokens + 17)
+    with pytest.raises(ValueError, match="2 rows but the batch has 1"):
+        model(tokens[:1], state=model(tokens).state)
+    with pytest.raises(ValueError, match="4 blocks but the model 1"):
+        small_model(blocks=("lmm",))(tokens, state=model(tokens).state)
+    with pytest.raises(ValueError, match="cannot be combined"):
+        model(tokens, starts=tokens.bool(), mask=~tokens.bool())
+    with pytest.raises(ValueError, match="must all be at least 1"):
+        NeuralMemory(8, 0, 8)
+    with pytest.raises(KeyError):
+        Block(SMALL, "nothing")
