@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mnemonist.cli.options import DEMO_BASELINE, DEMO_MODEL, DEMO_TRAINING, Demo
 from mnemonist.cli.read import compare, cut_alike, run_facts, summary, write_page
-from mnemonist.cli.train import Trained, say, train_model
+from mnemonist.cli.train import Trained, prepare_torch, say, train_model
 from mnemonist.data import Document, fingerprint, standard_library
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig
@@ -18,6 +18,7 @@ from mnemonist.training.loop import CHECKPOINT
 def run_demo(options: Demo) -> int:
     """Train both models, read held-out modules three ways, write the page."""
     began = time.perf_counter()
+    prepare_torch()
     documents = standard_library("train")
     texts = held_out_texts(options.texts, options.length)
     training = replace(DEMO_TRAINING, steps=options.steps, seed=options.seed, warmup_steps=options.steps // 10)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from mnemonist import __version__
 from mnemonist.cli.options import Read
-from mnemonist.cli.train import load_model, say
+from mnemonist.cli.train import load_model, prepare_torch, say
 from mnemonist.data import Document, fingerprint, read_document, read_path
 from mnemonist.evals.reading import TextReading, bits_by_position, interval, paired_difference, read_texts
 from mnemonist.models.modeling import LanguageModel
@@ -40,6 +40,7 @@ class Comparison:
 
 def run_read(options: Read) -> int:
     """Read, print, write the page."""
+    prepare_torch()
     model = load_model(options.model)
     baseline = None if options.baseline is None else load_model(options.baseline)
     texts = choose_texts(options.path, options.limit)
