@@ -31,16 +31,16 @@ ADJOINT_LIMIT = 1e6
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Chunks of one length, ready to be read in turn: ``[G, N, C, ...]`` for G chunks and N = B * H memories."""
+class Chunk:
+    """One chunk, ready to be read: ``[N, C, ...]`` for N = B * H memories."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    gates: list[ChunkGates]
+    gates: Sequence[ChunkGates]
     """Per layer."""
     first_scores: Tensor
-    """``G[t,s] (q_t . k_s)`` of the first layer, which depends on no memory: ``[G, N, C, C]``."""
+    """``G[t,s] (q_t . k_s)`` of the first layer, which depends on no memory: ``[N, C, C]``."""
 
 
 def read_chunked(
@@ -137,20 +137,21 @@ def _read_aligned(
     column = 0
     for length, count in cuts:
         span = slice(column, column + length * count)
-        piece = _piece(rule, q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span], gates, valid, span, length)
-        for g in range(count):
+        part = None if valid is None else valid[:, span]
+        tensors = (q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span])
+        for chunk in _chunks(rule, *tensors, gates.part(span), part, length):
             weights, momentum = [bounded_adjoint(w) for w in weights], [bounded_adjoint(s) for s in momentum]
             if column and ragged is None:
                 anchor = weights
             elif column:
                 enters = (ragged[1] > column).to(q_BTHK.device).repeat_interleave(H)[:, None, None]  # type: ignore[index]
                 anchor = [torch.where(enters, w, a) for w, a in zip(weights, anchor, strict=True)]
-            gradient = inner_gradient(rule, anchor, piece.k[g], piece.v[g])
-            y, weights, momentum = _step(rule, piece, g, gradient, weights, momentum, targets)
+            gradient = inner_gradient(rule, anchor, chunk.k, chunk.v)
+            y, weights, momentum = _step(rule, chunk, gradient, weights, momentum, targets)
             answers.append(y)
             if trace:
                 with torch.no_grad():
-                    losses.append(inner_loss(rule, gradient.output, piece.v[g]))
+                    losses.append(inner_loss(rule, gradient.output, chunk.v))
                     norms.append(gradient.norm())
             column += length
 
@@ -200,85 +201,100 @@ def _cuts(T: int, C: int, phase: int) -> list[tuple[int, int]]:
     return [(length, count) for length, count in ((first, 1), (C, full), (rest, 1)) if length and count]
 
 
-def _piece(
-    rule: MemoryRule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    valid_BT: Tensor | None,
-    span: slice,
-    C: int,
-) -> Piece:
+def _chunks(
+    rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
+) -> list[Chunk]:
+    """Cut a piece into chunks of ``C`` tokens, and do for all of them at once what depends on no memory."""
     B, T, H, K = q.shape
     G = T // C
 
-    def chunks(x: Tensor) -> Tensor:  # [B, T, H, ...] -> [G, N, C, ...]
+    def cut(x: Tensor) -> Tensor:  # [B, T, H, ...] -> [G, N, C, ...]
         x = x.reshape(B, G, C, *x.shape[2:])
         return x.movedim(1, 0).transpose(2, 3).reshape(G, B * H, C, *x.shape[4:])
 
-    step_size = chunks(gates.step_size[:, span])
-    log_momentum = None if gates.log_momentum is None else chunks(gates.log_momentum[:, span])
-    log_decay = None if gates.log_decay is None else chunks(gates.log_decay[:, span])
-    valid = None if valid_BT is None else chunks(valid_BT[:, span, None].expand(B, T, H))
-    to_target = rule.decay_to == "initial"
+    moved = gates.each(cut)
+    valid = None if valid_BT is None else cut(valid_BT[..., None].expand(B, T, H))
 
-    if log_decay is None or log_decay.dim() == 3:
-        layers = [chunk_gates(step_size, log_momentum, log_decay, valid, to_target)] * rule.depth
+    def unroll(log_decay: Tensor | None) -> ChunkGates:
+        to_target = rule.decay_to == "initial"
+        return chunk_gates(moved.step_size, moved.log_momentum, log_decay, valid, to_target)
+
+    if moved.log_decay is None or moved.log_decay.dim() == 3:
+        first = unroll(moved.log_decay)
+        layers = [first.unbind()] * rule.depth
     else:
         sizes = [d_in for d_in, _ in rule.layer_sizes(K, v.shape[-1])]
-        layers = [chunk_gates(step_size, log_momentum, d, valid, to_target) for d in log_decay.split(sizes, dim=-1)]
-    q, k = chunks(q), chunks(k)
-    return Piece(q, k, chunks(v), layers, mixed_scores(q, k, layers[0].mix))
+        unrolled = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
+        first, layers = unrolled[0], [layer.unbind() for layer in unrolled]
+    q, k = cut(q), cut(k)
+    scores = mixed_scores(q, k, first.mix)
+    tensors = zip(q.unbind(), k.unbind(), cut(v).unbind(), zip(*layers, strict=True), scores.unbind(), strict=True)
+    return [Chunk(*parts) for parts in tensors]
 
 
 def _step(
     rule: MemoryRule,
-    piece: Piece,
-    g: int,
+    chunk: Chunk,
     gradient: InnerGradient,
     weights: Sequence[Tensor],
     momentum: Sequence[Tensor],
     targets: Sequence[Tensor] | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Read and write one chunk: answers ``[N, C, V]``, weights and momentum after it."""
-    stacks = [stack_parts(i, weights, targets, momentum) for i in range(rule.depth)]
+    starts = [chunk_start(i, weights, targets, momentum) for i in range(rule.depth)]
 
     def apply_layer(i: int, z: Tensor) -> Tensor:
-        gates = piece.gates[i].at(g)
-        scores = piece.first_scores[g] if i == 0 else mixed_scores(z, gradient.inputs[i], gates.mix)
-        base = spread(z, gates.base_XCPK) @ stacks[i]
-        return torch.baddbmm(base, scores, gradient.errors[i], alpha=-1)
+        gates = chunk.gates[i]
+        scores = chunk.first_scores if i == 0 else mixed_scores(z, gradient.inputs[i], gates.mix)
+        return read_start(z, gates, starts[i]).baddbmm_(scores, gradient.errors[i], alpha=-1)
 
-    y = answer(rule, apply_layer, piece.q[g])
-    after = [write(piece.gates[i].at(g), gradient.inputs[i], gradient.errors[i], stacks[i]) for i in range(rule.depth)]
+    y = answer(rule, apply_layer, chunk.q)
+    after = [write(chunk.gates[i], gradient.inputs[i], gradient.errors[i], starts[i]) for i in range(rule.depth)]
     return y, [m for m, _ in after], [s for _, s in after if s is not None]
 
 
-def stack_parts(
+def chunk_start(
     i: int, weights: Sequence[Tensor], targets: Sequence[Tensor] | None, momentum: Sequence[Tensor]
-) -> Tensor:
-    """The parts of layer ``i`` one above the other, ``[N, P * D_in, D_out]``: one product reads them all."""
-    parts = [weights[i], *([] if targets is None else [targets[i]]), *([momentum[i]] if momentum else [])]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+) -> list[Tensor]:
+    """What layer ``i`` starts a chunk from, in the order of `ChunkGates.base`: ``[N, D_in, D_out]`` each."""
+    return [weights[i], *([] if targets is None else [targets[i]]), *([momentum[i]] if momentum else [])]
 
 
-def spread(z_XCK: Tensor, base_XCPK: Tensor) -> Tensor:
-    """Inputs for the stack of parts: ``z`` once per part, weighted by what is left of it, ``[X, C, P * K]``."""
-    return (z_XCK.unsqueeze(-2) * base_XCPK).flatten(-2)
+def read_start(z_NCK: Tensor, gates: ChunkGates, parts: Sequence[Tensor]) -> Tensor:
+    """What each token reads of the chunk's start: the sum over its parts of ``base * (z @ part)``, ``[N, C, D_out]``.
+
+    Weights stand before or after the product, wherever fewer numbers have to be scaled; sums are made in place, since
+    passes over memory cost as much as the arithmetic.
+    """
+    D_in, D_out = parts[0].shape[-2:]
+    per_channel = gates.base[0].shape[-1] > 1
+    y: Tensor | None = None
+    for weight, part in zip(gates.base, parts, strict=True):
+        if per_channel or D_in <= D_out:
+            scaled = z_NCK * weight
+            y = scaled @ part if y is None else y.baddbmm_(scaled, part)
+        else:
+            answer_p = z_NCK @ part
+            y = answer_p * weight if y is None else y.addcmul_(answer_p, weight)
+    assert y is not None
+    return y
 
 
-def write(gates: ChunkGates, x_NCK: Tensor, d_NCV: Tensor, stack: Tensor) -> tuple[Tensor, Tensor | None]:
+def write(gates: ChunkGates, x_NCK: Tensor, d_NCV: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Weights and momentum ``[N, D_in, D_out]`` after a chunk with gradient factors ``x`` and ``d``."""
-    D_in = x_NCK.shape[-1]
-    parts = stack.unflatten(1, (-1, D_in))  # [N, P, D_in, D_out]
-    left = gates.base_XCPK[:, -1].unsqueeze(-1)  # [N, P, K, 1]
-    last = gates.mix[:, -1]  # [N, C] or [N, C, K]
-    to_weights = x_NCK * (last if last.dim() == 3 else last.unsqueeze(-1))
-    base = (parts * left).sum(1)
-    if gates.momentum_XC is None or gates.carry_X is None:
-        return torch.baddbmm(base, to_weights.mT, d_NCV, alpha=-1), None
-    to_momentum = x_NCK * gates.momentum_XC.unsqueeze(-1)
-    written = torch.cat([to_weights, to_momentum], dim=-1).mT @ d_NCV
-    momentum = parts[:, -1] * gates.carry_X[:, None, None] - written[:, D_in:]
-    return base - written[:, :D_in], momentum
+    weights = parts[0] * gates.base_last[0].unsqueeze(-1)
+    for part, left in zip(parts[1:], gates.base_last[1:], strict=True):
+        weights = weights.addcmul_(part, left.unsqueeze(-1))
+    weights = _subtract_writes(weights, x_NCK, d_NCV, gates.mix_last)
+    if gates.momentum_last is None or gates.carry is None:
+        return weights, None
+    return weights, _subtract_writes(parts[-1] * gates.carry[:, None, None], x_NCK, d_NCV, gates.momentum_last)
+
+
+def _subtract_writes(base: Tensor, x_NCK: Tensor, d_NCV: Tensor, share: Tensor) -> Tensor:
+    """``base - sum_s share_s x_s d_s^T``, in place, for ``share [N, C]`` or, per input channel, ``[N, C, K]``."""
+    if share.dim() == 3 or x_NCK.shape[-1] <= d_NCV.shape[-1]:
+        x_NCK = x_NCK * (share if share.dim() == 3 else share.unsqueeze(-1))
+    else:
+        d_NCV = d_NCV * share.unsqueeze(-1)
+    return base.baddbmm_(x_NCK.mT, d_NCV, alpha=-1)

@@ -13,10 +13,12 @@ gradient at the decayed memory this is the WY form of Gated DeltaNet; under the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from mnemonist.memory.chunked import spread, stack_parts, write
+from mnemonist.memory.chunked import chunk_start, write
 from mnemonist.memory.gates import before, chunk_gates, mixed_scores
 from mnemonist.memory.network import inner_loss
 from mnemonist.memory.state import MemoryState
@@ -95,34 +97,36 @@ def _read_blocks(
     decay = None
     if rule.gradient_at == "decayed" and log_decay is not None:
         decay = (log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)).exp()
-    met = before(after, decay, to_target)
+    met_weights, met_mix = before(after, decay, to_target)
 
     q, k, v = blocks(q), blocks(k), blocks(v)
-    read_base, read_scores = spread(q, after.base_XCPK), mixed_scores(q, k, after.mix)
+    read_base, read_scores = spread(q, after.base).unbind(), mixed_scores(q, k, after.mix).unbind()
     solves = rule.objective == "l2"
     if solves or trace:
-        met_base, met_scores = spread(k, met.base_XCPK), mixed_scores(k, k, met.mix).tril(-1)
+        met_base, met_scores = spread(k, met_weights), mixed_scores(k, k, met_mix).tril(-1)
     if solves:
         eye = torch.eye(C, dtype=k.dtype, device=k.device)
         sides = torch.cat([met_base, v], dim=-1)
         solved = torch.linalg.solve_triangular(eye + met_scores, sides, upper=False, unitriangular=True)
-        error_base, error_value = solved.split([met_base.shape[-1], v.shape[-1]], dim=-1)
+        error_base, error_value = (x.unbind() for x in solved.split([met_base.shape[-1], v.shape[-1]], dim=-1))
 
     weights = [state.weights[0].reshape(B * H, *state.weights[0].shape[2:])]
     momentum = [s.reshape(B * H, *s.shape[2:]) for s in state.momentum]
     targets = [w.expand(B, *w.shape).reshape(B * H, *w.shape[1:]) for w in initial] if to_target else None
     answers, losses, norms = [], [], []
-    for g in range(G):
-        stack = stack_parts(0, weights, targets, momentum)
-        error = torch.baddbmm(error_value[g], error_base[g], stack, beta=-1) if solves else -v[g]
+    chunks = zip(after.unbind(), k.unbind(), v.unbind(), strict=True)
+    for g, (gates_g, k_g, v_g) in enumerate(chunks):
+        parts = chunk_start(0, weights, targets, momentum)
+        stack = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # small enough that one product reads all
+        error = torch.baddbmm(error_value[g], error_base[g], stack, beta=-1) if solves else -v_g
         y = torch.baddbmm(read_base[g] @ stack, read_scores[g], error, alpha=-1)
         answers.append(y)
         if trace:
             with torch.no_grad():
-                met_answer = error + v[g] if solves else met_base[g] @ stack - met_scores[g] @ error
-                losses.append(inner_loss(rule, met_answer, v[g]))
-                norms.append(k[g].norm(dim=-1) * error.norm(dim=-1))
-        new, fading = write(after.at(g), k[g], error, stack)
+                met_answer = error + v_g if solves else met_base[g] @ stack - met_scores[g] @ error
+                losses.append(inner_loss(rule, met_answer, v_g))
+                norms.append(k_g.norm(dim=-1) * error.norm(dim=-1))
+        new, fading = write(gates_g, k_g, error, parts)
         weights, momentum = [new], [] if fading is None else [fading]
 
     def tokens(parts: list[Tensor]) -> Tensor:
@@ -132,3 +136,8 @@ def _read_blocks(
     back = [tuple(w.reshape(B, H, *w.shape[1:]) for w in group) for group in (weights, momentum)]
     seen = Trace(tokens(losses), tokens(norms)) if trace else None
     return tokens(answers), MemoryState(rule, back[0], back[1]), seen
+
+
+def spread(z_XCK: Tensor, base: Sequence[Tensor]) -> Tensor:
+    """Inputs for the stack of parts: ``z`` once per part, weighted by what is left of it, ``[X, C, P * K]``."""
+    return torch.cat([z_XCK * weight for weight in base], dim=-1)

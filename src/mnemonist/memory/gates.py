@@ -30,26 +30,39 @@ from torch import Tensor
 class ChunkGates:
     """What the gates of a chunk amount to, for one layer.
 
-    The memory at a chunk's start is a stack of `parts`: ``[M]``, ``[M, target]``, ``[M, S]`` or ``[M, target, S]``.
+    A chunk starts from one, two or three *parts*: ``[M]``, ``[M, target]``, ``[M, S]`` or ``[M, target, S]``.
     """
 
-    base_XCPK: Tensor
-    """Weight of each part in ``M_t``: beta, 1 - beta, f."""
+    base: tuple[Tensor, ...]
+    """Weight of each part in ``M_t``, ``[X, C, K]``: beta, 1 - beta, f."""
     mix: Tensor
     """``G``: ``[X, C, C]``, or ``[X, C, C, K]`` per channel."""
-    momentum_XC: Tensor | None
-    """``(E diag(theta))[C, s]``: weight of each write in the last ``S``."""
-    carry_X: Tensor | None
-    """``m_C``: what is left of ``S_0`` in the last ``S``."""
+    base_last: tuple[Tensor, ...]
+    """Weight of each part in the last ``M``: ``[X, K]``."""
+    mix_last: Tensor
+    """Weight of each write in the last ``M``: ``[X, C]``, or ``[X, C, K]`` per channel."""
+    momentum_last: Tensor | None
+    """Weight of each write in the last ``S``, ``(E diag(theta))[C, s]``: ``[X, C]``."""
+    carry: Tensor | None
+    """``m_C``, what is left of ``S_0`` in the last ``S``: ``[X]``."""
 
-    def at(self, *index: int | slice) -> ChunkGates:
-        """The gates of some of the leading dimensions."""
-        return ChunkGates(
-            self.base_XCPK[index],
-            self.mix[index],
-            None if self.momentum_XC is None else self.momentum_XC[index],
-            None if self.carry_X is None else self.carry_X[index],
-        )
+    def unbind(self) -> list[ChunkGates]:
+        """The gates of each chunk, along the first dimension.
+
+        All at once: the derivative of taking one chunk out of many would be as large as all of them.
+        """
+        chunks = self.mix.shape[0]
+        base, base_last = ([b.unbind() for b in group] for group in (self.base, self.base_last))
+        mix, mix_last = self.mix.unbind(), self.mix_last.unbind()
+        none: list[None] = [None] * chunks
+        momentum = none if self.momentum_last is None else self.momentum_last.unbind()
+        carry = none if self.carry is None else self.carry.unbind()
+        return [
+            ChunkGates(
+                tuple(b[g] for b in base), mix[g], tuple(b[g] for b in base_last), mix_last[g], momentum[g], carry[g]
+            )
+            for g in range(chunks)
+        ]
 
 
 def chunk_gates(
@@ -90,9 +103,10 @@ def chunk_gates(
         mix = A @ writes.unsqueeze(-3)
         momentum, carry = writes[..., -1, :], left[..., -1]
 
-    base_XCPK = torch.stack(base, dim=-1).movedim(-3, -1)  # [X, K, C, P] -> [X, C, P, K]
+    weights = tuple(b.mT.contiguous() for b in base)  # [X, K, C] -> [X, C, K]
     mix = mix.movedim(-3, -1).contiguous() if per_channel else mix.squeeze(-3)
-    return ChunkGates(base_XCPK.contiguous(), mix, momentum, carry)
+    mix_last = mix[..., -1, :, :] if per_channel else mix[..., -1, :]
+    return ChunkGates(weights, mix, tuple(b[..., -1] for b in base), mix_last, momentum, carry)
 
 
 def products_between(log_gate: Tensor) -> Tensor:
@@ -104,22 +118,22 @@ def products_between(log_gate: Tensor) -> Tensor:
     return torch.where(ones.tril(), _exp(after.cumsum(-1).mT), torch.zeros_like(log_gate[..., :1, None]))
 
 
-def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> ChunkGates:
-    """Gates of the memory each token meets: one row down, then decayed by the token itself, given ``decay_XCK``."""
-    untouched = torch.zeros_like(gates.base_XCPK[..., :1, :, :])
-    untouched[..., 0, :] = 1  # the first token of a chunk meets M_0
-    base = torch.cat([untouched, gates.base_XCPK[..., :-1, :, :]], dim=-3)
-    per_channel = gates.mix.dim() == gates.base_XCPK.dim()
-    rows = -3 if per_channel else -2
-    first = torch.zeros_like(gates.mix.narrow(rows, 0, 1))
-    mix = torch.cat([first, gates.mix.narrow(rows, 0, gates.mix.shape[rows] - 1)], dim=rows)
+def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Base and mix of the memory each token meets: one row down, then decayed by the token itself if it is given."""
+    first, *others = gates.base
+    base = [_row_down(first, -2, 1.0), *(_row_down(b, -2, 0.0) for b in others)]  # the first token meets M_0
+    per_channel = gates.mix.dim() == first.dim() + 1
+    mix = _row_down(gates.mix, -3 if per_channel else -2, 0.0)
     if decay_XCK is not None:
-        base = base * decay_XCK.unsqueeze(-2)
+        base = [b * decay_XCK for b in base]
         mix = mix * (decay_XCK.unsqueeze(-2) if per_channel else decay_XCK)
         if to_target:
-            none = torch.zeros_like(decay_XCK)
-            base = base + torch.stack([none, 1 - decay_XCK, *[none] * (base.shape[-2] - 2)], dim=-2)
-    return ChunkGates(base, mix, None, None)
+            base[1] = base[1] + (1 - decay_XCK)
+    return tuple(base), mix
+
+
+def _row_down(x: Tensor, dim: int, first: float) -> Tensor:
+    return torch.cat([torch.full_like(x.narrow(dim, 0, 1), first), x.narrow(dim, 0, x.shape[dim] - 1)], dim=dim)
 
 
 def mixed_scores(z_XCK: Tensor, x_XCK: Tensor, mix: Tensor) -> Tensor:

@@ -63,19 +63,18 @@ def activate(rule: MemoryRule, x: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
-def activate_with_slope(rule: MemoryRule, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The non-linearity and its derivative, sharing what they have in common."""
+def activation_backward(rule: MemoryRule, error: Tensor, x: Tensor) -> Tensor:
+    """``error * activation'(x)``, itself differentiable."""
     if rule.activation == "silu":
+        if not (torch.is_grad_enabled() and (error.requires_grad or x.requires_grad)):
+            return torch.ops.aten.silu_backward(error, x)  # one pass, but torch knows no derivative of it
         gate = torch.sigmoid(x)
-        y = x * gate
-        return y, torch.addcmul(gate, y, 1 - gate)
+        return error * torch.addcmul(gate, x * gate, 1 - gate)
     if rule.activation == "gelu":
-        gate = 0.5 * (1 + torch.erf(x * 0.7071067811865476))
-        return x * gate, gate + x * torch.exp(-0.5 * x.square()) * 0.3989422804014327
+        return torch.ops.aten.gelu_backward(error, x)
     if rule.activation == "relu":
-        return F.relu(x), (x > 0).to(x.dtype)
-    y = torch.tanh(x)
-    return y, 1 - y.square()
+        return error * (x > 0)
+    return error * (1 - torch.tanh(x).square())
 
 
 def answer(rule: MemoryRule, apply_layer: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -92,22 +91,22 @@ def answer(rule: MemoryRule, apply_layer: Callable[[int, Tensor], Tensor], x: Te
 
 def inner_gradient(rule: MemoryRule, weights: Sequence[Tensor], k: Tensor, v: Tensor) -> InnerGradient:
     """Gradient of the inner loss ``l(M; k, v)`` at ``weights``, one per token (tokens do not see each other)."""
-    inputs, slopes = [k], []
+    inputs, before = [k], []
     z = k
     for i, weight in enumerate(weights):
         z = z @ weight
         if i < rule.depth - 1:
-            z, slope = activate_with_slope(rule, z)
+            before.append(z)
+            z = activate(rule, z)
             inputs.append(z)
-            slopes.append(slope)
     normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS) if rule.norm else z
     output = k + normed if rule.residual else normed
     error = output_error(rule, output, v)
     if rule.norm:
         error = _layer_norm_backward(z, normed, error)
     errors = [error]
-    for weight, slope in zip(reversed(weights[1:]), reversed(slopes), strict=True):
-        error = (error @ weight.mT) * slope
+    for weight, x in zip(reversed(weights[1:]), reversed(before), strict=True):
+        error = activation_backward(rule, error @ weight.mT, x)
         errors.append(error)
     return InnerGradient(inputs, errors[::-1], output)
 
