@@ -99,11 +99,11 @@ def inner_gradient(rule: MemoryRule, weights: Sequence[Tensor], k: Tensor, v: Te
             before.append(z)
             z = activate(rule, z)
             inputs.append(z)
-    normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS) if rule.norm else z
+    normed, inverse_std = _normalise(z) if rule.norm else (z, z)
     output = k + normed if rule.residual else normed
     error = output_error(rule, output, v)
     if rule.norm:
-        error = _layer_norm_backward(z, normed, error)
+        error = _layer_norm_backward(normed, inverse_std, error)
     errors = [error]
     for weight, x in zip(reversed(weights[1:]), reversed(before), strict=True):
         error = activation_backward(rule, error @ weight.mT, x)
@@ -130,7 +130,13 @@ def inner_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
     return F.huber_loss(output, v.expand_as(output), reduction="none", delta=rule.huber_delta).sum(-1)
 
 
-def _layer_norm_backward(z: Tensor, normed: Tensor, error: Tensor) -> Tensor:
-    inverse_std = (z.var(-1, correction=0, keepdim=True) + NORM_EPS).rsqrt()
+def _normalise(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Layer normalisation that also returns the inverse standard deviation its derivative needs."""
+    centred = z - z.mean(-1, keepdim=True)
+    inverse_std = (centred.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    return centred * inverse_std, inverse_std
+
+
+def _layer_norm_backward(normed: Tensor, inverse_std: Tensor, error: Tensor) -> Tensor:
     centred = error - error.mean(-1, keepdim=True)
     return inverse_std * (centred - normed * (error * normed).mean(-1, keepdim=True))
