@@ -1,10 +1,10 @@
 """Speed of a deep memory that learns at every token, side by side with titans-pytorch, in one process.
 
 The reference work: an MLP memory of depth 2 and expansion 4, 4 heads of width 64 (layer width 256), one row of 2048
-tokens, float32, gates at every token, decay to zero as in the paper. Our default decays to the initial weights,
-which costs two of thirteen matrix products more; it is measured as well. titans-pytorch is measured in both of its modes: `chunk_size=1` has the same
-per-token semantics; `chunk_size=64` is coarser than ours (one step size, momentum and decay per chunk and token reads
-only at chunk borders).
+tokens, float32, gates at every token, decay to zero as in the paper. Our default decays to the initial weights, which
+costs two of thirteen matrix products more; it is measured as well. titans-pytorch is measured in both of its modes:
+`chunk_size=1` has the same per-token semantics; `chunk_size=64` is coarser than ours (one step size, momentum and decay
+per chunk, and reads of what the chunks before have left).
 
 Runs alternate between the two sides, so that a machine whose speed drifts slows both; the ratios are taken pair by
 pair. The matmul rate of the machine, at the shapes of the work, is measured in the same run.

@@ -96,7 +96,7 @@ class NeuralMemory(nn.Module):
         self.heads, self.head_dim, self.conv_size = heads, head_dim, conv_size
         inner = heads * head_dim
         self.in_proj = nn.Linear(width, 3 * inner, bias=False)
-        self.conv = nn.Conv1d(3 * inner, 3 * inner, conv_size, groups=3 * inner, bias=False) if conv_size > 1 else None
+        self.conv = nn.Parameter(torch.empty(conv_size, 3 * inner)) if conv_size > 1 else None  # last row: the present
         self.feature_map = (
             build_feature_map(self.rule.feature_map, heads, head_dim) if self.rule.feature_map is not None else None
         )
@@ -127,9 +127,9 @@ class NeuralMemory(nn.Module):
                 with torch.no_grad():
                     proj.bias.copy_(torch.as_tensor(value).logit())
         if self.conv is not None:  # begin as the identity on the present token, with a little of the past
-            nn.init.uniform_(self.conv.weight, -0.1, 0.1)
+            nn.init.uniform_(self.conv, -0.1, 0.1)
             with torch.no_grad():
-                self.conv.weight[..., -1] += 1
+                self.conv[-1] += 1
 
     def forward(
         self,
@@ -212,7 +212,10 @@ class NeuralMemory(nn.Module):
             order = torch.argsort(~mask, dim=1, stable=True)[..., None].expand(-1, -1, channels)
             x = x.gather(1, order)  # real tokens side by side: padding must not stand between a token and its past
         past = torch.cat([tail.to(x.dtype), x], dim=1)
-        y = self.conv(past.mT).mT
+        # A few shifted products: on CPUs twice as fast as a depthwise convolution, derivatives included.
+        y = past[:, kept:] * self.conv[-1]
+        for i in range(kept):
+            y = y.addcmul_(past[:, i : i + T], self.conv[i])
         if not padded:
             return y, past[:, T:]
         assert mask is not None
