@@ -45,9 +45,16 @@ def seconds(work: Work) -> float:
 
 
 def alternate(ours: Work, theirs: Work, runs: int) -> tuple[list[float], list[float]]:
-    """Seconds of both sides, one after the other, after one warm-up each."""
-    ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
+    """Seconds of both sides, in turn.
+
+    Each timed run follows an untimed one of its own side, so that neither pays for the memory the other gave back.
+    """
+
+    def warm(work: Work) -> float:
+        work()
+        return seconds(work)
+
+    pairs = [(warm(ours), warm(theirs)) for _ in range(runs)]
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 

@@ -13,9 +13,9 @@ from mnemonist.training.configuration import TrainingConfig
 
 DEMO_FOLDER = Path("runs/demo")
 
-DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), rule="titans:expansion=2,chunk_size=16", window=32, mlp_width=256)
-DEMO_BASELINE = DEMO_MODEL.replace(blocks=("window", "window"), mlp_width=600)
-DEMO_TRAINING = TrainingConfig(steps=450, batch_size=2, row_length=1024, learning_rate=4e-3)
+DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), rule="titans:expansion=2,chunk_size=32", window=32, mlp_width=256)
+DEMO_BASELINE = DEMO_MODEL.replace(blocks=("window", "window"), mlp_width=521)
+DEMO_TRAINING = TrainingConfig(steps=330, batch_size=2, row_length=1024, learning_rate=4e-3)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist import __version__
@@ -40,6 +42,8 @@ class Comparison:
 
 def run_read(options: Read) -> int:
     """Read, print, write the page."""
+    if options.map_bytes < 1:
+        raise ValueError(f"map_bytes is {options.map_bytes}; show at least 1 byte of each text.")
     prepare_torch()
     model = load_model(options.model)
     baseline = None if options.baseline is None else load_model(options.baseline)
@@ -50,7 +54,7 @@ def run_read(options: Read) -> int:
         print(f"{line[0]}: {line[1]}")
     facts = run_facts(model, comparison, {"model file": str(options.model)})
     command = f"mnemonist read {options.path} --model {options.model}"
-    write_page(options.out, f"Reading {options.path.name}", comparison, facts, command, options.map_bytes)
+    write_page(options.out, f"Reading {options.path.resolve().name}", comparison, facts, command, options.map_bytes)
     print(f"page: {options.out}")
     return 0
 
@@ -63,7 +67,7 @@ def choose_texts(path: Path, limit: int | None) -> tuple[Document, ...]:
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; read at least 1 byte, or leave it out to read everything.")
-    if path.is_dir():
+    if os.path.isdir(path):  # False, and no error, for a path that cannot be
         found = sorted(read_path(path).documents, key=lambda d: (-len(d.text), d.name))[:MOST_TEXTS]
     else:
         found = [read_document(path)]
@@ -83,7 +87,7 @@ def compare(model: LanguageModel, baseline: LanguageModel | None, texts: tuple[D
     has_memory = any(kind in ("lmm", "mag") for kind in model.config.blocks)
     with Progress(
         TextColumn("{task.description:<16}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), transient=False,
+        TimeRemainingColumn(), console=Console(stderr=True),
     ) as bars:  # fmt: skip
 
         def read(name: str, reader: LanguageModel, learn: bool, surprise: bool) -> TextReading:
@@ -147,9 +151,8 @@ def write_page(
     for name, reading in comparison.named():
         by = bits_by_position(reading.bits)
         curves.append(Curve(name, by.positions, by.mean, by.low, by.high))
-    shown = tuple(_surprise_map(comparison, i, map_bytes) for i in range(min(maps, len(comparison.texts))))
-    if not comparison.learning.memories:
-        shown = ()
+    count = min(maps, len(comparison.texts)) if comparison.learning.memories else 0
+    shown = tuple(_surprise_map(comparison, i, map_bytes) for i in range(count))
     write_reading(path, Reading(title, tuple(summary(comparison)), tuple(curves), shown, facts, command))
 
 

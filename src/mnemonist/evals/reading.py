@@ -22,7 +22,7 @@ from mnemonist.models.modeling import LanguageModel, ModelState
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in all."""
 
-# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal quantile is near enough.
+# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, see `interval`.
 STUDENT_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -71,12 +71,15 @@ def read_texts(
         learn: False holds every memory still.
         surprise: whether to keep what the memories went through.
         piece: bytes read at a time; it bounds the working memory and changes nothing else.
-        state: what an earlier reading returned, to read on; None begins new documents.
+        state: what earlier texts have left, of which these are then read as the next documents, each behind its own
+            start mark; None begins a stream.
         progress: called after each piece.
 
     Raises:
-        ValueError: no text, an empty one, or texts of different lengths.
+        ValueError: no text, an empty one, or texts of different lengths; or ``piece`` is not positive.
     """
+    if piece < 1:
+        raise ValueError(f"piece is {piece}; read at least 1 byte at a time.")
     lengths = {len(text) for text in texts}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"texts have lengths {sorted(lengths)}; give at least one text, none empty, all equally long.")
@@ -137,12 +140,25 @@ def interval(values: np.ndarray) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(float(values.mean()), None)
-    quantile = STUDENT_975[n - 2] if n - 2 < len(STUDENT_975) else 1.96
+    freedom = n - 1
+    if freedom <= len(STUDENT_975):
+        quantile = STUDENT_975[freedom - 1]
+    else:  # the normal quantile z with two terms in 1 / freedom (Abramowitz & Stegun 26.7.5)
+        quantile = 1.960 + 2.372 / freedom + 2.823 / freedom**2
     return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(n))
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, start: int = 0) -> Interval:
-    """How many bits per byte ``a`` pays less than ``b`` from byte ``start`` on, paired by text; both ``[N, T]``."""
+    """How many bits per byte ``a`` pays less than ``b`` from byte ``start`` on, paired by text; both ``[N, T]``.
+
+    Raises:
+        ValueError: the shapes differ, or no byte is left.
+    """
+    if a.shape != b.shape or not 0 <= start < a.shape[1]:
+        raise ValueError(
+            f"bits are {list(a.shape)} and {list(b.shape)}, compared from byte {start}; the shapes must be the same "
+            "[N, T], and start one of the T bytes."
+        )
     return interval(b[:, start:].mean(1) - a[:, start:].mean(1))
 
 
@@ -160,7 +176,7 @@ class BitsByPosition:
 def bits_by_position(bits: np.ndarray, bins: int = 16, first: int = 64) -> BitsByPosition:
     """Average ``bits [N, T]`` in bins that grow geometrically from ``first`` bytes, with 95% intervals over texts."""
     T = bits.shape[1]
-    edges = np.unique(np.geomspace(min(first, T), T, bins).astype(int))
+    edges = np.unique(np.geomspace(min(first, T), T, bins).round().astype(int))
     edges = np.concatenate([[0], edges])
     cells = [interval(bits[:, a:b].mean(1)) for a, b in itertools.pairwise(edges)]
     mean = np.array([cell.mean for cell in cells])

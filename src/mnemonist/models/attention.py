@@ -98,7 +98,7 @@ class CausalAttention(nn.Module):
             mask_BT: bool, False on padding, whose outputs are zero.
 
         Raises:
-            ValueError: nothing to read, or the state has another batch size.
+            ValueError: nothing to read, or the state has another batch size, or the mask another shape.
         """
         B, T, _ = x_BTE.shape
         if B == 0 or T == 0:
@@ -107,10 +107,13 @@ class CausalAttention(nn.Module):
             raise ValueError(
                 f"The state has {state.keys.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
             )
+        if mask_BT is not None and (mask_BT.shape != (B, T) or mask_BT.dtype != torch.bool):
+            raise ValueError(f"mask is {mask_BT.dtype} {list(mask_BT.shape)}; it must be bool {[B, T]}.")
         if mask_BT is None or bool(mask_BT.all()):
             y, after = self._read(x_BTE, state, torch.full((B,), T))
             return self.out_proj(y), after
         order = torch.argsort(~mask_BT, dim=1, stable=True)[..., None]  # real tokens side by side, padding behind
+        x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # unseen, but 0 * NaN is NaN
         y, after = self._read(x_BTE.gather(1, order.expand_as(x_BTE)), state, mask_BT.sum(1).cpu())
         y = torch.zeros_like(y).scatter(1, order.expand_as(y), y)
         return self.out_proj(y * mask_BT[..., None]), after
@@ -134,7 +137,9 @@ class CausalAttention(nn.Module):
         kept = int(length.max()) if self.window is None else self.window - 1
         if bool((counts == T).all()):
             first = keys.shape[1] - kept
-            return AttentionState(keys[:, first:], values[:, first:], length)
+            if first:  # a view would keep the whole piece in memory for as long as the state lives
+                keys, values = keys[:, first:].clone(), values[:, first:].clone()
+            return AttentionState(keys, values, length)
         begin = (state.keys.shape[1] + counts - kept).to(keys.device)[:, None]
         index = (begin + torch.arange(kept, device=keys.device)).clamp_min(0)  # below 0 lies nothing real
         index = index[..., None, None].expand(-1, -1, *keys.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +161,7 @@ class LanguageModel(nn.Module):
         try:
             model = cls(ModelConfig.from_json(header.get("config", "")))
             model.load_state_dict(tensors)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold the weights its configuration asks for: {error}") from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = textwrap.shorten(str(error), 300)  # torch lists every tensor, on lines of their own
+            raise UserError(f"{path} does not hold the weights its configuration asks for: {reason}") from error
         return model.to(device)

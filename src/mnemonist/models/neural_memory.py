@@ -158,6 +158,8 @@ class NeuralMemory(nn.Module):
             raise ValueError(
                 f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
             )
+        if mask_BT is not None:
+            x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # what stands at padding reaches nothing: 0 * NaN is NaN
         qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
         gates = self._gates(x_BTE)
@@ -217,7 +219,7 @@ class NeuralMemory(nn.Module):
         for i in range(kept):
             y = y.addcmul_(past[:, i : i + T], self.conv[i])
         if not padded:
-            return y, past[:, T:]
+            return y, past[:, T:].clone()  # a view would keep the whole piece in memory
         assert mask is not None
         ends = mask.sum(1)[:, None] + torch.arange(kept, device=x.device)
         return torch.zeros_like(y).scatter(1, order, y), past.gather(1, ends[..., None].expand(-1, -1, channels))

