@@ -36,6 +36,24 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
             raise FileError(f"cannot write {path}: {_reason(error)}") from error
 
 
+def require_writable(path: str | os.PathLike[str]) -> Path:
+    """Make sure that a file can be written at `path`, before long work whose result belongs there.
+
+    Returns:
+        The path behind any links; its folder exists.
+
+    Raises:
+        FileError: when the folder cannot be made or written, or `path` is something else than a plain file.
+    """
+    target = _resolved(path)
+    if os.path.isdir(target):
+        raise FileError(f"cannot write {path}: it is a folder; give the name of a file")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise FileError(f"cannot write {path}: it is a device or a pipe; give the name of a plain file")
+    _make_writable_folder(target.parent, path)
+    return target
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what the block writes there replaces `path` when it succeeds.
@@ -48,12 +66,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileError: when the folder cannot be made or written, `path` is something else than a plain file,
             or the block wrote nothing.
     """
-    target = _resolved(path)
-    if os.path.isdir(target):
-        raise FileError(f"cannot write {path}: it is a folder; give the name of a file")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise FileError(f"cannot write {path}: it is a device or a pipe; give the name of a plain file")
-    _make_writable_folder(target.parent, path)
+    target = require_writable(path)
     temporary = target.with_name(f".{secrets.token_hex(8)}.partial{target.suffix}")
     try:
         yield temporary

@@ -18,6 +18,7 @@ from mnemonist.cli.options import Read
 from mnemonist.cli.train import load_model, prepare_torch, say
 from mnemonist.data import Document, fingerprint, read_document, read_path
 from mnemonist.evals.reading import TextReading, bits_by_position, interval, paired_difference, read_texts
+from mnemonist.files import require_writable
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
 
@@ -26,24 +27,23 @@ MOST_TEXTS = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same texts read three ways."""
+    """The same texts read in several ways."""
 
     texts: tuple[Document, ...]
-    learning: TextReading
-    frozen: TextReading | None
-    """None if the model has no memory to hold still."""
-    baseline: TextReading | None
+    readings: dict[str, TextReading]
+    """By the name each goes by on the page; the first is what the others are compared with."""
 
-    def named(self) -> list[tuple[str, TextReading]]:
-        """The readings there are, by the name they go by on the page."""
-        ways = (("memory learning", self.learning), ("memory frozen", self.frozen), ("attention only", self.baseline))
-        return [(name, reading) for name, reading in ways if reading is not None]
+    @property
+    def learning(self) -> TextReading:
+        """The first reading."""
+        return next(iter(self.readings.values()))
 
 
 def run_read(options: Read) -> int:
     """Read, print, write the page."""
     if options.map_bytes < 1:
         raise ValueError(f"map_bytes is {options.map_bytes}; show at least 1 byte of each text.")
+    require_writable(options.out)  # now, not after an hour of reading
     prepare_torch()
     model = load_model(options.model)
     baseline = None if options.baseline is None else load_model(options.baseline)
@@ -84,7 +84,6 @@ def cut_alike(texts: Sequence[Document], limit: int | None) -> tuple[Document, .
 def compare(model: LanguageModel, baseline: LanguageModel | None, texts: tuple[Document, ...]) -> Comparison:
     """Read the texts with the memory learning, with the memory frozen, and with the baseline."""
     raw = [text.text for text in texts]
-    has_memory = any(kind in ("lmm", "mag") for kind in model.config.blocks)
     with Progress(
         TextColumn("{task.description:<16}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(), console=Console(stderr=True),
@@ -99,20 +98,31 @@ def compare(model: LanguageModel, baseline: LanguageModel | None, texts: tuple[D
 
             return read_texts(reader, raw, learn=learn, surprise=surprise, progress=advance)
 
-        return Comparison(
-            texts,
-            read("memory learning", model, True, True),
-            read("memory frozen", model, False, False) if has_memory else None,
-            read("attention only", baseline, True, False) if baseline is not None else None,
-        )
+        readings = {}
+        if has_memory(model):
+            readings["memory learning"] = read("memory learning", model, True, True)
+            readings["memory frozen"] = read("memory frozen", model, False, False)
+        else:
+            readings["attention only"] = read("attention only", model, True, False)
+        if baseline is not None:
+            name = "baseline" if has_memory(baseline) or not has_memory(model) else "attention only"
+            readings[name] = read(name, baseline, True, False)
+    return Comparison(texts, readings)
+
+
+def has_memory(model: LanguageModel) -> bool:
+    """Whether any block learns while it reads."""
+    return any(kind in ("lmm", "mag") for kind in model.config.blocks)
 
 
 def summary(comparison: Comparison) -> list[tuple[str, str]]:
     """The key figures as (label, value)."""
     bits = comparison.learning.bits
     half = bits.shape[1] // 2
-    lines = [(f"{name}, bits per byte", str(interval(reading.bits.mean(1)))) for name, reading in comparison.named()]
-    for name, reading in comparison.named()[1:]:
+    lines = [
+        (f"{name}, bits per byte", str(interval(reading.bits.mean(1)))) for name, reading in comparison.readings.items()
+    ]
+    for name, reading in list(comparison.readings.items())[1:]:
         saved = paired_difference(bits, reading.bits, half)
         lines.append((f"bits saved per byte against {name}, second half", str(saved)))
     lines.append(("state while reading, bytes per text", f"{comparison.learning.state.nbytes // len(bits):,}"))
@@ -130,7 +140,7 @@ def run_facts(model: LanguageModel, comparison: Comparison, more: dict[str, str]
         "texts": f"{len(comparison.texts)} of {len(comparison.texts[0].text):,} bytes "
         f"(fingerprint {fingerprint(comparison.texts)}): {', '.join(text.name for text in comparison.texts)}",
         **more,
-        "reading time": f"{sum(reading.seconds for _, reading in comparison.named()):.0f} s",
+        "reading time": f"{sum(reading.seconds for reading in comparison.readings.values()):.0f} s",
         "versions": f"mnemonist {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
@@ -148,7 +158,7 @@ def write_page(
 ) -> None:
     """Write the HTML page of a reading."""
     curves = []
-    for name, reading in comparison.named():
+    for name, reading in comparison.readings.items():
         by = bits_by_position(reading.bits)
         curves.append(Curve(name, by.positions, by.mean, by.low, by.high))
     count = min(maps, len(comparison.texts)) if comparison.learning.memories else 0
