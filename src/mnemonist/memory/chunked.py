@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
-from mnemonist.memory.stream import Gates, Trace
+from mnemonist.memory.stream import Gates, Trace, cut_chunks
 
 ADJOINT_LIMIT = 1e6
 
@@ -206,12 +207,7 @@ def _chunks(
 ) -> list[Chunk]:
     """Cut a piece into chunks of ``C`` tokens, and do for all of them at once what depends on no memory."""
     B, T, H, K = q.shape
-    G = T // C
-
-    def cut(x: Tensor) -> Tensor:  # [B, T, H, ...] -> [G, N, C, ...]
-        x = x.reshape(B, G, C, *x.shape[2:])
-        return x.movedim(1, 0).transpose(2, 3).reshape(G, B * H, C, *x.shape[4:])
-
+    cut = partial(cut_chunks, length=C)
     moved = gates.each(cut)
     valid = None if valid_BT is None else cut(valid_BT[..., None].expand(B, T, H))
 

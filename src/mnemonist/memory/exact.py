@@ -14,6 +14,7 @@ gradient at the decayed memory this is the WY form of Gated DeltaNet; under the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from mnemonist.memory.chunked import chunk_start, write
 from mnemonist.memory.gates import before, chunk_gates, mixed_scores
 from mnemonist.memory.network import inner_loss
 from mnemonist.memory.state import MemoryState
-from mnemonist.memory.stream import Gates, Trace
+from mnemonist.memory.stream import Gates, Trace, cut_chunks
 
 CHANNEL_BLOCK = 16
 """Block length under channel retention, where every channel has a decay matrix of its own."""
@@ -85,10 +86,7 @@ def _read_blocks(
     B, T, H, _ = q.shape
     G = T // C
 
-    def blocks(x: Tensor) -> Tensor:  # [B, T, H, ...] -> [G, N, C, ...]
-        x = x.reshape(B, G, C, *x.shape[2:])
-        return x.movedim(1, 0).transpose(2, 3).reshape(G, B * H, C, *x.shape[4:])
-
+    blocks = partial(cut_chunks, length=C)
     to_target = rule.decay_to == "initial"
     valid = None if mask_BT is None else blocks(mask_BT[..., None].expand(B, T, H))
     log_decay = None if gates.log_decay is None else blocks(gates.log_decay)

@@ -50,3 +50,10 @@ class Trace:
 
     loss: Tensor
     gradient_norm: Tensor
+
+
+def cut_chunks(x_BT: Tensor, length: int) -> Tensor:
+    """``[B, T, H, ...] -> [G, N, C, ...]``: G chunks of C = ``length`` tokens of N = B * H memories."""
+    B, T, H = x_BT.shape[:3]
+    x = x_BT.reshape(B, T // length, length, *x_BT.shape[2:])
+    return x.movedim(1, 0).transpose(2, 3).reshape(T // length, B * H, length, *x_BT.shape[3:])
