@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,15 +114,18 @@ def parse(arguments: list[str]) -> Command:
     preset = _value_of("--preset", arguments)
     if preset is not None:  # the preset sets the defaults that --help shows and other options change
         train = Train(preset=preset, model=find_preset(preset))
-    return tyro.cli(
+    commands = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Read, tyro.conf.subcommand("read")]
-        | Annotated[Models, tyro.conf.subcommand("models")],
-        prog="mnemonist",
-        description="Small models that remember and reason.",
-        args=arguments,
+        | Annotated[Models, tyro.conf.subcommand("models")]
     )
+    # Within a dataclass, since tyro would name the union itself after one of its own insides.
+    arguments_type = make_dataclass("Arguments", [("mnemonist", Annotated[commands, tyro.conf.arg(name="")])])
+    parsed: Any = tyro.cli(
+        arguments_type, prog="mnemonist", description="Small models that remember and reason.", args=arguments
+    )
+    return parsed.mnemonist
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
