@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,13 +64,28 @@ def activate(rule: MemoryRule, x: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
+class _SiluBackward(torch.autograd.Function):
+    """``error * silu'(x)`` in one pass, with the derivative that torch's own operation lacks."""
+
+    @staticmethod
+    def forward(ctx: Any, error: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(error, x)
+        return torch.ops.aten.silu_backward(error, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        error, x = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        rest = 1 - gate
+        slope = gate * (1 + x * rest)
+        curve = gate * rest * (2 + x * (rest - gate))
+        return grad * slope, grad * error * curve
+
+
 def activation_backward(rule: MemoryRule, error: Tensor, x: Tensor) -> Tensor:
     """``error * activation'(x)``, itself differentiable."""
     if rule.activation == "silu":
-        if not (torch.is_grad_enabled() and (error.requires_grad or x.requires_grad)):
-            return torch.ops.aten.silu_backward(error, x)  # one pass, but torch knows no derivative of it
-        gate = torch.sigmoid(x)
-        return error * torch.addcmul(gate, x * gate, 1 - gate)
+        return _SiluBackward.apply(error, x)
     if rule.activation == "gelu":
         return torch.ops.aten.gelu_backward(error, x)
     if rule.activation == "relu":

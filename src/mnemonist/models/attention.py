@@ -1,15 +1,18 @@
 """Causal attention under the streaming contract: over everything read so far, or over a window of it.
 
 A token sees itself and the ``window - 1`` real tokens before it in its own row, plus a few persistent tokens: learned
-embeddings without a position that every token sees (Titans eq. 19). Padding is not seen, takes no position and leaves
-no trace, so rows of a batch may be cut and padded anywhere.
+embeddings that every token sees (Titans eq. 19). They go through the same projections as text, and they are not
+counted in the window and not rotated, because a token that is always in reach has no distance. That is our choice:
+the paper prepends them to the text and does not say what position they take. Padding is not seen, takes no position
+and leaves no trace, so rows of a batch may be cut and padded anywhere.
 
 Within a window the cost is linear in the length of the text: queries are taken in blocks of one window, and each block
-meets its own keys and those of the block before it.
+meets the keys of the block before it and its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +47,26 @@ class AttentionState:
             self.keys.index_select(0, there), self.values.index_select(0, there), self.length[rows.to("cpu")]
         )
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors that share memory with nothing, ready for safetensors; `from_tensors` reads them back."""
+        return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in vars(self).items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> AttentionState:
+        """Rebuild a state from `to_tensors`.
+
+        Raises:
+            ValueError: tensors are missing, left over, or do not fit each other.
+        """
+        if odd := set(tensors) ^ {"keys", "values", "length"}:
+            raise ValueError(f"These tensors are not a state of attention: {sorted(odd)} missing or left over.")
+        keys, values, length = tensors["keys"], tensors["values"], tensors["length"]
+        sound = keys.dim() == 4 and keys.shape == values.shape and keys.dtype == values.dtype
+        sound = sound and keys.is_floating_point() and length.dtype == torch.int64
+        if not sound or length.shape != keys.shape[:1] or bool((length < 0).any()):
+            raise ValueError("These tensors are not a state of attention: their shapes, types or lengths do not fit.")
+        return cls(keys, values, length.cpu())
+
 
 class CausalAttention(nn.Module):
     """Multi-head attention with rotary positions (RoFormer, arXiv 2104.09864) that count real tokens.
@@ -54,7 +77,7 @@ class CausalAttention(nn.Module):
         head_dim: ``D``, even.
         window: tokens seen, the present one included; None sees everything.
         persistent_tokens: learned tokens that every token sees besides.
-        rope_base: wavelength of the slowest rotation, over 2 pi.
+        rope_base: pair ``i`` of a head turns by ``rope_base ** (-2 i / D)`` radians a token.
 
     Raises:
         ValueError: a size is not positive, or ``head_dim`` is odd.
@@ -71,20 +94,17 @@ class CausalAttention(nn.Module):
         rope_base: float = 10000.0,
     ) -> None:
         super().__init__()
-        if (
-            min(width, heads, head_dim) < 1
-            or head_dim % 2
-            or (window is not None and window < 1)
-            or persistent_tokens < 0
-        ):
+        sizes = [width, heads, head_dim, rope_base] + ([] if window is None else [window])
+        if min(sizes) <= 0 or head_dim % 2 or persistent_tokens < 0:
             raise ValueError(
-                f"width {width}, heads {heads}, head_dim {head_dim} (even) and window {window} must be positive, and "
-                f"persistent_tokens {persistent_tokens} not negative."
+                f"width {width}, heads {heads}, head_dim {head_dim} (even), window {window} and rope_base {rope_base} "
+                f"must be positive, and persistent_tokens {persistent_tokens} not negative."
             )
         self.heads, self.head_dim, self.window = heads, head_dim, window
         self.in_proj = nn.Linear(width, 3 * heads * head_dim, bias=False)
         self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
         self.persistent = nn.Parameter(torch.randn(persistent_tokens, width)) if persistent_tokens else None
+        # No tensor, so that `.to(bfloat16)` and the like cannot touch it.
         self.frequencies = [rope_base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
 
     def forward(
@@ -98,93 +118,127 @@ class CausalAttention(nn.Module):
             mask_BT: bool, False on padding, whose outputs are zero.
 
         Raises:
-            ValueError: nothing to read, or the state has another batch size, or the mask another shape.
+            ValueError: nothing to read, a mask of another shape or type, or a state of another batch size or layer.
         """
+        self._check(x_BTE, state, mask_BT)
+        if state is None:
+            B = x_BTE.shape[0]
+            kept = 0 if self.window is None else self.window - 1
+            nothing = x_BTE.new_zeros(B, kept, self.heads, self.head_dim)
+            state = AttentionState(nothing, nothing, torch.zeros(B, dtype=torch.int64, device="cpu"))
+        if mask_BT is None or bool(mask_BT.all()):
+            return self._read(x_BTE, state, None)
+        # Only a piece with padding pays for moving tokens: the real ones go side by side to the left, the rest is cut.
+        counts = mask_BT.sum(1).to("cpu")
+        most = int(counts.max())
+        y_BTE = torch.zeros_like(x_BTE)
+        if most == 0:
+            return y_BTE, state
+        order = torch.argsort(~mask_BT, dim=1, stable=True)[:, :most, None].expand(-1, -1, x_BTE.shape[2])
+        padded = (torch.arange(most, device="cpu") >= counts[:, None]).to(x_BTE.device)[..., None]
+        x = x_BTE.gather(1, order).masked_fill(padded, 0)  # zeros, as even a NaN in padding must not spread
+        y, after = self._read(x, state, None if bool((counts == most).all()) else counts)
+        return y_BTE.to(y).scatter(1, order, y.masked_fill(padded, 0)), after
+
+    def _check(self, x_BTE: Tensor, state: AttentionState | None, mask_BT: Tensor | None) -> None:
         B, T, _ = x_BTE.shape
         if B == 0 or T == 0:
             raise ValueError(f"There is nothing to read: the input is {list(x_BTE.shape)}; no size may be 0.")
-        if state is not None and state.keys.shape[0] != B:
-            raise ValueError(
-                f"The state has {state.keys.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
-            )
         if mask_BT is not None and (mask_BT.shape != (B, T) or mask_BT.dtype != torch.bool):
             raise ValueError(f"mask is {mask_BT.dtype} {list(mask_BT.shape)}; it must be bool {[B, T]}.")
-        if mask_BT is None or bool(mask_BT.all()):
-            y, after = self._read(x_BTE, state, torch.full((B,), T))
-            return self.out_proj(y), after
-        order = torch.argsort(~mask_BT, dim=1, stable=True)[..., None]  # real tokens side by side, padding behind
-        x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # unseen, but 0 * NaN is NaN
-        y, after = self._read(x_BTE.gather(1, order.expand_as(x_BTE)), state, mask_BT.sum(1).cpu())
-        y = torch.zeros_like(y).scatter(1, order.expand_as(y), y)
-        return self.out_proj(y * mask_BT[..., None]), after
-
-    def _read(self, x: Tensor, state: AttentionState | None, counts: Tensor) -> tuple[Tensor, AttentionState]:
-        """Read rows whose first ``counts [B]`` tokens are real; the others see what they like."""
-        B, T, _ = x.shape
-        q, k, v = self.in_proj(x).view(B, T, 3, self.heads, self.head_dim).unbind(2)
         if state is None:
-            kept = 0 if self.window is None else self.window - 1
-            empty = k.new_zeros(B, kept, self.heads, self.head_dim)
-            state = AttentionState(empty, empty, torch.zeros(B, dtype=torch.int64))
-        cos, sin = self._rotations(state.length, T, x)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
-        y = self._attend(q, keys, values, state.length)
-        return y.reshape(B, T, -1), self._after(keys, values, state, counts, T)
+            return
+        rows, kept, *head = state.keys.shape
+        if rows != B:
+            raise ValueError(f"The state has {rows} rows but the batch has {B}; use state.select(rows) to change it.")
+        if head != [self.heads, self.head_dim] or (self.window is not None and kept != self.window - 1):
+            raise ValueError(
+                f"The state keeps {kept} keys of {head}, but window {self.window} and heads "
+                f"{[self.heads, self.head_dim]} were expected; it belongs to another layer."
+            )
 
-    def _after(self, keys: Tensor, values: Tensor, state: AttentionState, counts: Tensor, T: int) -> AttentionState:
-        length = state.length + counts
-        kept = int(length.max()) if self.window is None else self.window - 1
-        if bool((counts == T).all()):
-            first = keys.shape[1] - kept
-            if first:  # a view would keep the whole piece in memory for as long as the state lives
-                keys, values = keys[:, first:].clone(), values[:, first:].clone()
-            return AttentionState(keys, values, length)
-        begin = (state.keys.shape[1] + counts - kept).to(keys.device)[:, None]
-        index = (begin + torch.arange(kept, device=keys.device)).clamp_min(0)  # below 0 lies nothing real
-        index = index[..., None, None].expand(-1, -1, *keys.shape[2:])
-        return AttentionState(keys.gather(1, index), values.gather(1, index), length)
+    def _read(self, x_BTE: Tensor, state: AttentionState, counts: Tensor | None) -> tuple[Tensor, AttentionState]:
+        """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
+        B, T, _ = x_BTE.shape
+        q, k, v = self.in_proj(x_BTE).view(B, T, 3, self.heads, self.head_dim).unbind(2)
+        cos, sin = self._rotations(state.length, T, x_BTE)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if self.window is None:
+            keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
+            y = self._attend(q, keys, values, state.length)
+            surplus = keys.shape[1] - T - int(state.length.max())  # places of longer rows that `select` left behind
+            if counts is not None:
+                after = _newest(keys, values, state, counts, None)
+            elif surplus > 0:
+                after = keys[:, surplus:].clone(), values[:, surplus:].clone()
+            else:
+                after = keys, values
+        else:
+            y = self._attend_in_blocks(q, k, v, state, self.window)
+            if counts is None:
+                after = _tail(state.keys, k), _tail(state.values, v)
+            else:
+                keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
+                after = _newest(keys, values, state, counts, self.window - 1)
+        length = state.length + (T if counts is None else counts)
+        return self.out_proj(y.reshape(B, T, -1)), AttentionState(*after, length)
+
+    def _attend_in_blocks(
+        self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
+    ) -> Tensor:
+        """The first block meets what was kept; each other one the block before it, all under one small mask."""
+        keys = torch.cat([state.keys, k_BTHD[:, :window]], dim=1)
+        values = torch.cat([state.values, v_BTHD[:, :window]], dim=1)
+        first = self._attend(q_BTHD[:, :window], keys, values, state.length)
+        B, T, H, D = q_BTHD.shape
+        if window >= T:
+            return first
+        blocks = -(-T // window)
+        # The last block is filled up with tokens that nobody sees.
+        spare = (0, 0, 0, 0, 0, -T % window)
+        q, k, v = (F.pad(t, spare).view(B, blocks, window, H, D) for t in (q_BTHD, k_BTHD, v_BTHD))
+        # Pairs of blocks by `cat`: overlapping views (`unfold`) would give the same, but are slow backwards.
+        keys, values = (torch.cat([t[:, :-1], t[:, 1:]], dim=2).flatten(0, 1) for t in (k, v))
+        column = torch.arange(2 * window, device=q.device)
+        row = torch.arange(window, 2 * window, device=q.device)[:, None]
+        rest = self._softmax(q[:, 1:].flatten(0, 1), keys, values, (column <= row) & (column > row - window))
+        return torch.cat([first, rest.reshape(B, -1, H, D)[:, : T - window]], dim=1)
 
     def _attend(self, q_BTHD: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
         """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real."""
-        B, T = q_BTHD.shape[:2]
-        kept, span = keys.shape[1] - T, self.window
-        missing = (kept - length).clamp_min(0).to(keys.device)  # [B]: kept places that hold nothing
-        if span is None and kept == 0:
+        T, S = q_BTHD.shape[1], keys.shape[1]
+        missing = (S - T - length).clamp_min(0)  # [B]: kept places that hold nothing
+        whole = not bool(missing.any())
+        if whole and T == 1:
+            return self._softmax(q_BTHD, keys, values, None)
+        if T == S and self.window is None:
             return self._attend_from_the_beginning(q_BTHD, keys, values)
-        if span is None or span >= T:
-            column = torch.arange(kept + T, device=keys.device)
-            row = torch.arange(kept, kept + T, device=keys.device)[:, None]
-            seen = (column <= row) if span is None else (column <= row) & (column > row - span)
-            seen = seen & (column >= missing[:, None, None])  # [B, T, kept + T]
-            return self._softmax(q_BTHD, keys, values, seen)
-        blocks = -(-T // span)
-        spare = blocks * span - T  # the last block is filled up with tokens that nobody sees
-        q = F.pad(q_BTHD, (0, 0, 0, 0, 0, spare)).view(B * blocks, span, *q_BTHD.shape[2:])
-        near = [F.pad(x, (0, 0, 0, 0, 0, spare)).unfold(1, 2 * span - 1, span).movedim(-1, 2) for x in (keys, values)]
-        column = torch.arange(2 * span - 1, device=keys.device)
-        row = torch.arange(span, device=keys.device)[:, None]
-        seen = ((column >= row) & (column < row + span))[None, None]
-        block = torch.arange(blocks, device=keys.device)[:, None, None] * span
-        real = column + block >= missing[:, None, None, None]
-        seen = (seen & real).reshape(B * blocks, span, -1)
-        y = self._softmax(q, near[0].flatten(0, 1), near[1].flatten(0, 1), seen)
-        return y.reshape(B, blocks * span, *q_BTHD.shape[2:])[:, :T]
+        column = torch.arange(S, device=keys.device)
+        row = torch.arange(S - T, S, device=keys.device)[:, None]
+        seen = column <= row
+        if self.window is not None:
+            seen = seen & (column > row - self.window)
+        if not whole:
+            seen = (seen & (column >= missing.to(keys.device)[:, None, None]))[:, None]  # [B, 1, T, S]
+        return self._softmax(q_BTHD, keys, values, seen)
 
     def _attend_from_the_beginning(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Full attention over a whole text. Persistent tokens go first, as queries too: so it stays plainly causal."""
+        """A whole text. Persistent tokens go first, as queries too: plainly causal, so no mask and half the work."""
         p_keys, p_values = self._persistent(q)
         n = p_keys.shape[1]
-        q = torch.cat([torch.zeros_like(p_keys), q], dim=1).transpose(1, 2)
-        keys, values = torch.cat([p_keys, keys], dim=1), torch.cat([p_values, values], dim=1)
-        y = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), is_causal=True)
-        return y[:, :, n:].transpose(1, 2)
+        if n:
+            q = torch.cat([torch.zeros_like(p_keys), q], dim=1)
+            keys, values = torch.cat([p_keys, keys], dim=1), torch.cat([p_values, values], dim=1)
+        q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=True)[:, :, n:].transpose(1, 2)
 
-    def _softmax(self, q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen_NTS: Tensor) -> Tensor:
+    def _softmax(self, q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
+        """Every query sees itself under any ``seen`` (``[T, S]`` or ``[N, 1, T, S]``), so no row is empty: no NaN."""
         p_keys, p_values = self._persistent(q_NTHD)
-        keys, values = torch.cat([p_keys, keys_NSHD], dim=1), torch.cat([p_values, values_NSHD], dim=1)
-        seen = F.pad(seen_NTS, (p_keys.shape[1], 0), value=True)[:, None]
-        q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys, values))
+        if p_keys.shape[1]:
+            keys_NSHD, values_NSHD = torch.cat([p_keys, keys_NSHD], dim=1), torch.cat([p_values, values_NSHD], dim=1)
+            seen = None if seen is None else F.pad(seen, (p_keys.shape[1], 0), value=True)
+        q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys_NSHD, values_NSHD))
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2)
 
     def _persistent(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,17 +251,44 @@ class CausalAttention(nn.Module):
         return k.expand(N, *k.shape), v.expand(N, *v.shape)
 
     def _rotations(self, length: Tensor, T: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each position's angles, ``[B or 1, T, 1, D / 2]``.
+        """Cosine, and sine signed for `_rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.
 
         Angles are float64, so that the millionth position is as exact as the first.
         """
         if int(length.min()) == int(length.max()):
             length = length[:1]
-        position = length[:, None] + torch.arange(T)
-        angle = position[..., None].double() * torch.tensor(self.frequencies, dtype=torch.float64)
-        return tuple(f(angle)[:, :, None].to(x) for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+        position = length[:, None] + torch.arange(T, device="cpu")
+        angle = position[..., None].double() * torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
+        cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return torch.cat([cos, cos], -1).to(x.device, dtype), torch.cat([-sin, sin], -1).to(x.device, dtype)
 
 
 def _rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``(a, b) -> (a cos - b sin, b cos + a sin)`` for the halves of each head."""
     a, b = x_BTHD.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.addcmul(x_BTHD * cos, torch.cat([b, a], dim=-1), sin).to(x_BTHD.dtype)
+
+
+def _tail(old: Tensor, new: Tensor) -> Tensor:
+    """The last entries of ``old`` and ``new`` ``[B, ., H, D]``, as many as ``old`` has.
+
+    A copy, as a view would keep everything that was read alive behind a small state; in the type of ``old``, so that
+    autocast does not change its size.
+    """
+    S, T = old.shape[1], new.shape[1]
+    return new[:, T - S :].to(old.dtype, copy=True) if S <= T else torch.cat([old[:, T:], new], dim=1)
+
+
+def _newest(
+    keys: Tensor, values: Tensor, state: AttentionState, counts: Tensor, kept: int | None
+) -> tuple[Tensor, Tensor]:
+    """Of each row the last ``kept`` (None: all) entries among what the state held and the ``counts [B]`` new ones.
+
+    Places below what a row has read are zeros.
+    """
+    kept = int((state.length + counts).max()) if kept is None else kept
+    begin = (state.keys.shape[1] + counts - kept)[:, None]
+    index = (begin + torch.arange(kept, device="cpu")).to(keys.device)[..., None, None]
+    at = index.clamp_min(0).expand(-1, -1, *keys.shape[2:])
+    return keys.gather(1, at).masked_fill(index < 0, 0), values.gather(1, at).masked_fill(index < 0, 0)
