@@ -13,7 +13,7 @@ from mnemonist.models.blocks import MIXERS
 
 
 @pytest.mark.parametrize("rule", [*list(RULES), "titans:depth=4,activation=gelu", "deltanet:feature_map=hedgehog"])
-@pytest.mark.parametrize("kind", [kind for kind in BLOCKS if kind in ("lmm", "mag")])
+@pytest.mark.parametrize("kind", [kind for kind, block in BLOCKS.items() if block.memory])
 def test_every_rule_fits_every_memory_block_and_learns(kind, rule):
     """One step of gradient descent reaches every parameter."""
     torch.manual_seed(0)

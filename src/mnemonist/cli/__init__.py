@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mnemonist.errors import UserError
-
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -21,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(list(sys.argv[1:] if arguments is None else arguments))
         return options.run()
-    except (UserError, ValueError) as error:
+    except ValueError as error:
         print(f"mnemonist: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:

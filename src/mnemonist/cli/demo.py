@@ -41,7 +41,7 @@ def run_demo(options: Demo) -> int:
     bytes_read = training.steps * training.batch_size * training.row_length
     more = {
         "attention only": f"{' '.join(DEMO_BASELINE.blocks)}; window {DEMO_BASELINE.window}; "
-        f"{sum(p.numel() for p in window.model.parameters()):,} parameters; the same bytes in the same order",
+        f"{window.model.parameter_count:,} parameters; the same bytes in the same order",
         "training": f"{training.steps} steps of {training.batch_size} x {training.row_length} bytes ({bytes_read:,}) "
         f"of Python's standard library (fingerprint {fingerprint(documents)}); "
         f"{memory.result.seconds:.0f} s and {window.result.seconds:.0f} s",

@@ -99,20 +99,16 @@ def compare(model: LanguageModel, baseline: LanguageModel | None, texts: tuple[D
             return read_texts(reader, raw, learn=learn, surprise=surprise, progress=advance)
 
         readings = {}
-        if has_memory(model):
+        if model.config.has_memory:
             readings["memory learning"] = read("memory learning", model, True, True)
             readings["memory frozen"] = read("memory frozen", model, False, False)
         else:
             readings["attention only"] = read("attention only", model, True, False)
         if baseline is not None:
-            name = "baseline" if has_memory(baseline) or not has_memory(model) else "attention only"
+            plain = model.config.has_memory and not baseline.config.has_memory
+            name = "attention only" if plain else "baseline"
             readings[name] = read(name, baseline, True, False)
     return Comparison(texts, readings)
-
-
-def has_memory(model: LanguageModel) -> bool:
-    """Whether any block learns while it reads."""
-    return any(kind in ("lmm", "mag") for kind in model.config.blocks)
 
 
 def summary(comparison: Comparison) -> list[tuple[str, str]]:
@@ -133,10 +129,9 @@ def summary(comparison: Comparison) -> list[tuple[str, str]]:
 def run_facts(model: LanguageModel, comparison: Comparison, more: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """What was run, as (name, value)."""
     config = model.config
-    parameters = sum(p.numel() for p in model.parameters())
     facts = {
         "model": f"{' '.join(config.blocks)}; rule {config.rule}; width {config.width}; window {config.window}; "
-        f"{parameters:,} parameters",
+        f"{model.parameter_count:,} parameters",
         "texts": f"{len(comparison.texts)} of {len(comparison.texts[0].text):,} bytes "
         f"(fingerprint {fingerprint(comparison.texts)}): {', '.join(text.name for text in comparison.texts)}",
         **more,

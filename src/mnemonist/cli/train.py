@@ -60,8 +60,7 @@ def train_model(
     """
     torch.manual_seed(training.seed)
     model = LanguageModel(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    say(f"{name}: {parameters:,} parameters, blocks {' '.join(config.blocks)}, {training.steps} steps of "
+    say(f"{name}: {model.parameter_count:,} parameters, blocks {' '.join(config.blocks)}, {training.steps} steps of "
         f"{training.batch_size} x {training.row_length} bytes")  # fmt: skip
     about = {"model": config.to_json(), "data": fingerprint(documents)}
     if resume and has_checkpoint(folder / CHECKPOINT):

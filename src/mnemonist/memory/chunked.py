@@ -127,12 +127,17 @@ def _read_aligned(
     targets = [sequences(w.expand(B, *w.shape)) for w in initial] if rule.decay_to == "initial" else None
     state_phase = state.phase
     assert state_phase is not None
-    if ragged is None:
-        inside: Tensor | None = None  # every row is as far into its chunk as every other
-        anchor = anchor if phase else weights
-    else:
-        inside = (state_phase > 0).to(q_BTHK.device).repeat_interleave(H)[:, None, None]
-        anchor = [torch.where(inside, a, w) for a, w in zip(anchor, weights, strict=True)]
+    ends = state_phase + T if ragged is None else ragged[1]
+
+    def present_where(rows_B: Tensor, others: list[Tensor]) -> list[Tensor]:
+        """The present weights in some rows of the batch, ``others`` in the rest."""
+        chosen = rows_B.to(q_BTHK.device).repeat_interleave(H)[:, None, None]
+        return [torch.where(chosen, w, o) for w, o in zip(weights, others, strict=True)]
+
+    if ragged is not None:
+        anchor = present_where(state_phase == 0, anchor)
+    elif phase == 0:  # every row is as far into its chunk as every other
+        anchor = weights
 
     answers, losses, norms = [], [], []
     column = 0
@@ -145,8 +150,7 @@ def _read_aligned(
             if column and ragged is None:
                 anchor = weights
             elif column:
-                enters = (ragged[1] > column).to(q_BTHK.device).repeat_interleave(H)[:, None, None]  # type: ignore[index]
-                anchor = [torch.where(enters, w, a) for w, a in zip(weights, anchor, strict=True)]
+                anchor = present_where(ends > column, anchor)
             gradient = inner_gradient(rule, anchor, chunk.k, chunk.v)
             y, weights, momentum = _step(rule, chunk, gradient, weights, momentum, targets)
             answers.append(y)
@@ -156,13 +160,11 @@ def _read_aligned(
                     norms.append(gradient.norm())
             column += length
 
-    ends = state_phase + T if ragged is None else ragged[1]
     new_phase = ends % C
-    finished = (new_phase == 0).to(q_BTHK.device).repeat_interleave(H)[:, None, None]
-    if ragged is None:
-        anchor = weights if int(new_phase[0]) == 0 else anchor
-    else:
-        anchor = [torch.where(finished, w, a) for w, a in zip(weights, anchor, strict=True)]
+    if ragged is not None:
+        anchor = present_where(new_phase == 0, anchor)
+    elif int(new_phase[0]) == 0:
+        anchor = weights
     back = [tuple(w.reshape(B, H, *w.shape[1:]) for w in group) for group in (weights, momentum, anchor)]
 
     def tokens(chunks: list[Tensor]) -> Tensor:

@@ -89,9 +89,9 @@ def _read_blocks(
     blocks = partial(cut_chunks, length=C)
     to_target = rule.decay_to == "initial"
     valid = None if mask_BT is None else blocks(mask_BT[..., None].expand(B, T, H))
-    log_decay = None if gates.log_decay is None else blocks(gates.log_decay)
-    log_momentum = None if gates.log_momentum is None else blocks(gates.log_momentum)
-    after = chunk_gates(blocks(gates.step_size), log_momentum, log_decay, valid, to_target)
+    gates = gates.each(blocks)
+    log_decay = gates.log_decay
+    after = chunk_gates(gates.step_size, gates.log_momentum, log_decay, valid, to_target)
     decay = None
     if rule.gradient_at == "decayed" and log_decay is not None:
         decay = (log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)).exp()

@@ -99,69 +99,39 @@ def memorize(
     _check_tokens(q, k, v, mask)
     # Under mixed precision the algebra below would be run in half precision, and the state would be no better.
     with torch.autocast(q.device.type, enabled=False):
-        return _memorize(
-            rule,
-            q,
-            k,
-            v,
-            step_size,
-            log_momentum,
-            log_decay,
-            initial,
-            state,
-            mask,
-            backend,
-            feature_map,
-            surprise,
-        )
+        if mask is not None and bool(mask.all()):
+            mask = None
+        if mask is not None:  # whatever stands at padding, NaN too, must reach nothing: 0 * NaN is NaN
+            q, k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (q, k, v))
+        phi = _feature_map(rule, feature_map, q)
+        dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+        queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
+        B, _, H, K = queries.shape
+        gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
+        weights = _check_initial(rule, initial, H, K, v.shape[-1], dtype, q.device)
+        if rule.denominator:
+            # Summing up phi(k) is writing the value 1: one more output channel.
+            values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
+            weights = [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+        if state is None:
+            state = MemoryState.fresh(rule, weights, B)
+        _check_state(rule, state, weights, B)
 
-
-def _memorize(
-    rule: MemoryRule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    step_size: Tensor | None,
-    log_momentum: Tensor | None,
-    log_decay: Tensor | None,
-    initial: Sequence[Tensor] | None,
-    state: MemoryState | None,
-    mask: Tensor | None,
-    backend: str,
-    feature_map: Callable[[Tensor], Tensor] | None,
-    surprise: bool,
-) -> MemoryRead:
-    if mask is not None and bool(mask.all()):
-        mask = None
-    if mask is not None:  # whatever stands at padding, NaN too, must reach nothing: 0 * NaN is NaN
-        q, k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (q, k, v))
-    phi = _feature_map(rule, feature_map, q)
-    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
-    B, _, H, K = queries.shape
-    gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
-    weights = _check_initial(rule, initial, H, K, v.shape[-1], dtype, q.device)
-    if rule.denominator:
-        # Summing up phi(k) is writing the value 1: one more output channel.
-        values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
-        weights = [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
-    if state is None:
-        state = MemoryState.fresh(rule, weights, B)
-    _check_state(rule, state, weights, B)
-
-    chosen = _choose(rule, backend)
-    trace: Trace | None
-    if chosen == "recurrent":
-        y, after, trace = read_recurrent(queries, keys, values, gates, weights, state, mask)
-    elif chosen == "exact":
-        y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
-    else:
-        y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
-    if rule.denominator:
-        total = y[..., -1:]
-        y = y[..., :-1] / torch.where(total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total)
-    report = _surprise(trace, gates) if surprise and trace is not None else None
-    return MemoryRead(y.to(v.dtype), after, report, chosen)
+        chosen = _choose(rule, backend)
+        trace: Trace | None
+        if chosen == "recurrent":
+            y, after, trace = read_recurrent(queries, keys, values, gates, weights, state, mask)
+        elif chosen == "exact":
+            y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
+        else:
+            y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
+        if rule.denominator:
+            total = y[..., -1:]
+            y = y[..., :-1] / torch.where(
+                total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total
+            )
+        report = _surprise(trace, gates) if surprise and trace is not None else None
+        return MemoryRead(y.to(v.dtype), after, report, chosen)
 
 
 def _choose(rule: MemoryRule, backend: str) -> str:

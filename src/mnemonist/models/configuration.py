@@ -21,22 +21,30 @@ class BlockInfo:
 
     summary: str
     source: str
+    memory: bool
+    """Whether it has a memory that learns while it reads."""
 
 
 BLOCKS: Mapping[str, BlockInfo] = {
     "lmm": BlockInfo(
         "the neural memory alone, in place of attention",
         "Titans (arXiv 2501.00663) section 4.3, LMM; with another rule: that paper's layer",
+        memory=True,
     ),
     "mag": BlockInfo(
         "sliding-window attention gated by the memory, both reading the same input",
         "Titans (arXiv 2501.00663) section 4.2, eq. 26-28, MAG",
+        memory=True,
     ),
     "window": BlockInfo(
-        "sliding-window attention alone", "Beltagy et al. 2020 (arXiv 2004.05150); the short-term half of MAG"
+        "sliding-window attention alone",
+        "Beltagy et al. 2020 (arXiv 2004.05150); the short-term half of MAG",
+        memory=False,
     ),
     "attention": BlockInfo(
-        "full causal attention", "Vaswani et al. 2017 (arXiv 1706.03762) with RoPE (arXiv 2104.09864)"
+        "full causal attention",
+        "Vaswani et al. 2017 (arXiv 1706.03762) with RoPE (arXiv 2104.09864)",
+        memory=False,
     ),
 }
 """The kinds of block a model can be a list of."""
@@ -92,6 +100,11 @@ class ModelConfig:
                 raise ValueError(f"{field.name} is {value}; it must be at least {least}.")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even number.")
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether any block learns while it reads."""
+        return any(BLOCKS[kind].memory for kind in self.blocks)
 
     @property
     def memory_rule(self) -> MemoryRule:

@@ -64,6 +64,11 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.width)
         self._initialise()
 
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that training learns."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def _initialise(self) -> None:
         """Small normal weights; what ends a branch is smaller in deep models (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)

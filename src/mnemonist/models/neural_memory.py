@@ -180,8 +180,6 @@ class NeuralMemory(nn.Module):
             surprise=surprise,
         )
         y = self.norm(read.y).reshape(B, T, H * D) * F.silu(self.out_gate(x_BTE))
-        if mask_BT is not None:
-            y = y * mask_BT[..., None]
         return self.out_proj(y), NeuralMemoryState(read.state, tail), read.surprise
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
