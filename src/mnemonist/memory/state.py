@@ -109,11 +109,11 @@ class MemoryState:
             for g in ("weights", "momentum", "anchor")
         }
         state = cls(rule, group["weights"], group["momentum"], group["anchor"], tensors.get("phase"))
-        state._check()
+        state.check()
         return state
 
-    def _check(self) -> None:
-        """Raise ValueError unless the tensors fit each other."""
+    def check(self) -> None:
+        """Raise ValueError unless the tensors fit each other and the rule."""
         shapes = [w.shape for w in self.weights]
         sound = all(w.dim() == 4 and w.shape[:2] == shapes[0][:2] and w.is_floating_point() for w in self.weights)
         for group in (self.momentum, self.anchor):

@@ -12,17 +12,20 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.models.state import StreamState
+
 
 @dataclass(frozen=True)
-class AttentionState:
+class AttentionState(StreamState):
     """The keys and values that later tokens may still see: a value, of constant size if there is a window."""
+
+    GROWING = frozenset({"keys", "values"})  # unless there is a window
 
     keys: Tensor
     """``[B, S, H, D]``, rotated; the newest last, and of each row only the last ``length`` are real."""
@@ -31,41 +34,10 @@ class AttentionState:
     length: Tensor
     """``[B]`` int64 on the CPU (it steers the control flow): real tokens read so far."""
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.values, self.length))
-
-    def detach(self) -> AttentionState:
-        """The same state, cut from its graph."""
-        return AttentionState(self.keys.detach(), self.values.detach(), self.length)
-
-    def select(self, rows: Tensor) -> AttentionState:
-        """Rows ``rows`` (int64 ``[B']``, repeats allowed) as a new batch."""
-        there = rows.to(self.keys.device)
-        return AttentionState(
-            self.keys.index_select(0, there), self.values.index_select(0, there), self.length[rows.to("cpu")]
-        )
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Named tensors that share memory with nothing, ready for safetensors; `from_tensors` reads them back."""
-        return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in vars(self).items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> AttentionState:
-        """Rebuild a state from `to_tensors`.
-
-        Raises:
-            ValueError: tensors are missing, left over, or do not fit each other.
-        """
-        if odd := set(tensors) ^ {"keys", "values", "length"}:
-            raise ValueError(f"These tensors are not a state of attention: {sorted(odd)} missing or left over.")
-        keys, values, length = tensors["keys"], tensors["values"], tensors["length"]
-        sound = keys.dim() == 4 and keys.shape == values.shape and keys.dtype == values.dtype
-        sound = sound and keys.is_floating_point() and length.dtype == torch.int64
-        if not sound or length.shape != keys.shape[:1] or bool((length < 0).any()):
-            raise ValueError("These tensors are not a state of attention: their shapes, types or lengths do not fit.")
-        return cls(keys, values, length.cpu())
+    def check(self) -> None:
+        """Raise ValueError unless keys and values are alike, and the counter one that reading could have left."""
+        if self.keys.shape != self.values.shape or bool((self.length < 0).any()):
+            raise ValueError("These tensors are not a state of attention: their shapes or lengths do not fit.")
 
 
 class CausalAttention(nn.Module):

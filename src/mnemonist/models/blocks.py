@@ -18,33 +18,15 @@ from mnemonist.models.attention import AttentionState, CausalAttention
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.state import StreamState
 
 
 @dataclass(frozen=True)
-class BlockState:
+class BlockState(StreamState):
     """What a block remembers of a stream; a part is None if the block has no such part."""
 
     attention: AttentionState | None = None
     memory: NeuralMemoryState | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return sum(part.nbytes for part in (self.attention, self.memory) if part is not None)
-
-    def detach(self) -> BlockState:
-        """The same state, cut from its graph."""
-        return BlockState(
-            None if self.attention is None else self.attention.detach(),
-            None if self.memory is None else self.memory.detach(),
-        )
-
-    def select(self, rows: Tensor) -> BlockState:
-        """Rows ``rows`` (int64 ``[B']``) as a new batch."""
-        return BlockState(
-            None if self.attention is None else self.attention.select(rows),
-            None if self.memory is None else self.memory.select(rows),
-        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mnemonist.models.blocks import Block, BlockState
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.documents import gather_documents
 from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.state import StreamState
 from mnemonist.tensors import load_tensors, save_tensors
 
 FORMAT = "mnemonist-model/1"
@@ -22,23 +23,10 @@ INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True)
-class ModelState:
-    """What a model has become while reading: one state per block."""
+class ModelState(StreamState):
+    """What a model has become while reading; constant in size unless a block attends to everything."""
 
     blocks: tuple[BlockState, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes; constant unless a block attends to everything."""
-        return sum(block.nbytes for block in self.blocks)
-
-    def detach(self) -> ModelState:
-        """The same state, cut from its graph."""
-        return ModelState(tuple(block.detach() for block in self.blocks))
-
-    def select(self, rows: Tensor) -> ModelState:
-        """Rows ``rows`` (int64 ``[B']``) as a new batch, e.g. the survivors of a beam."""
-        return ModelState(tuple(block.select(rows) for block in self.blocks))
 
 
 @dataclass(frozen=True)

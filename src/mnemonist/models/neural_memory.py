@@ -29,6 +29,7 @@ from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights
 from mnemonist.models.normalisation import RMSNorm, wide
+from mnemonist.models.state import StreamState
 
 INITIAL_STEP = 0.5  # of the bound
 INITIAL_MOMENTUM = 0.5
@@ -37,29 +38,12 @@ LOG_MOMENTUM_FLOOR = -20.0
 
 
 @dataclass(frozen=True)
-class NeuralMemoryState:
+class NeuralMemoryState(StreamState):
     """What the layer remembers of a stream: a value of constant size."""
 
     memory: MemoryState
     tail: Tensor
     """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, 3 * H * D]``."""
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.memory.nbytes + self.tail.numel() * self.tail.element_size()
-
-    def detach(self) -> NeuralMemoryState:
-        """The same state, cut from its graph."""
-        return NeuralMemoryState(self.memory.detach(), self.tail.detach())
-
-    def fork(self) -> NeuralMemoryState:
-        """An independent copy."""
-        return NeuralMemoryState(self.memory.fork(), self.tail.clone())
-
-    def select(self, rows: Tensor) -> NeuralMemoryState:
-        """Rows ``rows`` (int64 ``[B']``) as a new batch."""
-        return NeuralMemoryState(self.memory.select(rows), self.tail.index_select(0, rows.to(self.tail.device)))
 
 
 class NeuralMemory(nn.Module):
