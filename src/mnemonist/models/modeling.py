@@ -13,9 +13,9 @@ from mnemonist.errors import UserError
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.blocks import Block, BlockState
 from mnemonist.models.configuration import ModelConfig
-from mnemonist.models.documents import gather_documents
+from mnemonist.models.documents import gather_documents, put_back
 from mnemonist.models.normalisation import RMSNorm
-from mnemonist.models.state import StreamState
+from mnemonist.models.state import StreamState, join_states
 from mnemonist.tensors import load_tensors, save_tensors
 
 FORMAT = "mnemonist-model/1"
@@ -84,19 +84,25 @@ class LanguageModel(nn.Module):
             state: what an earlier call returned, or None at the beginning.
             mask: bool ``[B, T]``, False on padding: it changes nothing, and its logits mean nothing.
             starts: bool ``[B, T]``, True where a document begins in the middle of a row: nothing that was read
-                before, by memory, convolution or attention, reaches it. Only for rows that begin a stream.
+                before, by memory, convolution or attention, reaches it. The ``state`` returned is that of the last
+                document of each row; one that is given belongs to the text before the first start.
             learn: False reads with every memory as it is.
             surprise: whether to report the surprise of every memory.
 
         Raises:
             ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size, or
-                ``starts`` together with ``state`` or ``mask``.
+                ``starts`` together with ``mask``.
         """
         self._check(tokens, state)
-        if starts is not None:
-            if state is not None or mask is not None:
-                raise ValueError("starts (packed documents) cannot be combined with state or mask; read them apart.")
-            return self._read_documents(tokens, starts, learn, surprise)
+        if starts is None:
+            return self._read(tokens, state, mask, learn, surprise)
+        if mask is not None:
+            raise ValueError("starts (packed documents) cannot be combined with mask; read them apart.")
+        return self._read_documents(tokens, state, starts, learn, surprise)
+
+    def _read(
+        self, tokens: Tensor, state: ModelState | None, mask: Tensor | None, learn: bool, surprise: bool
+    ) -> ModelOutput:
         x = self.embedding(tokens)
         states: list[BlockState] = []
         seen: dict[int, Surprise] = {}
@@ -109,17 +115,34 @@ class LanguageModel(nn.Module):
         logits = nn.functional.linear(self.norm(x), self.embedding.weight)
         return ModelOutput(logits, ModelState(tuple(states)), seen)
 
-    def _read_documents(self, tokens: Tensor, starts: Tensor, learn: bool, surprise: bool) -> ModelOutput:
+    def _read_documents(
+        self, tokens: Tensor, state: ModelState | None, starts: Tensor, learn: bool, surprise: bool
+    ) -> ModelOutput:
         """Give every document a row of its own, read, and put the answers back where their tokens were."""
-        rows = gather_documents(starts)
-        if rows is None:
-            return self(tokens, learn=learn, surprise=surprise)
-        output = self(tokens.flatten()[rows.source], mask=rows.mask, learn=learn, surprise=surprise)
-        seen = {
-            i: Surprise(*(None if part is None else rows.put_back(part) for part in vars(report).values()))  # type: ignore[arg-type]
-            for i, report in output.surprise.items()
-        }
-        return ModelOutput(rows.put_back(output.logits), output.state.select(rows.last), seen)
+        groups = gather_documents(starts, state is not None)
+        if not groups:
+            return self._read(tokens, state, None, learn, surprise)
+        flat, shape = tokens.flatten(), tokens.shape
+        outputs = []
+        for group in groups:
+            before = state.select(group.row) if state is not None and group.carried else None
+            outputs.append(self._read(flat[group.source], before, group.mask, learn, surprise))
+
+        seen = {}
+        for block in outputs[0].surprise:
+            reports = [vars(output.surprise[block]) for output in outputs]
+            seen[block] = Surprise(
+                **{
+                    name: None if reports[0][name] is None else put_back(groups, [r[name] for r in reports], shape)
+                    for name in reports[0]
+                }
+            )
+        last = join_states(
+            [output.state.select(group.ends.nonzero()[:, 0]) for group, output in zip(groups, outputs, strict=True)]
+        )
+        order = torch.cat([group.row[group.ends] for group in groups]).argsort()
+        logits = put_back(groups, [output.logits for output in outputs], shape)
+        return ModelOutput(logits, last.select(order), seen)
 
     def _check(self, tokens: Tensor, state: ModelState | None) -> None:
         if tokens.dim() != 2 or tokens.numel() == 0:
@@ -133,6 +156,10 @@ class LanguageModel(nn.Module):
         if state is not None and len(state.blocks) != len(self.blocks):
             raise ValueError(
                 f"The state has {len(state.blocks)} blocks but the model {len(self.blocks)}; it is of another model."
+            )
+        if state is not None and state.batch != len(tokens):
+            raise ValueError(
+                f"The state has {state.batch} rows but the batch has {len(tokens)}; state.select(rows) changes it."
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

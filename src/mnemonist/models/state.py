@@ -32,6 +32,11 @@ class StreamState:
         """Raise ValueError unless the tensors of this state fit each other."""
 
     @property
+    def batch(self) -> int:
+        """Rows ``B``."""
+        return next(_tensors(self))[1].shape[0]
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return sum(tensor.numel() * tensor.element_size() for _, tensor in _tensors(self))
