@@ -15,11 +15,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "mnemonist"
 
-BOTTOM = {"errors", "files", "lazy", "tensors"}
+BOTTOM = {"choices", "errors", "files", "lazy", "tensors"}
 ALLOWED = {
     "": set(),  # mnemonist/__init__.py
     "errors": set(),
     "lazy": set(),
+    "choices": {"errors"},
     "files": {"errors"},
     "tensors": {"errors", "files"},
     "data": BOTTOM - {"tensors"},
@@ -37,9 +38,10 @@ THIRD_PARTY = {
     "": set(),
     "errors": set(),
     "lazy": set(),
+    "choices": set(),
     "files": set(),
     "tensors": {"torch", "safetensors"},
-    "data": {"numpy"},
+    "data": {"numpy", "pyarrow", "tokenizers", "transformers"},
     "memory": {"torch"},
     "__main__": set(),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +24,41 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], **
         FileError: the file cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(plain, metadata=header))
+    write_atomically(path, _in_order(save(plain, metadata=header)))
+
+
+def content_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell whether ``text`` and every named tensor are the same, bit for bit."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same file with its header sorted; safetensors writes metadata in an order that changes from run to run."""
+    begin = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:begin]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(file)[begin:]))
+
+
+def read_tensors(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of any safetensors file.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; give the path of a safetensors file")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); it may be cut short or foreign") from error
 
 
 def load_tensors(
@@ -33,14 +69,7 @@ def load_tensors(
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else than ``expected_format``.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}; give the path of one that holds {expected_format!r}")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); it may be cut short or foreign") from error
+    tensors, header = read_tensors(path, device)
     if header.get("format") != expected_format:
         held = header.get("format", "something else")
         raise UserError(f"{path} holds {held!r}, not {expected_format!r}; it may be from another version of mnemonist")

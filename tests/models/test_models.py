@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from streams import SMALL, small_model
+from streams import SMALL, shaken, small_model
 
 from mnemonist.errors import UserError
 from mnemonist.memory import RULES
 from mnemonist.models import BLOCKS, PRESETS, Block, LanguageModel, ModelConfig, NeuralMemory, find_preset
-from mnemonist.models.blocks import MIXERS
+from mnemonist.models.blocks import MIXERS, BlockState
 
 
 @pytest.mark.parametrize("rule", [*list(RULES), "titans:depth=4,activation=gelu", "deltanet:feature_map=hedgehog"])
@@ -91,6 +91,10 @@ def test_files_that_are_no_models(tmp_path):
     [
         ({"blocks": ()}, "at least one block"),
         ({"blocks": ("magg",)}, "did you mean 'mag'"),
+        ({"blocks": ("mag:gte=silu",)}, "did you mean 'gate'"),
+        ({"blocks": ("mag:gate=relu",)}, "silu or sigmoid"),
+        ({"blocks": ("mag:skip=false",)}, "not a change to the block 'mag'.*one of gate"),
+        ({"blocks": ("lmm:gate=silu",)}, "it has no choices"),
         ({"rule": "titan"}, "did you mean 'titans'"),
         ({"rule": "titans:depht=3"}, "did you mean 'depth'"),
         ({"rule": "titans:depth=9"}, "1 to 4 layers"),
@@ -129,5 +133,24 @@ def test_bad_input_to_a_model():
         model(tokens, starts=tokens.bool(), mask=~tokens.bool())
     with pytest.raises(ValueError, match="must all be at least 1"):
         NeuralMemory(8, 0, 8)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="no block 'nothing'"):
         Block(SMALL, "nothing")
+
+
+def test_what_the_paper_leaves_open_is_a_choice():
+    x = torch.randn(1, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for kind, choice in (("mag", "gate=sigmoid"), ("mac", "gate=sigmoid"), ("mal", "skip=false")):
+        blocks = [shaken(Block(SMALL, name)) for name in (kind, f"{kind}:{choice}")]
+        blocks[1].load_state_dict(blocks[0].state_dict())  # no choice changes the weights
+        default, other = (block(x).y for block in blocks)
+        assert not torch.allclose(default, other)
+    # With a closed sigmoid, or the memory's answers at zero, what is left is the part that the choice names.
+    mal, plain = (shaken(Block(SMALL, name)) for name in ("mal", "mal:skip=false"))
+    for block in (mal, plain):
+        torch.nn.init.zeros_(block.mixer.memory.out_proj.weight)
+    far = x.clone()
+    far[0, 3] += 1
+    assert not torch.allclose(mal.mixer(x, BlockState(), None, learn=True, surprise=False).y[:, 4:],
+                              mal.mixer(far, BlockState(), None, learn=True, surprise=False).y[:, 4:])  # fmt: skip
+    assert torch.equal(plain.mixer(x, BlockState(), None, learn=True, surprise=False).y[:, 4:],
+                       plain.mixer(far, BlockState(), None, learn=True, surprise=False).y[:, 4:])  # fmt: skip

@@ -124,6 +124,15 @@ def test_a_state_is_a_value():
     assert all(torch.equal(a, b) for a, b in zip(before, state_tensors(state), strict=True))
 
 
+def test_reading_from_the_initial_state_is_reading_from_the_beginning():
+    model = small_model()
+    tokens = torch.randint(0, 17, (2, 23), generator=torch.Generator().manual_seed(0))
+    state = model.initial_state(2)
+    assert torch.equal(model(tokens, state=state).logits, model(tokens).logits)
+    constant = small_model(blocks=("mag", "mac", "lmm"))
+    assert constant.initial_state(2).nbytes == constant(tokens).state.nbytes
+
+
 def test_no_grad_and_inference_mode_change_nothing():
     model = small_model()
     tokens = torch.randint(0, 17, (2, 23), generator=torch.Generator().manual_seed(0))

@@ -6,13 +6,11 @@ import time
 from dataclasses import replace
 
 from mnemonist.cli.options import DEMO_BASELINE, DEMO_MODEL, DEMO_TRAINING, Demo
-from mnemonist.cli.read import compare, cut_alike, run_facts, summary, write_page
-from mnemonist.cli.train import Trained, prepare_torch, say, train_model
+from mnemonist.cli.read import Reader, compare, cut_alike, run_facts, summary, write_page
+from mnemonist.cli.train import Trained, build_model, prepare_text, prepare_torch, say, steps_done, train_model
 from mnemonist.data import Document, fingerprint, standard_library
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig
-from mnemonist.training.checkpoint import has_checkpoint
-from mnemonist.training.loop import CHECKPOINT
 
 
 def run_demo(options: Demo) -> int:
@@ -22,11 +20,17 @@ def run_demo(options: Demo) -> int:
     documents = standard_library("train")
     texts = held_out_texts(options.texts, options.length)
     training = replace(DEMO_TRAINING, steps=options.steps, seed=options.seed, warmup_steps=options.steps // 10)
+    text = prepare_text(documents, training)
 
     def trained(config: ModelConfig, name: str) -> Trained:
         folder = options.out / name
-        resume = has_checkpoint(folder / CHECKPOINT)
-        return train_model(config, training, documents, folder, resume=resume, name=name)
+        model = build_model(config, training)
+        say(
+            f"{name}: {model.parameter_count:,} parameters, blocks {' '.join(config.blocks)}, "
+            f"{training.steps} steps of {training.batch_size} x {training.row_length} bytes"
+        )
+        resume = steps_done(folder, text.identity(config)) > 0
+        return train_model(model, text, training, folder, resume=resume)
 
     memory = trained(DEMO_MODEL, "memory")
     if memory.result.interrupted:
@@ -35,7 +39,7 @@ def run_demo(options: Demo) -> int:
     if window.result.interrupted:
         return 130
     say(f"reading {len(texts)} modules that neither model has seen, {len(texts[0].text):,} bytes each")
-    comparison = compare(memory.model, window.model, texts)
+    comparison = compare(Reader(memory.model), Reader(window.model), texts)
     for label, value in summary(comparison):
         print(f"{label}: {value}")
     bytes_read = training.steps * training.batch_size * training.row_length

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
+from mnemonist.cli.figures import amount
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.memory.rule import RULES, MemoryRule
-from mnemonist.models.configuration import BLOCKS, PRESETS
+from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig
+from mnemonist.models.cost import model_cost
 
 
 def run_models() -> int:
@@ -19,7 +22,7 @@ def run_models() -> int:
         },
         "Blocks: what a model is a list of": {name: (block.summary, block.source) for name, block in BLOCKS.items()},
         "Presets: models by name": {
-            name: (f"{' '.join(p.blocks)}; rule {p.rule}; width {p.width}; window {p.window}",)
+            name: (f"{' '.join(p.blocks)}; rule {p.rule}; width {p.width}; window {p.window}", _size(p))
             for name, p in PRESETS.items()
         },
         "Feature maps: how a memory sees keys and queries": {
@@ -42,6 +45,11 @@ def run_models() -> int:
         console.print()
     console.print("A rule can be changed choice by choice: titans:depth=3,chunk_size=32", markup=False)
     return 0
+
+
+def _size(config: ModelConfig) -> str:
+    cost = model_cost(config)
+    return f"{amount(cost.parameters)}parameters; state of one stream {decimal(cost.state_bytes)}"
 
 
 def _shape(rule: MemoryRule) -> str:

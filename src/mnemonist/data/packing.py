@@ -9,7 +9,7 @@ Which rows make up a batch follows from the step alone: there is no iterator who
 so a run that is resumed at step n reads exactly what it would have read, on any number of machines.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from .corpus import Document
-from .tokenizer import ByteTokenizer
+from .tokenizer import ByteTokenizer, Tokenizer
 
 IGNORED = -100  # the target that cross entropy leaves out
+PIECE = 1 << 20  # bytes of a document that are turned into tokens at a time
+
+Progress = Callable[[int], object]
+"""Called with the number of bytes of the corpus that have become tokens so far."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,27 +46,38 @@ class PackedRows:
     """The rows of a corpus, epoch after epoch, each a pure function of its number and the seed.
 
     Args:
-        documents: the corpus; one uint16 copy of its tokens is kept.
+        documents: the corpus; one copy of its tokens is kept, of two bytes each if the vocabulary allows it.
         row_length: tokens of a row, `T`.
         seed: a whole number from 0, from which every order follows.
+        tokenizer: what turns text into tokens; None takes bytes.
+        progress: called now and then while it does.
+
+    Attributes:
+        bytes_per_token: of the text, start marks left out; 1 for bytes.
 
     Raises:
         ValueError: when `row_length` or `seed` is out of range.
         UserError: when the corpus does not fill one row.
     """
 
-    def __init__(self, documents: Iterable[Document], row_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        documents: Iterable[Document],
+        row_length: int,
+        seed: int,
+        tokenizer: Tokenizer | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         if row_length < 1:
             raise ValueError(f"row_length must be at least 1, not {row_length}")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, not {seed}")
-        tokenizer = ByteTokenizer()
-        encoded = [tokenizer.encode(document.text, bos=True).astype(np.uint16) for document in documents]
+        tokenizer = tokenizer or ByteTokenizer()
         self.row_length = row_length
         self.seed = seed
-        self._lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        self._tokens = np.concatenate(encoded) if encoded else np.empty(0, np.uint16)
+        self._tokens, self._lengths, text_bytes = _tokenize(documents, tokenizer, progress)
         self._bos = tokenizer.bos_id
+        self.bytes_per_token = text_bytes / max(1, len(self._tokens) - len(self._lengths))
         if len(self._tokens) < row_length + 1:
             raise UserError(
                 f"the corpus has {len(self._tokens)} tokens, and one row takes {row_length + 1}: "
@@ -143,6 +158,29 @@ class _EpochOrder:
     rows: NDArray[np.int64]  # which row of the stream is read first, second, ...
     ends: NDArray[np.int64]  # where each document ends in the stream
     shifts: NDArray[np.int64]  # of each document, from a place in the stream to the same token in `_tokens`
+
+
+def _tokenize(
+    documents: Iterable[Document], tokenizer: Tokenizer, progress: Progress | None
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64], int]:
+    """The tokens of all documents, each behind its start mark; how many each has; and the bytes of all texts."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    parts: list[NDArray[np.unsignedinteger]] = [np.empty(0, dtype)]
+    lengths = []
+    done = 0
+    for document in documents:
+        first = len(parts)
+        stream = tokenizer.stream()
+        parts.append(np.array([tokenizer.bos_id], dtype))
+        for at in range(0, len(document.text), PIECE):
+            piece = document.text[at : at + PIECE]
+            parts.append(stream.feed(piece).astype(dtype))
+            done += len(piece)
+            if progress is not None:
+                progress(done)
+        parts.append(stream.finish().astype(dtype))
+        lengths.append(sum(map(len, parts[first:])))
+    return np.concatenate(parts), np.array(lengths, dtype=np.int64), done
 
 
 def _permutation(bits: np.random.PCG64, count: int) -> NDArray[np.int64]:

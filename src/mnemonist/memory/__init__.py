@@ -10,7 +10,7 @@ from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
     from mnemonist.memory.feature_maps import build_feature_map
-    from mnemonist.memory.reading import MemoryRead, Surprise, memorize
+    from mnemonist.memory.reading import MemoryRead, Surprise, memorize, recall
     from mnemonist.memory.rule import RULES, MemoryRule, find_rule
     from mnemonist.memory.state import MemoryState, initial_weights
 
@@ -26,5 +26,6 @@ __getattr__, __dir__, __all__ = attach(
         "find_rule": ".rule",
         "initial_weights": ".state",
         "memorize": ".reading",
+        "recall": ".reading",
     },
 )

@@ -26,7 +26,7 @@ from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
-from mnemonist.memory.stream import Gates, Trace, cut_chunks
+from mnemonist.memory.stream import Gates, Trace, align, cut_chunks
 
 ADJOINT_LIMIT = 1e6
 
@@ -74,27 +74,6 @@ def read_chunked(
         after,
         None if seen is None else Trace(_gather(seen.loss, back), _gather(seen.gradient_norm, back)),
     )
-
-
-def align(
-    mask_BT: Tensor | None, phase: Tensor, shape: torch.Size, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift rows so that padding is gone and all chunks begin at the same columns.
-
-    Returns:
-        For each column of the new layout the old column ``[B, T']``, whether it holds a real token ``[B, T']``, and
-        the column after the last real token of each row ``[B]`` (on the CPU).
-    """
-    B, T = shape
-    mask = torch.ones(B, T, dtype=torch.bool, device=device) if mask_BT is None else mask_BT
-    order = torch.argsort(~mask, dim=1, stable=True)  # real tokens first, in their order
-    ends = phase + mask.sum(1).cpu()
-    width = max(1, int(ends.max()))
-    column = torch.arange(width, device=device)
-    start, end = phase.to(device)[:, None], ends.to(device)[:, None]
-    valid = (column >= start) & (column < end)
-    source = order.gather(1, (column - start).clamp(0, T - 1))
-    return source, valid, ends
 
 
 def _gather(x_BT: Tensor, index_BT: Tensor) -> Tensor:

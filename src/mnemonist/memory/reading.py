@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mnemonist.memory.chunked import read_chunked
+from mnemonist.memory.eager import eager
 from mnemonist.memory.exact import read_exact
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.network import answer
 from mnemonist.memory.recurrent import read_recurrent
 from mnemonist.memory.rule import MemoryRule, find_rule
-from mnemonist.memory.state import MemoryState, initial_weights
+from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
 from mnemonist.memory.stream import Gates, Trace
 
 Backend = Literal["auto", "recurrent", "chunked", "exact"]
@@ -40,6 +42,21 @@ class Surprise:
     decay: Tensor | None
     """alpha (the mean over channels where each has its own), or None for a rule that does not forget."""
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Surprise:
+        """The report with ``change`` applied to each of its parts."""
+        parts: dict[str, Any] = {name: None if part is None else change(part) for name, part in vars(self).items()}
+        return Surprise(**parts)
+
+    @staticmethod
+    def join(reports: Sequence[Surprise], how: Callable[[list[Tensor]], Tensor] | None = None) -> Surprise:
+        """One report out of several of one rule: in time, or ``how`` makes one tensor of theirs."""
+        how = how or (lambda parts: torch.cat(parts, dim=1))
+        parts: dict[str, Any] = {
+            name: None if first is None else how([getattr(report, name) for report in reports])
+            for name, first in vars(reports[0]).items()
+        }
+        return Surprise(**parts)
+
 
 @dataclass(frozen=True)
 class MemoryRead:
@@ -55,6 +72,7 @@ class MemoryRead:
     """Which implementation read."""
 
 
+@eager
 def memorize(
     rule: MemoryRule | str,
     q: Tensor,
@@ -112,7 +130,7 @@ def memorize(
         if rule.denominator:
             # Summing up phi(k) is writing the value 1: one more output channel.
             values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
-            weights = [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+            weights = with_denominator(weights)
         if state is None:
             state = MemoryState.fresh(rule, weights, B)
         _check_state(rule, state, weights, B)
@@ -125,13 +143,42 @@ def memorize(
             y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
         else:
             y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
-        if rule.denominator:
-            total = y[..., -1:]
-            y = y[..., :-1] / torch.where(
-                total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total
-            )
+        y = _normalised(rule, y)
         report = _surprise(trace, gates) if surprise and trace is not None else None
         return MemoryRead(y.to(v.dtype), after, report, chosen)
+
+
+def recall(
+    rule: MemoryRule | str,
+    q: Tensor,
+    weights: Sequence[Tensor],
+    feature_map: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Ask a memory without writing anything: ``M(q)`` (Titans eq. 15).
+
+    Args:
+        rule: the choices, or the name of a row of `RULES`.
+        q: queries ``[B, T, H, K]``.
+        weights: ``M``, per layer ``[B, H, D_in, D_out]``, as `MemoryState.weights` holds them.
+        feature_map: as for `memorize`.
+
+    Returns:
+        ``[B, T, H, V]``, in the type of ``q``.
+    """
+    rule = find_rule(rule)
+    with torch.autocast(q.device.type, enabled=False):
+        phi = _feature_map(rule, feature_map, q)
+        queries = phi(q.to(weights[0].dtype)).transpose(1, 2)
+        y = answer(rule, lambda i, z: z @ weights[i], queries).transpose(1, 2)
+        return _normalised(rule, y).to(q.dtype)
+
+
+def _normalised(rule: MemoryRule, y: Tensor) -> Tensor:
+    """Answers ``[..., V]``; with a denominator, what is divided by it is all but the last channel."""
+    if not rule.denominator:
+        return y
+    total = y[..., -1:]
+    return y[..., :-1] / torch.where(total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total)
 
 
 def _choose(rule: MemoryRule, backend: str) -> str:

@@ -22,6 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mnemonist.choices import parse_choices
 from mnemonist.errors import nearest
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 
@@ -256,30 +257,6 @@ def find_rule(rule: str | MemoryRule) -> MemoryRule:
     name, _, changes = rule.partition(":")
     if name not in RULES:
         raise ValueError(f"There is no rule named {name!r}{nearest(name, RULES)}; known rules: {', '.join(RULES)}.")
-    return _changed(RULES[name], changes) if changes else RULES[name]
-
-
-def _changed(rule: MemoryRule, changes: str) -> MemoryRule:
-    kinds = {field.name: field.type for field in dataclasses.fields(MemoryRule)}
-    values: dict[str, Any] = {"name": f"{rule.name}:{changes}"}
-    for change in changes.split(","):
-        choice, equals, text = (part.strip() for part in change.partition("="))
-        if choice not in kinds or not equals:
-            raise ValueError(
-                f"{change!r} is not a change to a rule{nearest(choice, kinds)}; write choice=value with one of "
-                f"{', '.join(kinds)}."
-            )
-        values[choice] = _value(choice, str(kinds[choice]), text)
-    return rule.replace(**values)
-
-
-def _value(choice: str, kind: str, text: str) -> Any:
-    try:
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        if kind in ("int", "float"):
-            return {"int": int, "float": float}[kind](text)
-    except (KeyError, ValueError):
-        needed = "true or false" if kind == "bool" else f"of type {kind}"
-        raise ValueError(f"{choice} is {text!r}; it must be {needed}.") from None
-    return None if text.lower() == "none" and "None" in kind else text
+    if not changes:
+        return RULES[name]
+    return RULES[name].replace(name=rule, **parse_choices(MemoryRule, changes, "a rule"))

@@ -148,6 +148,11 @@ class MemoryState:
             raise UserError(f"{path} cannot be used: {error}") from error
 
 
+def with_denominator(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights with one more output channel, at first zero, that counts keys."""
+    return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+
+
 def initial_weights(
     rule: MemoryRule,
     heads: int,

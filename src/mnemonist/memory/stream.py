@@ -57,3 +57,24 @@ def cut_chunks(x_BT: Tensor, length: int) -> Tensor:
     B, T, H = x_BT.shape[:3]
     x = x_BT.reshape(B, T // length, length, *x_BT.shape[2:])
     return x.movedim(1, 0).transpose(2, 3).reshape(T // length, B * H, length, *x_BT.shape[3:])
+
+
+def align(
+    mask_BT: Tensor | None, phase: Tensor, shape: torch.Size, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift rows so that padding is gone and all chunks begin at the same columns.
+
+    Returns:
+        For each column of the new layout the old column ``[B, T']``, whether it holds a real token ``[B, T']``, and
+        the column after the last real token of each row ``[B]`` (on the CPU).
+    """
+    B, T = shape
+    mask = torch.ones(B, T, dtype=torch.bool, device=device) if mask_BT is None else mask_BT
+    order = torch.argsort(~mask, dim=1, stable=True)  # real tokens first, in their order
+    ends = phase + mask.sum(1).cpu()
+    width = max(1, int(ends.max()))
+    column = torch.arange(width, device=device)
+    start, end = phase.to(device)[:, None], ends.to(device)[:, None]
+    valid = (column >= start) & (column < end)
+    source = order.gather(1, (column - start).clamp(0, T - 1))
+    return source, valid, ends

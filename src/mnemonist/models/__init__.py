@@ -1,6 +1,7 @@
 """Layers and language models: the inner loop in the middle of a network that is trained around it.
 
-`neural_memory.py` is the layer, `blocks.py` what models are lists of, `modeling.py` the language model.
+`neural_memory.py` is the layer, `blocks.py` what models are lists of, `modeling.py` the language model,
+`hugging_face.py` the same as a model of transformers.
 """
 
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ if TYPE_CHECKING:
     from mnemonist.models.attention import AttentionState, CausalAttention
     from mnemonist.models.blocks import Block, BlockState
     from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig, find_preset
+    from mnemonist.models.hugging_face import MnemonistCache, MnemonistConfig, MnemonistForCausalLM, register
     from mnemonist.models.modeling import LanguageModel, ModelOutput, ModelState
     from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
+    from mnemonist.models.session import Reading, Session
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -24,11 +27,17 @@ __getattr__, __dir__, __all__ = attach(
         "BlockState": ".blocks",
         "CausalAttention": ".attention",
         "LanguageModel": ".modeling",
+        "MnemonistCache": ".hugging_face",
+        "MnemonistConfig": ".hugging_face",
+        "MnemonistForCausalLM": ".hugging_face",
         "ModelConfig": ".configuration",
         "ModelOutput": ".modeling",
         "ModelState": ".modeling",
         "NeuralMemory": ".neural_memory",
         "NeuralMemoryState": ".neural_memory",
+        "Reading": ".session",
+        "Session": ".session",
         "find_preset": ".configuration",
+        "register": ".hugging_face",
     },
 )

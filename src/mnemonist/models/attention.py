@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.memory.eager import eager
 from mnemonist.models.state import StreamState
 
 
@@ -79,6 +80,7 @@ class CausalAttention(nn.Module):
         # No tensor, so that `.to(bfloat16)` and the like cannot touch it.
         self.frequencies = [rope_base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
 
+    @eager
     def forward(
         self, x_BTE: Tensor, state: AttentionState | None = None, mask_BT: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
@@ -94,10 +96,7 @@ class CausalAttention(nn.Module):
         """
         self._check(x_BTE, state, mask_BT)
         if state is None:
-            B = x_BTE.shape[0]
-            kept = 0 if self.window is None else self.window - 1
-            nothing = x_BTE.new_zeros(B, kept, self.heads, self.head_dim)
-            state = AttentionState(nothing, nothing, torch.zeros(B, dtype=torch.int64, device="cpu"))
+            state = self.initial_state(x_BTE)
         if mask_BT is None or bool(mask_BT.all()):
             return self._read(x_BTE, state, None)
         # Only a piece with padding pays for moving tokens: the real ones go side by side to the left, the rest is cut.
@@ -111,6 +110,12 @@ class CausalAttention(nn.Module):
         x = x_BTE.gather(1, order).masked_fill(padded, 0)  # zeros, as even a NaN in padding must not spread
         y, after = self._read(x, state, None if bool((counts == most).all()) else counts)
         return y_BTE.to(y).scatter(1, order, y.masked_fill(padded, 0)), after
+
+    def initial_state(self, x_BTE: Tensor) -> AttentionState:
+        """The state before the first token, for the rows of ``x``."""
+        B = x_BTE.shape[0]
+        nothing = x_BTE.new_zeros(B, 0 if self.window is None else self.window - 1, self.heads, self.head_dim)
+        return AttentionState(nothing, nothing, torch.zeros(B, dtype=torch.int64, device="cpu"))
 
     def _check(self, x_BTE: Tensor, state: AttentionState | None, mask_BT: Tensor | None) -> None:
         B, T, _ = x_BTE.shape
@@ -132,9 +137,7 @@ class CausalAttention(nn.Module):
     def _read(self, x_BTE: Tensor, state: AttentionState, counts: Tensor | None) -> tuple[Tensor, AttentionState]:
         """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
         B, T, _ = x_BTE.shape
-        q, k, v = self.in_proj(x_BTE).view(B, T, 3, self.heads, self.head_dim).unbind(2)
-        cos, sin = self._rotations(state.length, T, x_BTE)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k, v = self.project(x_BTE, state.length)
         if self.window is None:
             keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
             y = self._attend(q, keys, values, state.length)
@@ -155,6 +158,12 @@ class CausalAttention(nn.Module):
         length = state.length + (T if counts is None else counts)
         return self.out_proj(y.reshape(B, T, -1)), AttentionState(*after, length)
 
+    def project(self, x_BTE: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, T, H, D]`` of tokens that begin at ``position`` (``[B]`` or ``[1]``)."""
+        q, k, v = self.in_proj(x_BTE).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        cos, sin = self._rotations(position, x_BTE.shape[1], x_BTE)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
     def _attend_in_blocks(
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
     ) -> Tensor:
@@ -173,7 +182,7 @@ class CausalAttention(nn.Module):
         keys, values = (torch.cat([t[:, :-1], t[:, 1:]], dim=2).flatten(0, 1) for t in (k, v))
         column = torch.arange(2 * window, device=q.device)
         row = torch.arange(window, 2 * window, device=q.device)[:, None]
-        rest = self._softmax(q[:, 1:].flatten(0, 1), keys, values, (column <= row) & (column > row - window))
+        rest = self.attend(q[:, 1:].flatten(0, 1), keys, values, (column <= row) & (column > row - window))
         return torch.cat([first, rest.reshape(B, -1, H, D)[:, : T - window]], dim=1)
 
     def _attend(self, q_BTHD: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
@@ -182,7 +191,7 @@ class CausalAttention(nn.Module):
         missing = (S - T - length).clamp_min(0)  # [B]: kept places that hold nothing
         whole = not bool(missing.any())
         if whole and T == 1:
-            return self._softmax(q_BTHD, keys, values, None)
+            return self.attend(q_BTHD, keys, values, None)
         if T == S and self.window is None:
             return self._attend_from_the_beginning(q_BTHD, keys, values)
         column = torch.arange(S, device=keys.device)
@@ -192,7 +201,7 @@ class CausalAttention(nn.Module):
             seen = seen & (column > row - self.window)
         if not whole:
             seen = (seen & (column >= missing.to(keys.device)[:, None, None]))[:, None]  # [B, 1, T, S]
-        return self._softmax(q_BTHD, keys, values, seen)
+        return self.attend(q_BTHD, keys, values, seen)
 
     def _attend_from_the_beginning(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """A whole text. Persistent tokens go first, as queries too: plainly causal, so no mask and half the work."""
@@ -204,8 +213,11 @@ class CausalAttention(nn.Module):
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
         return F.scaled_dot_product_attention(q, keys, values, is_causal=True)[:, :, n:].transpose(1, 2)
 
-    def _softmax(self, q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
-        """Every query sees itself under any ``seen`` (``[T, S]`` or ``[N, 1, T, S]``), so no row is empty: no NaN."""
+    def attend(self, q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
+        """What queries make of the keys they may see and of the persistent tokens: ``[N, T, H, D]``.
+
+        Every query sees itself under any ``seen`` (bool ``[T, S]`` or ``[N, 1, T, S]``), so no row is empty: no NaN.
+        """
         p_keys, p_values = self._persistent(q_NTHD)
         if p_keys.shape[1]:
             keys_NSHD, values_NSHD = torch.cat([p_keys, keys_NSHD], dim=1), torch.cat([p_values, values_NSHD], dim=1)

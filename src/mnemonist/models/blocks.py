@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.attention import AttentionState, CausalAttention
-from mnemonist.models.configuration import ModelConfig
+from mnemonist.models.configuration import BlockChoices, ModelConfig, find_block
+from mnemonist.models.context import ContextState, MemoryContext
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.state import StreamState
@@ -27,6 +29,7 @@ class BlockState(StreamState):
 
     attention: AttentionState | None = None
     memory: NeuralMemoryState | None = None
+    context: ContextState | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Mixer(nn.Module):
     ) -> Mixed:
         """Read a piece of a stream; see `NeuralMemory.forward` for the arguments."""
         raise NotImplementedError
+
+    def initial_state(self, x_BTE: Tensor) -> BlockState:
+        """The state before the first token, for the rows of ``x``: those of the parts that a mixer has."""
+        parts = {name: getattr(self, name, None) for name in ("attention", "memory", "context")}
+        return BlockState(**{name: part.initial_state(x_BTE) for name, part in parts.items() if part is not None})
 
 
 class AttentionMixer(Mixer):
@@ -79,32 +87,84 @@ class MemoryMixer(Mixer):
 class MemoryAsGate(Mixer):
     """MAG: a window of attention for the near past, gated by what the memory makes of the far past (eq. 26-28).
 
-    ``o = norm(attention(x)) * silu(norm(memory(x)))``. The paper normalises both with learned weights and leaves the
-    non-linearity open; SiLU (its choice elsewhere) lets the memory pass content on where a sigmoid could only mask.
     Persistent tokens are seen by attention; the memory has its learned initial weights instead.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, choices: BlockChoices) -> None:
         super().__init__()
         self.attention = attention(config, config.window)
         self.memory = memory(config)
-        self.attention_norm = RMSNorm(config.width)
-        self.memory_norm = RMSNorm(config.width)
+        self.gate = Gate(config.width, choices.gate)
 
     def forward(
         self, x_BTE: Tensor, state: BlockState, mask_BT: Tensor | None, *, learn: bool, surprise: bool
     ) -> Mixed:
         near, attended = self.attention(x_BTE, state.attention, mask_BT)
         far, memorised, seen = self.memory(x_BTE, state.memory, mask_BT, learn=learn, surprise=surprise)
-        y = self.attention_norm(near) * F.silu(self.memory_norm(far))
-        return Mixed(y, BlockState(attended, memorised), seen)
+        return Mixed(self.gate(near, far), BlockState(attended, memorised), seen)
 
 
-MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
-    "lmm": MemoryMixer,
+class MemoryAsContext(Mixer):
+    """MAC: attention over a segment and what the memory recalls for it; the memory learns the result (eq. 21-25)."""
+
+    def __init__(self, config: ModelConfig, choices: BlockChoices) -> None:
+        super().__init__()
+        self.context = MemoryContext(attention(config, None), memory(config), config.window)
+        self.gate = Gate(config.width, choices.gate)
+
+    def forward(
+        self, x_BTE: Tensor, state: BlockState, mask_BT: Tensor | None, *, learn: bool, surprise: bool
+    ) -> Mixed:
+        near, far, after, seen = self.context(x_BTE, state.context, mask_BT, learn=learn, surprise=surprise)
+        return Mixed(self.gate(near, far), BlockState(context=after), seen)
+
+
+class MemoryAsLayer(Mixer):
+    """MAL: the memory first, then a window of attention over what it made of the text (eq. 29-31).
+
+    By default each half is added to what it was given (section 4.4 has residual connections everywhere); with
+    ``skip=false`` attention sees the memory's answers and nothing else, as eq. 30-31 are printed.
+    """
+
+    def __init__(self, config: ModelConfig, choices: BlockChoices) -> None:
+        super().__init__()
+        self.memory = memory(config)
+        self.norm = RMSNorm(config.width)
+        self.attention = attention(config, config.window)
+        self.skip = choices.skip
+
+    def forward(
+        self, x_BTE: Tensor, state: BlockState, mask_BT: Tensor | None, *, learn: bool, surprise: bool
+    ) -> Mixed:
+        far, memorised, seen = self.memory(x_BTE, state.memory, mask_BT, learn=learn, surprise=surprise)
+        near, attended = self.attention(self.norm(x_BTE + far if self.skip else far), state.attention, mask_BT)
+        return Mixed(far + near if self.skip else near, BlockState(attended, memorised), seen)
+
+
+class Gate(nn.Module):
+    """``norm(near) * sigma(norm(far))``: what attention says of the near past, weighed by the memory of the far one.
+
+    The paper normalises both with learned weights and leaves ``sigma`` open (section 4.2). SiLU, its choice elsewhere,
+    lets the memory pass content on; a sigmoid can only let through or mask.
+    """
+
+    def __init__(self, width: int, sigma: str) -> None:
+        super().__init__()
+        self.near_norm, self.far_norm = RMSNorm(width), RMSNorm(width)
+        self.sigma = torch.sigmoid if sigma == "sigmoid" else F.silu
+
+    def forward(self, near: Tensor, far: Tensor) -> Tensor:
+        """``[..., E], [..., E] -> [..., E]``."""
+        return self.near_norm(near) * self.sigma(self.far_norm(far))
+
+
+MIXERS: dict[str, Callable[[ModelConfig, BlockChoices], Mixer]] = {
+    "lmm": lambda config, choices: MemoryMixer(config),
+    "mac": MemoryAsContext,
     "mag": MemoryAsGate,
-    "window": lambda config: AttentionMixer(config, config.window),
-    "attention": lambda config: AttentionMixer(config, None),
+    "mal": MemoryAsLayer,
+    "window": lambda config, choices: AttentionMixer(config, config.window),
+    "attention": lambda config, choices: AttentionMixer(config, None),
 }
 
 
@@ -141,9 +201,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
-        self.kind = kind
+        choices = find_block(kind)
         self.mixer_norm = RMSNorm(config.width)
-        self.mixer = MIXERS[kind](config)
+        self.mixer = MIXERS[choices.kind](config, choices)
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = GatedMLP(config.width, config.mlp_width)
 
@@ -160,3 +220,7 @@ class Block(nn.Module):
         mixed = self.mixer(self.mixer_norm(x_BTE), state or BlockState(), mask_BT, learn=learn, surprise=surprise)
         x = x_BTE + mixed.y
         return Mixed(x + self.mlp(self.mlp_norm(x)), mixed.state, mixed.surprise)
+
+    def initial_state(self, x_BTE: Tensor) -> BlockState:
+        """The state before the first token, for the rows of ``x``."""
+        return self.mixer.initial_state(x_BTE)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mnemonist.choices import parse_choices
 from mnemonist.errors import nearest
 from mnemonist.memory.rule import MemoryRule, find_rule
 
@@ -23,6 +24,32 @@ class BlockInfo:
     source: str
     memory: bool
     """Whether it has a memory that learns while it reads."""
+    choices: tuple[str, ...] = ()
+    """Fields of `BlockChoices` that it knows."""
+
+
+@dataclass(frozen=True)
+class BlockChoices:
+    """A kind of block with what the paper leaves open about it; as text, ``mag:gate=sigmoid``.
+
+    Raises:
+        ValueError: the kind or a choice is unknown.
+    """
+
+    kind: str
+    """A row of `BLOCKS`."""
+    gate: str = "silu"
+    """mac, mag: what weighs attention by the memory (Titans eq. 25, 28): silu or sigmoid."""
+    skip: bool = True
+    """mal: whether attention sees the text beside the memory's answers (Titans eq. 31, section 4.4)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in BLOCKS:
+            raise ValueError(
+                f"There is no block {self.kind!r}{nearest(self.kind, BLOCKS)}; known blocks: {', '.join(BLOCKS)}."
+            )
+        if self.gate not in ("silu", "sigmoid"):
+            raise ValueError(f"gate is {self.gate!r}; it must be silu or sigmoid.")
 
 
 BLOCKS: Mapping[str, BlockInfo] = {
@@ -31,10 +58,23 @@ BLOCKS: Mapping[str, BlockInfo] = {
         "Titans (arXiv 2501.00663) section 4.3, LMM; with another rule: that paper's layer",
         memory=True,
     ),
+    "mac": BlockInfo(
+        "attention within a segment over the text and what the memory recalls for it; the memory learns the result",
+        "Titans (arXiv 2501.00663) section 4.1, eq. 21-25, MAC, made causal",
+        memory=True,
+        choices=("gate",),
+    ),
     "mag": BlockInfo(
         "sliding-window attention gated by the memory, both reading the same input",
         "Titans (arXiv 2501.00663) section 4.2, eq. 26-28, MAG",
         memory=True,
+        choices=("gate",),
+    ),
+    "mal": BlockInfo(
+        "the memory first, then sliding-window attention over what it made of the text",
+        "Titans (arXiv 2501.00663) section 4.3, eq. 29-31, MAL",
+        memory=True,
+        choices=("skip",),
     ),
     "window": BlockInfo(
         "sliding-window attention alone",
@@ -50,6 +90,20 @@ BLOCKS: Mapping[str, BlockInfo] = {
 """The kinds of block a model can be a list of."""
 
 
+def find_block(block: str) -> BlockChoices:
+    """A row of `BLOCKS` by name, with choices if wanted: ``"mag:gate=sigmoid"``.
+
+    Raises:
+        ValueError: no block or choice has this name (the message suggests the nearest one), or a value does not fit.
+    """
+    kind, _, changes = block.partition(":")
+    plain = BlockChoices(kind)
+    if not changes:
+        return plain
+    values = parse_choices(BlockChoices, changes, f"the block {kind!r}", BLOCKS[kind].choices)
+    return dataclasses.replace(plain, **values)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A language model as a list of blocks.
@@ -59,7 +113,7 @@ class ModelConfig:
     """
 
     blocks: tuple[str, ...] = ("mag", "mag")
-    """Kinds of block from the input up; any mixture of those that `mnemonist models` lists."""
+    """Kinds of block from the input up, mixed at will: mag, mag:gate=sigmoid; `mnemonist models` lists them."""
     rule: str = "titans"
     """How the memories learn: a name from `mnemonist models`, with changes if any: titans:depth=3,chunk_size=32."""
     vocab_size: int = 259
@@ -75,7 +129,7 @@ class ModelConfig:
     memory_head_dim: int = 32
     """Width of the keys and values of a memory."""
     window: int = 64
-    """Tokens that sliding-window attention sees, the present one included."""
+    """Tokens that sliding-window attention sees, the present one included; for mac, the tokens of a segment."""
     persistent_tokens: int = 4
     """Learned tokens that every attention also sees (Titans eq. 19)."""
     mlp_width: int = 344
@@ -87,11 +141,8 @@ class ModelConfig:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON and command lines bring lists
         if not self.blocks:
             raise ValueError("blocks is empty; a model needs at least one block.")
-        for kind in self.blocks:
-            if kind not in BLOCKS:
-                raise ValueError(
-                    f"There is no block {kind!r}{nearest(kind, BLOCKS)}; known blocks: {', '.join(BLOCKS)}."
-                )
+        for block in self.blocks:
+            find_block(block)
         find_rule(self.rule)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -104,7 +155,7 @@ class ModelConfig:
     @property
     def has_memory(self) -> bool:
         """Whether any block learns while it reads."""
-        return any(BLOCKS[kind].memory for kind in self.blocks)
+        return any(BLOCKS[find_block(block).kind].memory for block in self.blocks)
 
     @property
     def memory_rule(self) -> MemoryRule:
@@ -132,13 +183,58 @@ class ModelConfig:
             raise ValueError(f"This is not a model configuration of this version: {error}.") from error
 
 
+@dataclass(frozen=True)
+class _Size:
+    """What models of one size have in common, and the width of the MLP that brings each kind of block to it."""
+
+    blocks: int
+    width: int
+    heads: int
+    head_dim: int
+    window: int
+    persistent_tokens: int
+    vocab_size: int
+    mlp_width: Mapping[str, int]
+
+    def config(self, block: str) -> ModelConfig:
+        return ModelConfig(
+            blocks=(block,) * self.blocks,
+            vocab_size=self.vocab_size,
+            width=self.width,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            memory_heads=self.heads,
+            memory_head_dim=self.head_dim,
+            window=self.window,
+            persistent_tokens=self.persistent_tokens,
+            mlp_width=self.mlp_width[block],
+        )
+
+
+def _widths(lmm: int, mac: int, mag: int, mal: int, window: int, attention: int) -> Mapping[str, int]:
+    return {"lmm": lmm, "mac": mac, "mag": mag, "mal": mal, "window": window, "attention": attention}
+
+
+# The paper gives sizes and a vocabulary of 32,000; blocks, widths and heads are not in it (docs/titans-choices.md).
+# Up to 50m the models are made for bytes.
+_SIZES = {
+    "1m": _Size(3, 128, 4, 32, 64, 4, 259, _widths(528, 272, 360, 360, 664, 664)),
+    "4m": _Size(4, 256, 4, 64, 128, 4, 259, _widths(672, 160, 328, 328, 936, 936)),
+    "15m": _Size(6, 384, 6, 64, 128, 4, 259, _widths(1336, 560, 824, 824, 1640, 1640)),
+    "50m": _Size(10, 512, 8, 64, 256, 16, 259, _widths(2208, 1176, 1520, 1520, 2560, 2560)),
+    "170m": _Size(12, 768, 12, 64, 512, 16, 32000, _widths(3792, 2248, 2760, 2760, 4232, 4232)),
+    "340m": _Size(20, 1024, 16, 64, 512, 16, 32000, _widths(3104, 1048, 1728, 1728, 3632, 3632)),
+    "400m": _Size(24, 1024, 16, 64, 512, 16, 32000, _widths(3080, 1032, 1712, 1712, 3608, 3608)),
+    "760m": _Size(20, 1536, 24, 64, 512, 16, 32000, _widths(4952, 1872, 2896, 2904, 5656, 5656)),
+}
+
 PRESETS: Mapping[str, ModelConfig] = {
     "mag-tiny": ModelConfig(),
     "lmm-tiny": ModelConfig(blocks=("lmm", "lmm")),
     "window-tiny": ModelConfig(blocks=("window", "window")),
     "attention-tiny": ModelConfig(blocks=("attention", "attention")),
-}
-"""Named configurations."""
+} | {f"{block}-{name}": size.config(block) for name, size in _SIZES.items() for block in size.mlp_width}
+"""Named configurations: a kind of block and a size. Those of one size have equally many parameters, within 1%."""
 
 
 def find_preset(name: str) -> ModelConfig:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mnemonist.errors import UserError
+from mnemonist.data import Tokenizer
+from mnemonist.memory.eager import eager
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.blocks import Block, BlockState
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.documents import gather_documents, put_back
+from mnemonist.models.folder import misfit, read_model, save_model
 from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.session import Progress, Reading, Session, read_tokens
 from mnemonist.models.state import StreamState, join_states
-from mnemonist.tensors import load_tensors, save_tensors
+from mnemonist.tensors import content_hash
 
-FORMAT = "mnemonist-model/1"
 INITIAL_STD = 0.02
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class ModelOutput:
     """What reading a piece of text gave."""
 
     logits: Tensor
-    """``[B, T, vocab]``: scores of the token after each token."""
+    """``[B, T, vocab]``: scores of the token after each token (or after those asked for)."""
     state: ModelState
     """Pass it back as ``state=`` to read on."""
     surprise: dict[int, Surprise]
     """Per block that has a memory, if asked for."""
+    hidden: tuple[Tensor, ...] | None = None
+    """``[B, T, E]`` before the first block and after each one, the last one normalised; if asked for."""
 
 
 class LanguageModel(nn.Module):
@@ -50,6 +56,8 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.blocks)
         self.norm = RMSNorm(config.width)
+        self.gradient_checkpointing = False
+        """Whether training keeps what enters each block alone, and computes its inside again on the way back."""
         self._initialise()
 
     @property
@@ -76,11 +84,13 @@ class LanguageModel(nn.Module):
         starts: Tensor | None = None,
         learn: bool = True,
         surprise: bool = False,
+        hidden: bool = False,
+        positions: slice | Tensor = ALL,
     ) -> ModelOutput:
         """Read a piece of text.
 
         Args:
-            tokens: int64 ``[B, T]``.
+            tokens: int64 ``[B, T]``, or embeddings ``[B, T, E]`` of any origin.
             state: what an earlier call returned, or None at the beginning.
             mask: bool ``[B, T]``, False on padding: it changes nothing, and its logits mean nothing.
             starts: bool ``[B, T]``, True where a document begins in the middle of a row: nothing that was read
@@ -88,32 +98,56 @@ class LanguageModel(nn.Module):
                 document of each row; one that is given belongs to the text before the first start.
             learn: False reads with every memory as it is.
             surprise: whether to report the surprise of every memory.
+            hidden: whether to return what went from block to block.
+            positions: those of the ``T`` tokens that logits are wanted for: a slice, or int64 indices.
 
         Raises:
             ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size, or
-                ``starts`` together with ``mask``.
+                ``starts`` together with ``mask``, ``hidden`` or ``positions``.
         """
         self._check(tokens, state)
         if starts is None:
-            return self._read(tokens, state, mask, learn, surprise)
-        if mask is not None:
-            raise ValueError("starts (packed documents) cannot be combined with mask; read them apart.")
+            return self._read(tokens, state, mask, learn, surprise, hidden, positions)
+        if mask is not None or hidden or positions is not ALL:
+            raise ValueError(
+                "starts (packed documents) cannot be combined with mask, hidden or positions; read them apart."
+            )
         return self._read_documents(tokens, state, starts, learn, surprise)
 
     def _read(
-        self, tokens: Tensor, state: ModelState | None, mask: Tensor | None, learn: bool, surprise: bool
+        self,
+        tokens: Tensor,
+        state: ModelState | None,
+        mask: Tensor | None,
+        learn: bool,
+        surprise: bool,
+        hidden: bool = False,
+        positions: slice | Tensor = ALL,
     ) -> ModelOutput:
-        x = self.embedding(tokens)
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)
+        between = [x]
         states: list[BlockState] = []
         seen: dict[int, Surprise] = {}
         for i, block in enumerate(self.blocks):
-            mixed = block(x, None if state is None else state.blocks[i], mask, learn=learn, surprise=surprise)
+            before = None if state is None else state.blocks[i]
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                mixed = checkpoint(block, x, before, mask, learn=learn, surprise=surprise, use_reentrant=False)
+            else:
+                mixed = block(x, before, mask, learn=learn, surprise=surprise)
             x = mixed.y
             states.append(mixed.state)
+            if hidden:
+                between.append(x)
             if mixed.surprise is not None:
                 seen[i] = mixed.surprise
-        logits = nn.functional.linear(self.norm(x), self.embedding.weight)
-        return ModelOutput(logits, ModelState(tuple(states)), seen)
+        x = self.norm(x)
+        logits = nn.functional.linear(x[:, positions], self.embedding.weight)
+        return ModelOutput(logits, ModelState(tuple(states)), seen, (*between[:-1], x) if hidden else None)
+
+    def initial_state(self, batch: int = 1) -> ModelState:
+        """The state before the first token of ``batch`` streams: reading from it is reading from the beginning."""
+        x = self.embedding.weight.new_empty(batch, 0, self.config.width)
+        return ModelState(tuple(cast(Block, block).initial_state(x) for block in self.blocks))
 
     def _read_documents(
         self, tokens: Tensor, state: ModelState | None, starts: Tensor, learn: bool, surprise: bool
@@ -122,21 +156,16 @@ class LanguageModel(nn.Module):
         groups = gather_documents(starts, state is not None)
         if not groups:
             return self._read(tokens, state, None, learn, surprise)
-        flat, shape = tokens.flatten(), tokens.shape
+        flat, shape = tokens.flatten(0, 1), tokens.shape[:2]
         outputs = []
         for group in groups:
             before = state.select(group.row) if state is not None and group.carried else None
             outputs.append(self._read(flat[group.source], before, group.mask, learn, surprise))
 
-        seen = {}
-        for block in outputs[0].surprise:
-            reports = [vars(output.surprise[block]) for output in outputs]
-            seen[block] = Surprise(
-                **{
-                    name: None if reports[0][name] is None else put_back(groups, [r[name] for r in reports], shape)
-                    for name in reports[0]
-                }
-            )
+        seen = {
+            block: Surprise.join([output.surprise[block] for output in outputs], lambda p: put_back(groups, p, shape))
+            for block in outputs[0].surprise
+        }
         last = join_states(
             [output.state.select(group.ends.nonzero()[:, 0]) for group, output in zip(groups, outputs, strict=True)]
         )
@@ -144,15 +173,21 @@ class LanguageModel(nn.Module):
         logits = put_back(groups, [output.logits for output in outputs], shape)
         return ModelOutput(logits, last.select(order), seen)
 
+    @eager
     def _check(self, tokens: Tensor, state: ModelState | None) -> None:
-        if tokens.dim() != 2 or tokens.numel() == 0:
+        """The shapes, the ids and the state of a call."""
+        embedded = tokens.is_floating_point()
+        if tokens.dim() != 2 + embedded or tokens.numel() == 0:
             raise ValueError(f"tokens is {list(tokens.shape)}; it must be [B, T] with at least one token.")
-        low, high = tokens.aminmax()
-        if int(low) < 0 or int(high) >= self.config.vocab_size:
-            raise ValueError(
-                f"token ids run from {int(low)} to {int(high)}, but the vocabulary has ids 0 to "
-                f"{self.config.vocab_size - 1}; use the model's own tokenizer."
-            )
+        if embedded and tokens.shape[2] != self.config.width:
+            raise ValueError(f"The embeddings are {tokens.shape[2]} wide, but the model is {self.config.width}.")
+        if not embedded:
+            low, high = tokens.aminmax()
+            if int(low) < 0 or int(high) >= self.config.vocab_size:
+                raise ValueError(
+                    f"token ids run from {int(low)} to {int(high)}, but the vocabulary has ids 0 to "
+                    f"{self.config.vocab_size - 1}; use the model's own tokenizer."
+                )
         if state is not None and len(state.blocks) != len(self.blocks):
             raise ValueError(
                 f"The state has {len(state.blocks)} blocks but the model {len(self.blocks)}; it is of another model."
@@ -162,26 +197,70 @@ class LanguageModel(nn.Module):
                 f"The state has {state.batch} rows but the batch has {len(tokens)}; state.select(rows) changes it."
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and configuration as one safetensors file, whole or not at all.
+    def read(
+        self,
+        tokens: Tensor,
+        session: Session | None = None,
+        *,
+        learn: bool = True,
+        surprise: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Reading, Session]:
+        """Read a text of any length, without gradients, and keep what the model has become.
+
+        Reading on from the session, now or in another process, gives the very bits of reading both at once.
+
+        Args:
+            tokens: int64 ``[B, T]``.
+            session: what an earlier call returned, or None at the beginning.
+            learn: False reads with every memory as it is.
+            surprise: whether to report the surprise of every memory.
+            progress: called after each piece with tokens read so far and tokens in all.
 
         Raises:
-            FileError: the file cannot be written.
+            ValueError: nothing to read, ids outside the vocabulary, or a session of another number of streams.
+            UserError: the session is of another model.
         """
-        save_tensors(path, self.state_dict(), format=FORMAT, config=self.config.to_json())
+        return read_tokens(self, tokens, session, learn=learn, surprise=surprise, progress=progress)
+
+    def replace_embedding(self, embedding: nn.Embedding) -> None:
+        """Take other embeddings of the same width, perhaps of more or fewer tokens."""
+        self.embedding = embedding
+        self.config = self.config.replace(vocab_size=embedding.num_embeddings)
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of the configuration and all weights: equal for equal models, saved or not."""
+        return content_hash(self.config.to_json(), self.state_dict())
+
+    def save(self, path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> None:
+        """Write a folder that transformers reads too, or one file if ``path`` ends in .safetensors; each file is whole.
+
+        Args:
+            path: where.
+            tokenizer: what a folder also gets, so that it is complete; a model of bytes needs none named.
+
+        Raises:
+            UserError: the tokenizer does not fit the model, or a file cannot be written.
+        """
+        save_model(path, self.state_dict(), self.config, tokenizer)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LanguageModel:
-        """Read what `save` wrote; nothing in the file is executed.
+        """Read what `save` or transformers' ``save_pretrained`` wrote; nothing in the files is executed.
 
         Raises:
             UserError: there is no such file, or it is not a model of this version.
         """
-        tensors, header = load_tensors(path, FORMAT, device)
+        config, tensors = read_model(path, device)
         try:
-            model = cls(ModelConfig.from_json(header.get("config", "")))
+            with torch.device("meta"):  # takes no memory: a wrong configuration must not
+                shapes = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+            for name in shapes.keys() | tensors.keys():
+                wanted, found = shapes.get(name), tensors[name].shape if name in tensors else None
+                if wanted != found:
+                    raise ValueError(f"{name} is {found and list(found)}, not {wanted and list(wanted)}")
+            model = cls(config).to(device, tensors["embedding.weight"].dtype)
             model.load_state_dict(tensors)
         except (ValueError, TypeError, RuntimeError) as error:
-            reason = textwrap.shorten(str(error), 300)  # torch lists every tensor, on lines of their own
-            raise UserError(f"{path} does not hold the weights its configuration asks for: {reason}") from error
-        return model.to(device)
+            raise misfit(path, error) from error
+        return model

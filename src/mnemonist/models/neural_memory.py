@@ -27,7 +27,7 @@ from mnemonist.memory.feature_maps import build_feature_map
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
-from mnemonist.memory.state import MemoryState, initial_weights
+from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
 from mnemonist.models.normalisation import RMSNorm, wide
 from mnemonist.models.state import StreamState
 
@@ -165,6 +165,14 @@ class NeuralMemory(nn.Module):
         )
         y = self.norm(read.y).reshape(B, T, H * D) * F.silu(self.out_gate(x_BTE))
         return self.out_proj(y), NeuralMemoryState(read.state, tail), read.surprise
+
+    def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
+        """The state before the first token, for the rows of ``x``."""
+        weights = [wide(weight) for weight in self.initial]
+        if self.rule.denominator:
+            weights = with_denominator(weights)
+        tail = x_BTE.new_zeros(x_BTE.shape[0], self.conv_size - 1, self.in_proj.out_features)
+        return NeuralMemoryState(MemoryState.fresh(self.rule, weights, x_BTE.shape[0]), tail)
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""

@@ -27,6 +27,8 @@ class TrainingConfig:
     """Rows read for one optimiser step, over all micro-batches and processes."""
     row_length: int = 512
     """Tokens of a row."""
+    truncation: int | None = None
+    """Tokens after which the graph is cut; the state goes on. None differentiates through the whole row."""
     accumulation: int = 1
     """Micro-batches of one step: more of them need less memory and give the same gradient."""
     learning_rate: float = 1e-3
@@ -55,6 +57,13 @@ class TrainingConfig:
             _require_whole(name, getattr(self, name), least=1)
         for name in ("warmup_steps", "seed"):
             _require_whole(name, getattr(self, name), least=0)
+        if self.truncation is not None:
+            _require_whole("truncation", self.truncation, least=1)
+            if self.truncation > self.row_length:
+                raise UserError(
+                    f"truncation is {self.truncation}; a row has only {self.row_length} tokens: leave it out, or take "
+                    "longer rows"
+                )
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"batch_size is {self.batch_size} and accumulation {self.accumulation}: "
@@ -86,6 +95,11 @@ class TrainingConfig:
             "a number above 0, or None",
         )
         _require(self.device in get_args(Device), "device", self.device, f"one of {', '.join(get_args(Device))}")
+
+    @property
+    def pieces(self) -> int:
+        """Parts of a row that are differentiated one after the other."""
+        return 1 if self.truncation is None else -(-self.row_length // self.truncation)
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

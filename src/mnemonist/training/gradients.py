@@ -8,10 +8,13 @@ the *sum* of its losses and the number of its targets,
 
 and the gradient of the sums is divided by the total once, at the end. A step cut into 1, 2 or 8 parts, on
 one process or four, thus has the same gradient up to rounding.
+
+Rows that are longer than memory allows are cut along time as well (truncated backpropagation): `loss_of` then gives
+one part after the other, and each is differentiated before the next is computed.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from mnemonist.errors import UserError
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.interruption import StopRequest
 
@@ -38,8 +42,11 @@ class LossSum:
     """How many targets that were; may be 0."""
 
 
-LossOf = Callable[[nn.Module, Any], LossSum]
-"""`loss_of(model, batch)`; must use the model through `model(...)` alone, which may be a wrapper."""
+LossOf = Callable[[nn.Module, Any], LossSum | Iterator[LossSum]]
+"""`loss_of(model, batch)`; must use the model through `model(...)` alone, which may be a wrapper.
+
+Gives the loss, or yields as many parts of it as `TrainingConfig.pieces` says. A part is differentiated before the next
+is asked for, and its graph is gone then: what goes on from part to part must be detached."""
 
 
 def accumulate_gradients(
@@ -55,20 +62,57 @@ def accumulate_gradients(
 
     Returns:
         `[3]` float64, summed over processes: loss, targets, and how many processes were asked to stop.
+
+    Raises:
+        UserError: `loss_of` gives another number of parts than `config.pieces`.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
     for micro in range(config.accumulation):
         batch = send_to_device(batch_of(step, micro, rank, world), accelerator.device)
-        last = micro == config.accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once
-            part = loss_of(model, batch)
-            accelerator.backward(part.loss)
-        totals[0] += part.loss.detach()
-        totals[1] += part.targets
+        parts = _parts(loss_of, model, batch)
+        for piece in range(config.pieces):
+            last = micro == config.accumulation - 1 and piece == config.pieces - 1
+            with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once
+                part = next(parts, None)
+                if part is None:
+                    raise _wrong_number(config)
+                reaching = last and world > 1 and config.pieces > 1
+                accelerator.backward(_through_all(part.loss, model) if reaching else part.loss)
+            totals[0] += part.loss.detach()
+            totals[1] += part.targets
+            del part  # before the next one is computed
+        if next(parts, None) is not None:
+            raise _wrong_number(config)
     # Summed as well, so that all processes stop after the same step.
     totals[2] += stop.requested
     return accelerator.reduce(totals, "sum")
+
+
+def _parts(loss_of: LossOf, model: nn.Module, batch: Any) -> Iterator[LossSum]:
+    """The parts of the loss; nothing is computed before it is asked for."""
+    loss = loss_of(model, batch)
+    if isinstance(loss, LossSum):
+        yield loss
+    else:
+        yield from loss
+
+
+def _through_all(loss: Tensor, model: nn.Module) -> Tensor:
+    """The same loss, in whose graph every parameter has a part.
+
+    Processes exchange the gradients of a parameter when the last backward pass reaches it. The last piece of a text
+    need not use every parameter that earlier ones used: the first state of a memory, say.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return loss + torch.stack([parameter.flatten()[:0].sum() for parameter in trained]).sum()
+
+
+def _wrong_number(config: TrainingConfig) -> UserError:
+    return UserError(
+        f"truncation is {config.truncation} and row_length {config.row_length}, so loss_of must give {config.pieces} "
+        "part(s) of the loss, and gave another number; truncated_next_token_loss(truncation) does"
+    )
 
 
 def normalise_and_clip(

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnemonist.data import IGNORED, Document, PackedRows
+from mnemonist.data import IGNORED, Document, PackedRows, Tokenizer
+from mnemonist.errors import UserError
 from mnemonist.training.configuration import TrainingConfig
-from mnemonist.training.gradients import BatchOf, LossSum
+from mnemonist.training.gradients import BatchOf, LossOf, LossSum
 
 Rows = dict[str, torch.Tensor]
 
 
-def packed_batches(documents: Iterable[Document], config: TrainingConfig) -> BatchOf:
-    """``batch_of`` for `train`: packed rows of the documents, a pure function of the step.
+def packed_batches(
+    documents: Iterable[Document], config: TrainingConfig, tokenizer: Tokenizer | None = None
+) -> BatchOf:
+    """``batch_of`` for `train`: packed rows of the documents, a pure function of the step; bytes without tokenizer.
 
     Raises:
         UserError: the documents do not fill one row.
     """
-    rows = PackedRows(documents, config.row_length, config.seed)
+    return batches_of_rows(PackedRows(documents, config.row_length, config.seed, tokenizer), config)
+
+
+def batches_of_rows(rows: PackedRows, config: TrainingConfig) -> BatchOf:
+    """``batch_of`` for `train`, from rows that are packed already."""
 
     def batch_of(step: int, micro: int, rank: int, world: int) -> Rows:
         part = step * config.accumulation + micro
@@ -34,6 +42,45 @@ def packed_batches(documents: Iterable[Document], config: TrainingConfig) -> Bat
 def next_token_loss(model: nn.Module, rows: Rows) -> LossSum:
     """``loss_of`` for `train`: cross entropy of the next token, in nats, summed over the targets."""
     logits = model(rows["tokens"], starts=rows["starts"]).logits
-    targets = rows["targets"]
+    return _cross_entropy(logits, rows["targets"])
+
+
+def truncated_next_token_loss(truncation: int | None) -> LossOf:
+    """``loss_of`` for `train`: as `next_token_loss`, but the graph is cut after every ``truncation`` tokens.
+
+    The model reads a row piece by piece, going on from the state that the piece before left it, so the loss is that
+    of the whole row. Gradients stop at the state: memory holds one piece, however long the row (truncated
+    backpropagation through time, Williams and Peng 1990). No state goes from row to row.
+
+    Args:
+        truncation: `TrainingConfig.truncation`; None reads and differentiates whole rows.
+
+    Raises:
+        UserError: (when called) the model's output has no ``state`` to go on from.
+    """
+    if truncation is None:
+        return next_token_loss
+
+    def loss_of(model: nn.Module, rows: Rows) -> Iterator[LossSum]:
+        carried: dict[str, Any] = {}
+        pieces = zip(*(rows[name].split(truncation, dim=1) for name in ("tokens", "targets", "starts")), strict=True)
+        for number, (tokens, targets, starts) in enumerate(pieces):
+            if number and carried["state"] is None:
+                raise UserError(
+                    "truncation needs a model that goes on from a state, and the output of this one has none: "
+                    "leave truncation out"
+                )
+            output = model(tokens, starts=starts, **carried)
+            state = getattr(output, "state", None)
+            carried = {"state": None if state is None else state.detach()}
+            part = _cross_entropy(output.logits, targets)
+            del output, state  # nothing of this piece may be left when the next one is read
+            yield part
+            del part
+
+    return loss_of
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     return LossSum(loss, int((targets != IGNORED).sum()))

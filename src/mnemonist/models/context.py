@@ -1,0 +1,199 @@
+"""Memory as context (Titans section 4.1): the memory is asked first, and attention reads its answers beside the text.
+
+The text is read in segments of ``C`` tokens. With ``M`` the memory as the segment before left it,
+
+    h_i = M(q(x_i))                                 recalled for every token of the segment          (eq. 21)
+    y_i = Attn(x_i; persistent, h_1..h_i, x_1..x_i)                                                  (eq. 22-23)
+    M_i = M_{i-1} learns norm(y_i);   far_i = M_i(norm(y_i));   o_i = gate(y_i, far_i)               (eq. 24-25)
+
+As printed the paper lets the future in twice. ``h`` stands *before* the segment there, in sight of all its tokens,
+though ``h_i`` is asked for by token ``i``: here token ``i`` sees ``h_j`` for ``j <= i`` only, and ``h_j`` has the
+position of the token that asked. And the last line reads ``M`` as the whole segment left it: here each token reads it
+as its own write left it. `docs/titans-choices.md` lists these choices beside the others.
+
+Segments are counted in real tokens from the beginning of a stream, so the cuts of a stream and its padding move no
+border. A segment needs the memory that the one before it left: time is a loop over segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemonist.memory.reading import Surprise, recall
+from mnemonist.memory.stream import align
+from mnemonist.models.attention import CausalAttention
+from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
+from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.state import StreamState
+
+
+@dataclass(frozen=True)
+class ContextState(StreamState):
+    """What the layer remembers of a stream: a value of constant size."""
+
+    memory: NeuralMemoryState
+    recalled: tuple[Tensor, ...]
+    """Weights of the memory at the start of the unfinished segment: what this segment recalls from."""
+    keys: Tensor
+    """``[B, 2, C, H, D]``: of the answers recalled and of the tokens read in the unfinished segment."""
+    values: Tensor
+    """``[B, 2, C, H, D]``."""
+    phase: Tensor
+    """``[B]`` int64 on the CPU (it steers the control flow): tokens read of the unfinished segment."""
+
+    def check(self) -> None:
+        """Raise ValueError unless the counter is one that reading could have left."""
+        if bool(((self.phase < 0) | (self.phase >= self.keys.shape[2])).any()):
+            raise ValueError("These tensors are not a state of memory as context: its counter is out of range.")
+
+
+class MemoryContext(nn.Module):
+    """Embeddings ``[B, T, E]`` in; what attention made of text and memory, and what the memory makes of that, out.
+
+    Args:
+        attention: full causal attention, used within a segment; brings the persistent tokens.
+        memory: learns what attention makes of the text.
+        segment: tokens of a segment, ``C``.
+
+    Raises:
+        ValueError: ``segment`` is not positive, or ``attention`` has a window.
+    """
+
+    def __init__(self, attention: CausalAttention, memory: NeuralMemory, segment: int) -> None:
+        super().__init__()
+        if segment < 1 or attention.window is not None:
+            raise ValueError(f"segment is {segment} and window {attention.window}; give at least 1, and no window.")
+        width, inner = memory.in_proj.in_features, memory.heads * memory.head_dim
+        self.segment = segment
+        self.attention, self.memory = attention, memory
+        self.question_proj = nn.Linear(width, inner, bias=False)
+        self.recalled_norm = RMSNorm(memory.head_dim)
+        self.recalled_proj = nn.Linear(inner, width, bias=False)
+        self.norm = RMSNorm(width)
+
+    def forward(
+        self,
+        x_BTE: Tensor,
+        state: ContextState | None = None,
+        mask_BT: Tensor | None = None,
+        *,
+        learn: bool = True,
+        surprise: bool = False,
+    ) -> tuple[Tensor, Tensor, ContextState, Surprise | None]:
+        """Read a piece of a stream; see `NeuralMemory.forward` for the arguments.
+
+        Returns:
+            ``y`` and ``far`` (``[B, T, E]`` each, zero at padding), the state, and the surprise if asked for.
+
+        Raises:
+            ValueError: the state belongs to another batch size or layer.
+        """
+        B, T, _ = x_BTE.shape
+        if state is None:
+            state = self.initial_state(x_BTE)
+        elif state.keys.shape[:3] != (B, 2, self.segment):
+            kept = state.keys.shape
+            raise ValueError(
+                f"The state has {kept[0]} rows and segments of {kept[2]} tokens, but {B} rows are given to segments "
+                f"of {self.segment}; use state.select(rows), or the model that made the state."
+            )
+        phases = state.phase.tolist()
+        if len(set(phases)) == 1 and (mask_BT is None or bool(mask_BT.all())):
+            return self._read(x_BTE, state, None, phases[0], state.phase + T, learn, surprise)
+
+        # Rows are shifted against each other until their segments begin at the same columns, and back afterwards.
+        source, valid, ends = align(mask_BT, state.phase, x_BTE.shape[:2], x_BTE.device)
+        x = x_BTE.gather(1, source[..., None].expand(-1, -1, x_BTE.shape[2])).masked_fill(~valid[..., None], 0)
+        y, far, after, seen = self._read(x, state, valid, 0, ends, learn, surprise)
+        here = valid.nonzero(as_tuple=True)
+        there = (here[0], source[here])
+
+        def back(moved: Tensor) -> Tensor:
+            return moved.new_zeros(B, T, *moved.shape[2:]).index_put(there, moved[here])
+
+        return back(y), back(far), after, None if seen is None else seen.each(back)
+
+    def initial_state(self, x_BTE: Tensor) -> ContextState:
+        """The state before the first token, for the rows of ``x``."""
+        B = x_BTE.shape[0]
+        memory = self.memory.initial_state(x_BTE)
+        empty = x_BTE.new_zeros(B, 2, self.segment, self.attention.heads, self.attention.head_dim)
+        return ContextState(memory, memory.memory.weights, empty, empty, torch.zeros(B, dtype=torch.int64))
+
+    def _read(
+        self,
+        x_BTE: Tensor,
+        state: ContextState,
+        valid_BT: Tensor | None,
+        phase: int,
+        ends: Tensor,
+        learn: bool,
+        surprise: bool,
+    ) -> tuple[Tensor, Tensor, ContextState, Surprise | None]:
+        """Read columns from ``phase`` on; segments begin at multiples of ``C``, and rows end at ``ends [B]``."""
+        C, last = self.segment, phase + x_BTE.shape[1]
+        question = F.normalize(
+            F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim)), dim=-1
+        )
+        near, far, reports = [], [], []
+        for begin in range(phase - phase % C, last, C):
+            columns = slice(max(begin, phase) - phase, min(begin + C, last) - phase)
+            if begin > phase:  # a segment begins in the rows that still have tokens
+                state = self._begin_segment(state, ends > begin)
+            valid = None if valid_BT is None else valid_BT[:, columns]
+            slot = columns.start + phase - begin
+            y, state = self._attend(x_BTE[:, columns], question[:, columns], state, valid, slot)
+            z, memory, seen = self.memory(self.norm(y), state.memory, valid, learn=learn, surprise=surprise)
+            state = replace(state, memory=memory)
+            near.append(y)
+            far.append(z)
+            if seen is not None:
+                reports.append(seen)
+        state = self._begin_segment(state, ends % C == 0)
+        state = replace(state, phase=ends % C)
+        return torch.cat(near, 1), torch.cat(far, 1), state, Surprise.join(reports) if reports else None
+
+    def _begin_segment(self, state: ContextState, rows_B: Tensor) -> ContextState:
+        """From here on some rows recall from the memory as it is now."""
+        return replace(state, recalled=_where(rows_B, state.memory.memory.weights, state.recalled))
+
+    def _attend(
+        self, x_BLE: Tensor, question: Tensor, state: ContextState, valid_BL: Tensor | None, slot: int
+    ) -> tuple[Tensor, ContextState]:
+        """Attention for tokens in slots ``slot``, ``slot + 1``, ... of their segment; recalls, and keeps their keys."""
+        end = slot + x_BLE.shape[1]
+        answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
+        h_BLE = self.recalled_proj(self.recalled_norm(answers).flatten(2))
+        position = torch.tensor([slot])
+        q, k, v = self.attention.project(x_BLE, position)
+        _, h_k, h_v = self.attention.project(h_BLE, position)
+        keys = _put(state.keys, torch.stack([h_k, k], 1), valid_BL, slot)
+        values = _put(state.values, torch.stack([h_v, v], 1), valid_BL, slot)
+        column, row = torch.arange(end, device=q.device), torch.arange(slot, end, device=q.device)[:, None]
+        seen = (column <= row).repeat(1, 2)  # what was recalled for a token is seen by it and those after it
+        y = self.attention.attend(q, keys[:, :, :end].flatten(1, 2), values[:, :, :end].flatten(1, 2), seen)
+        return self.attention.out_proj(y.flatten(2)), replace(state, keys=keys, values=values)
+
+
+def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``new`` in some rows of the batch, ``old`` in the others."""
+    if bool(rows_B.all()):
+        return tuple(new)
+    if not bool(rows_B.any()):
+        return tuple(old)
+    chosen = rows_B.to(new[0].device)[:, None, None, None]
+    return tuple(torch.where(chosen, n, o) for n, o in zip(new, old, strict=True))
+
+
+def _put(kept: Tensor, new: Tensor, valid_BL: Tensor | None, slot: int) -> Tensor:
+    """``kept [B, 2, C, H, D]`` with ``new [B, 2, L, H, D]`` from ``slot`` on, where it is valid."""
+    end = slot + new.shape[2]
+    new = new.to(kept.dtype)  # autocast must not change the size of a state
+    if valid_BL is not None:
+        new = torch.where(valid_BL[:, None, :, None, None], new, kept[:, :, slot:end])
+    return torch.cat([kept[:, :, :slot], new, kept[:, :, end:]], dim=2) if new.shape[2] < kept.shape[2] else new
