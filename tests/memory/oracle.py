@@ -61,8 +61,11 @@ def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
         writes = [-step_size[t][:, None, None] * g for g in gradient]
         if log_momentum is not None:
             writes = S = [log_momentum[t].exp()[:, None, None] * s + w for s, w in zip(S, writes, strict=True)]
+        if rule.read_at == "before":
+            ys.append(network(rule, M, q[t]))
         M = [m + w for m, w in zip(kept, writes, strict=True)]
-        ys.append(network(rule, M, q[t]))
+        if rule.read_at == "after":
+            ys.append(network(rule, M, q[t]))
         losses.append(inner)
         norms.append(sum((g.detach() ** 2).sum((-1, -2)) for g in gradient).sqrt())
     return torch.stack(ys), M, S, torch.stack(losses), torch.stack(norms)

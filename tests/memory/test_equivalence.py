@@ -27,6 +27,19 @@ def combinations() -> list[MemoryRule]:
                 decay_to=decay_to, gradient_at=point, chunk_size=6, expansion=1.5, huber_delta=0.5,
             )
         )  # fmt: skip
+    for depth, momentum, (retention, decay_to), point in itertools.product(
+        (1, 2),
+        (False, True),
+        (("none", "zero"), ("head", "zero"), ("channel", "initial")),
+        ("previous", "decayed", "chunk"),
+    ):
+        name = f"before-d{depth}-{'m' if momentum else '-'}-{retention}-{decay_to}-{point}"
+        rules.append(
+            MemoryRule(
+                name=name, depth=depth, momentum=momentum, retention=retention, decay_to=decay_to,
+                gradient_at=point, read_at="before", chunk_size=6, expansion=1.5,
+            )
+        )  # fmt: skip
     for depth, activation in itertools.product((1, 2, 3), ("silu", "gelu", "relu", "tanh")):
         rules.append(
             MemoryRule(

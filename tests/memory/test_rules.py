@@ -337,6 +337,8 @@ def test_json_of_something_else_is_refused(text):
         ({"decay_to": "initially"}, "did you mean 'initial'"),
         ({"gradient_at": "chunks"}, "did you mean 'chunk'"),
         ({"gradient_at": None}, "gradient_at is None"),
+        ({"read_at": "befor"}, "did you mean 'before'"),
+        ({"objective": "dot", "denominator": True, "read_at": "before"}, "denominator needs read_at after"),
         ({"momentum": "no"}, "momentum is 'no'; it must be True or False"),
         ({"norm": 1}, "norm is 1; it must be True or False"),
         ({"depth": 0}, "depth is 0; a memory has 1 to 4 layers"),

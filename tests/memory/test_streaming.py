@@ -44,6 +44,8 @@ def rules_under_test() -> list[MemoryRule]:
         "decayed": linear.replace(gradient_at="decayed", chunk_size=5),
         "initial-linear": linear.replace(decay_to="initial", chunk_size=5),
         "initial-decayed-channel": linear.replace(**channel, decay_to="initial", gradient_at="decayed", chunk_size=16),
+        "before-linear": linear.replace(read_at="before", chunk_size=5),
+        "before-deep": titans.replace(read_at="before", chunk_size=5),
         "zero-deep": bare.replace(decay_to="zero", chunk_size=5),
     }
     return rows + [rule.replace(name=name) for name, rule in others.items()]

@@ -10,8 +10,8 @@ from streams import SMALL, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnemonist.memory import RULES
-from mnemonist.models import BLOCKS, PRESETS, LanguageModel, ModelConfig
-from mnemonist.models.cost import empty_model, matched, model_cost
+from mnemonist.models import BLOCKS, PRESETS, LanguageModel, ModelConfig, matched, model_cost
+from mnemonist.models.cost import empty_model
 
 # Torch's counter does not know the products that are added in place.
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda _, a, b, out_shape=None, **more: 2 * math.prod(a) * b[-1]}

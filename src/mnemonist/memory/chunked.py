@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores
+from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
@@ -194,7 +194,8 @@ def _chunks(
 
     def unroll(log_decay: Tensor | None) -> ChunkGates:
         to_target = rule.decay_to == "initial"
-        return chunk_gates(moved.step_size, moved.log_momentum, log_decay, valid, to_target)
+        gates = chunk_gates(moved.step_size, moved.log_momentum, log_decay, valid, to_target)
+        return gates if rule.read_at == "after" else reading_before(gates, to_target)
 
     if moved.log_decay is None or moved.log_decay.dim() == 3:
         first = unroll(moved.log_decay)

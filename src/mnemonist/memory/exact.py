@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mnemonist.memory.chunked import chunk_start, write
-from mnemonist.memory.gates import before, chunk_gates, mixed_scores
+from mnemonist.memory.gates import before, chunk_gates, mixed_scores, reading_before
 from mnemonist.memory.network import inner_loss
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace, cut_chunks
@@ -98,7 +98,8 @@ def _read_blocks(
     met_weights, met_mix = before(after, decay, to_target)
 
     q, k, v = blocks(q), blocks(k), blocks(v)
-    read_base, read_scores = spread(q, after.base).unbind(), mixed_scores(q, k, after.mix).unbind()
+    asked = after if rule.read_at == "after" else reading_before(after, to_target)
+    read_base, read_scores = spread(q, asked.base).unbind(), mixed_scores(q, k, asked.mix).unbind()
     solves = rule.objective == "l2"
     if solves or trace:
         met_base, met_scores = spread(k, met_weights), mixed_scores(k, k, met_mix).tril(-1)

@@ -20,7 +20,7 @@ of a layer when each channel forgets at its own rate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,6 +130,12 @@ def before(gates: ChunkGates, decay_XCK: Tensor | None, to_target: bool) -> tupl
         if to_target:
             base[1] = base[1] + (1 - decay_XCK)
     return tuple(base), mix
+
+
+def reading_before(gates: ChunkGates, to_target: bool) -> ChunkGates:
+    """The same writes, but every token reads the memory that it meets."""
+    base, mix = before(gates, None, to_target)
+    return replace(gates, base=base, mix=mix)
 
 
 def _row_down(x: Tensor, dim: int, first: float) -> Tensor:

@@ -54,9 +54,10 @@ def read_recurrent(
             eta = gates.log_momentum[:, t, :, None, None].exp()
             steps = [eta * s + step for s, step in zip(S, steps, strict=True)]
             S = _where(real, steps, S)
-        M = _where(real, [m + step for m, step in zip(kept, steps, strict=True)], M)
+        met, M = M, _where(real, [m + step for m, step in zip(kept, steps, strict=True)], M)
 
-        y = answer(rule, lambda i, z, M=M: z @ M[i], q)  # type: ignore[misc]
+        asked = M if rule.read_at == "after" else met
+        y = answer(rule, lambda i, z, M=asked: z @ M[i], q)  # type: ignore[misc]
         answers.append(y if real is None else y * real)
         losses.append(inner_loss(rule, gradient.output, v))
         norms.append(gradient.norm())

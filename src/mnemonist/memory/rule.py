@@ -4,7 +4,7 @@ Every model of this family reads a stream of keys and values with the same loop
 
     S_t = eta_t S_{t-1} - theta_t grad l(M; k_t, v_t)          momentum (surprise carried over)
     M_t = (1 - alpha_t) M_{t-1} + S_t                          retention, then the write
-    y_t = M_t(q_t)                                             the read
+    y_t = M_t(q_t)                                             the read, after the write
 
 and differs only in the *shape* of ``M``, in what it is asked to get right (the *objective* ``l``), in how it
 *steps* (momentum; at which ``M`` the gradient is taken), in what it *forgets*, and in the *feature map* through
@@ -31,6 +31,7 @@ Objective = Literal["dot", "l2", "huber"]
 Retention = Literal["none", "head", "channel"]
 DecayTarget = Literal["zero", "initial"]
 GradientPoint = Literal["previous", "decayed", "chunk"]
+ReadPoint = Literal["after", "before"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class MemoryRule:
     """What a forgetting memory returns to: zero (the papers), or its learned initial weights."""
     gradient_at: GradientPoint = "previous"
     """Weights at which the gradient is taken: M_{t-1}; (1 - alpha_t) M_{t-1}; or M at the start of the chunk."""
+    read_at: ReadPoint = "after"
+    """Whether a token's query is answered after its own write, by M_t, or before it, by M_{t-1}."""
     chunk_size: int = 64
     """Tokens that share one gradient point if ``gradient_at`` is chunk; else only the block length of the algebra."""
     feature_map: str | None = None
@@ -105,6 +108,8 @@ class MemoryRule:
             raise ValueError(
                 "denominator needs a linear memory with the dot objective: it counts the keys that were summed up."
             )
+        if self.denominator and self.read_at == "before":
+            raise ValueError("denominator needs read_at after: before the first write there are no keys to divide by.")
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
 
@@ -165,6 +170,7 @@ _CHOICES: dict[str, Any] = {
     "retention": Retention,
     "decay_to": DecayTarget,
     "gradient_at": GradientPoint,
+    "read_at": ReadPoint,
 }
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mnemonist.models.attention import AttentionState, CausalAttention
     from mnemonist.models.blocks import Block, BlockState
     from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig, find_preset
+    from mnemonist.models.context import ContextState, MemoryContext
+    from mnemonist.models.cost import Cost, matched, model_cost
     from mnemonist.models.hugging_face import MnemonistCache, MnemonistConfig, MnemonistForCausalLM, register
     from mnemonist.models.modeling import LanguageModel, ModelOutput, ModelState
     from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
@@ -26,7 +28,10 @@ __getattr__, __dir__, __all__ = attach(
         "Block": ".blocks",
         "BlockState": ".blocks",
         "CausalAttention": ".attention",
+        "ContextState": ".context",
+        "Cost": ".cost",
         "LanguageModel": ".modeling",
+        "MemoryContext": ".context",
         "MnemonistCache": ".hugging_face",
         "MnemonistConfig": ".hugging_face",
         "MnemonistForCausalLM": ".hugging_face",
@@ -38,6 +43,8 @@ __getattr__, __dir__, __all__ = attach(
         "Reading": ".session",
         "Session": ".session",
         "find_preset": ".configuration",
+        "matched": ".cost",
+        "model_cost": ".cost",
         "register": ".hugging_face",
     },
 )
