@@ -9,32 +9,26 @@ from rich.table import Table
 from mnemonist.cli.figures import amount
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.memory.rule import RULES, MemoryRule
-from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig
+from mnemonist.models.configuration import BLOCKS, PRESETS
 from mnemonist.models.cost import model_cost
 
 
 def run_models() -> int:
-    """Print every named rule, block, preset and feature map with its source."""
+    """Print every named rule, block, preset and feature map, with its source or size."""
+    console = Console(highlight=False)
     sections: dict[str, dict[str, tuple[str, ...]]] = {
         "Rules: how a memory learns while it reads": {
             rule.name: (f"{_shape(rule)}; loss {rule.objective}; steps {_steps(rule)}; {_forgets(rule)}", rule.source)
             for rule in RULES.values()
         },
         "Blocks: what a model is a list of": {name: (block.summary, block.source) for name, block in BLOCKS.items()},
-        "Presets: models by name": {
-            name: (f"{' '.join(p.blocks)}; rule {p.rule}; width {p.width}; window {p.window}", _size(p))
-            for name, p in PRESETS.items()
-        },
         "Feature maps: how a memory sees keys and queries": {
             info.name: (f"{info.kind}: {info.formula}", f"fails when: {info.fails_when}", info.source)
             for info in FEATURE_MAPS.values()
         },
     }
-    console = Console(highlight=False)
     for title, rows in sections.items():
-        grid = Table(
-            title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
-        )
+        grid = _table(title)
         grid.add_column(no_wrap=True)
         grid.add_column()
         for name, lines in rows.items():
@@ -43,13 +37,38 @@ def run_models() -> int:
                 grid.add_row("", line, style="dim")
         console.print(grid)
         console.print()
-    console.print("A rule can be changed choice by choice: titans:depth=3,chunk_size=32", markup=False)
+    console.print(_presets())
+    console.print()
+    console.print(
+        "A rule or block can be changed choice by choice: titans:depth=3,chunk_size=32 or mag:gate=sigmoid\n"
+        f"A preset takes any rule ({RULES['titans'].name} unless told otherwise): "
+        "mnemonist train --preset mag-4m --model.rule gated-deltanet",
+        markup=False,
+    )
     return 0
 
 
-def _size(config: ModelConfig) -> str:
-    cost = model_cost(config)
-    return f"{amount(cost.parameters)}parameters; state of one stream {decimal(cost.state_bytes)}"
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
+
+
+def _presets() -> Table:
+    """Sizes of the presets; state is what one stream keeps, however long it is."""
+    grid = _table("Presets: models by name; those of one size but tiny have equally many parameters")
+    grid.show_header, grid.header_style = True, "dim"
+    grid.add_column("", no_wrap=True)
+    for name in ("blocks", "width", "window", "vocabulary", "parameters", "state"):
+        grid.add_column(name, justify="right")
+    for name, config in PRESETS.items():
+        cost = model_cost(config)
+        state = decimal(cost.state_bytes)
+        if cost.state_bytes_per_token:
+            state = f"{decimal(cost.state_bytes_per_token)}/token"
+        blocks, parameters = str(len(config.blocks)), amount(cost.parameters).strip()
+        grid.add_row(name, blocks, str(config.width), str(config.window), f"{config.vocab_size:,}", parameters, state)
+    return grid
 
 
 def _shape(rule: MemoryRule) -> str:

@@ -10,6 +10,7 @@ a layer for the writes that are not in the weights yet.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -42,32 +43,53 @@ class Cost:
 
 def model_cost(config: ModelConfig, length: int = 4096) -> Cost:
     """What a model of this configuration costs, reading texts of ``length`` tokens (which full attention feels)."""
-    model = empty_model(config)
-    state = model.initial_state()
-    forward = sum(2 * layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    forward += 2 * model.embedding.weight.numel()
-    growing = 0
-    within = {module.attention: module for module in model.modules() if isinstance(module, MemoryContext)}
-    for module in model.modules():
-        if isinstance(module, NeuralMemory):
-            forward += memory_flops(module)
-        elif isinstance(module, CausalAttention):
-            if module in within:  # twice the keys: of the text, and of what was recalled for it
-                seen = within[module].segment + 1.0
-                forward += 2 * module.in_proj.weight.numel() + 2 * sum(w.numel() for w in within[module].memory.initial)
-            else:
-                seen = (length + 1) / 2 if module.window is None else min(module.window, (length + 1) / 2)
-                growing += 0 if module.window is not None else 2 * module.heads * module.head_dim * 4
-            persistent = 0 if module.persistent is None else len(module.persistent)
-            forward += round(4 * module.heads * module.head_dim * (seen + persistent))
+    kinds = Counter(config.blocks)  # equal blocks cost the same: one of each is looked at
+    model = empty_model(config.replace(blocks=tuple(kinds)))
+    embedding = model.embedding.weight.numel()
+    parameters, forward = embedding + model.norm.weight.numel(), 2 * embedding
+    state = growing = 0
+    for block, before, count in zip(model.blocks, model.initial_state().blocks, kinds.values(), strict=True):
+        parameters += count * sum(parameter.numel() for parameter in block.parameters())
+        state += count * before.nbytes
+        forward += count * _block_flops(block, length)
+        growing += count * sum(
+            2 * module.heads * module.head_dim * 4 for module in _attentions(block) if module.window is None
+        )
     return Cost(
-        parameters=model.parameter_count,
-        embedding_parameters=model.embedding.weight.numel(),
-        state_bytes=state.nbytes,
+        parameters=parameters,
+        embedding_parameters=embedding,
+        state_bytes=state,
         state_bytes_per_token=growing,
         flops_forward=forward,
         flops_training=3 * forward,
     )
+
+
+def _block_flops(block: nn.Module, length: int) -> int:
+    """Operations per token of reading with one block."""
+    flops = sum(2 * layer.weight.numel() for layer in block.modules() if isinstance(layer, nn.Linear))
+    for module in block.modules():
+        if isinstance(module, NeuralMemory):
+            flops += memory_flops(module)
+        elif isinstance(module, MemoryContext):  # twice the keys: of the text, and of what was recalled for it
+            flops += 2 * module.attention.in_proj.weight.numel() + 2 * sum(w.numel() for w in module.memory.initial)
+            flops += _attention_flops(module.attention, module.segment + 1.0)
+    for attention in _attentions(block):
+        seen = (length + 1) / 2
+        flops += _attention_flops(attention, seen if attention.window is None else min(attention.window, seen))
+    return flops
+
+
+def _attentions(block: nn.Module) -> list[CausalAttention]:
+    """Those that keep keys of their own; the one within a memory context keeps a segment's."""
+    inner = {module.attention for module in block.modules() if isinstance(module, MemoryContext)}
+    return [module for module in block.modules() if isinstance(module, CausalAttention) and module not in inner]
+
+
+def _attention_flops(attention: CausalAttention, seen: float) -> int:
+    """Operations per token that asks ``seen`` keys and the persistent ones."""
+    persistent = 0 if attention.persistent is None else len(attention.persistent)
+    return round(4 * attention.heads * attention.head_dim * (seen + persistent))
 
 
 def memory_flops(layer: NeuralMemory) -> int:
@@ -106,7 +128,7 @@ def matched(config: ModelConfig, parameters: int, multiple: int = 1) -> ModelCon
     Raises:
         ValueError: without any MLP there would already be more.
     """
-    thin = empty_model(config.replace(mlp_width=1)).parameter_count
+    thin = model_cost(config.replace(mlp_width=1)).parameters
     per_unit = 3 * config.width * len(config.blocks)
     width = round((parameters - thin + per_unit) / per_unit / multiple) * multiple
     if width < 1:
