@@ -1,202 +1,131 @@
-"""Causal attention against its definition, written token by token in float64."""
+"""Attention equals a softmax written token by token, and keeps the streaming contract."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mnemonist.models import CausalAttention
-from mnemonist.models.attention import AttentionState
+from mnemonist.models.attention import AttentionState, CausalAttention
 
-WIDTH, HEADS, HEAD_DIM = 6, 2, 4
-BASE = 100.0
+E, H, D = 6, 2, 4
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-kinds = pytest.mark.parametrize(
-    ("window", "persistent"), [(None, 0), (None, 3), (1, 0), (1, 2), (2, 0), (5, 0), (5, 3), (64, 1)]
-)
+cuts = st.lists(st.sampled_from([1, 1, 2, 3, 4, 5, 8, 13]), min_size=2, max_size=6)
+seeds = st.integers(0, 1000)
+windows = pytest.mark.parametrize("window", [None, 1, 4], ids=["full", "window-1", "window-4"])
+persistents = pytest.mark.parametrize("persistent", [0, 3], ids=["plain", "persistent"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
 def layer(window: int | None, persistent: int = 0, dtype: torch.dtype = torch.float64) -> CausalAttention:
     torch.manual_seed(0)
-    attention = CausalAttention(WIDTH, HEADS, HEAD_DIM, window=window, persistent_tokens=persistent, rope_base=BASE)
+    made = CausalAttention(E, H, D, window=window, persistent_tokens=persistent, rope_base=100.0)
     with torch.no_grad():
-        attention.in_proj.weight.mul_(3)  # so that attention is far from even
-    return attention.to(dtype).eval()
+        made.in_proj.weight.mul_(3)  # sharp enough that every key matters
+    return made.to(dtype)
 
 
-def tokens(B: int, T: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(B, T, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def text(B: int, T: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(B, T, E, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
-    """``[D]``: the pair of channels (i, i + D / 2), as a complex number, turned by ``position * base**(-2i / D)``."""
-    half = HEAD_DIM // 2
-    pairs = torch.complex(x[:half], x[half:])
-    angles = torch.tensor([position * BASE ** (-2 * i / HEAD_DIM) for i in range(half)], dtype=torch.float64)
-    turned = pairs * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag])
+def padding(T: int, seed: int) -> Tensor:
+    """Four rows: no padding, padding on the left and right, padding anywhere, nothing else."""
+    mask = torch.rand(4, T, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask[0], mask[3] = True, False
+    mask[1] = True
+    mask[1, : seed % T] = False
+    mask[1, T - seed % 3 :] = False
+    return mask
 
 
-def definition(attention: CausalAttention, x_TE: torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
-    """One row, one token at a time; padding is skipped and its outputs are zero."""
-    real = [t for t in range(len(x_TE)) if mask_T is None or mask_T[t]]
-    project = attention.in_proj.weight.view(3, HEADS, HEAD_DIM, WIDTH)
-    q, k, v = ([[project[part, h] @ x for h in range(HEADS)] for x in x_TE] for part in range(3))
-    always = [] if attention.persistent is None else list(attention.persistent)
-    outputs = [torch.zeros(WIDTH, dtype=x_TE.dtype)] * len(x_TE)
-    for place, t in enumerate(real):
-        heads = []
-        for h in range(HEADS):
-            first = 0 if attention.window is None else max(0, place - attention.window + 1)
-            keys = [project[1, h] @ p for p in always]
-            values = [project[2, h] @ p for p in always]
-            for j in range(first, place + 1):
-                keys.append(rotated(k[real[j]][h], j))
-                values.append(v[real[j]][h])
-            query = rotated(q[t][h], place)
-            # A persistent token has no position: it is met by the query as it stands.
-            scores = torch.stack([query @ key for key in keys]) / math.sqrt(HEAD_DIM)
-            heads.append(torch.softmax(scores, 0) @ torch.stack(values))
-        outputs[t] = attention.out_proj(torch.cat(heads))
-    return torch.stack(outputs)
+def reference(made: CausalAttention, x_BTE: Tensor, mask_BT: Tensor) -> Tensor:
+    """One token, one head at a time; rotation as multiplication by a complex number."""
+    Wq, Wk, Wv = made.in_proj.weight.view(3, H, D, E)
+    speed = 100.0 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+
+    def rotate(u_D: Tensor, position: int) -> Tensor:
+        turned = torch.complex(u_D[: D // 2], u_D[D // 2 :]) * torch.polar(torch.ones_like(speed), speed * position)
+        return torch.cat([turned.real, turned.imag])
+
+    learned = [] if made.persistent is None else list(made.persistent)
+    rows = []
+    for x_TE, real in zip(x_BTE, mask_BT.tolist(), strict=True):
+        read, outputs = [], []
+        for x, is_real in zip(x_TE, real, strict=True):
+            if not is_real:
+                outputs.append(torch.zeros_like(x))
+                continue
+            read.append(x)
+            now = len(read) - 1
+            first = 0 if made.window is None else max(0, now - made.window + 1)
+            heads = []
+            for h in range(H):
+                keys = [Wk[h] @ p for p in learned] + [rotate(Wk[h] @ read[s], s) for s in range(first, now + 1)]
+                values = [Wv[h] @ p for p in learned + read[first : now + 1]]
+                scores = torch.stack(keys) @ rotate(Wq[h] @ x, now) / D**0.5
+                heads.append(scores.softmax(0) @ torch.stack(values))
+            outputs.append(made.out_proj.weight @ torch.cat(heads))
+        rows.append(torch.stack(outputs))
+    return torch.stack(rows)
 
 
-def in_pieces(attention, x, lengths, mask=None):
+def read_in_pieces(
+    made: CausalAttention, x: Tensor, lengths: list[int], mask: Tensor | None = None
+) -> tuple[Tensor, AttentionState]:
     state, answers = None, []
-    for part in torch.arange(x.shape[1]).split(lengths):
-        y, state = attention(x[:, part], state, None if mask is None else mask[:, part])
+    masks = [None] * len(lengths) if mask is None else mask.split(lengths, 1)
+    for piece, piece_mask in zip(x.split(lengths, 1), masks, strict=True):
+        y, state = made(piece, state, piece_mask)
         answers.append(y)
+    assert state is not None
     return torch.cat(answers, 1), state
 
 
-@kinds
-@pytest.mark.parametrize("T", [1, 4, 5, 6, 17])
-def test_it_is_the_definition(window, persistent, T):
-    attention, x = layer(window, persistent), tokens(2, T)
-    y, state = attention(x)
-    expected = torch.stack([definition(attention, row) for row in x])
-    assert torch.allclose(y, expected, rtol=0, atol=1e-12)
-    assert state.length.tolist() == [T, T]
+def assert_same(one: AttentionState, other: AttentionState, tolerance: float) -> None:
+    assert torch.equal(one.length, other.length)
+    for a, b in ((one.keys, other.keys), (one.values, other.values)):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@kinds
-@pytest.mark.parametrize("lengths", [[13], [1] * 13, [5, 5, 3], [2, 11], [4, 1, 8]])
-def test_so_are_its_gradients(window, persistent, lengths):
-    """To the input and to every weight, through states too: each term has its own sign and size."""
-    attention, x = layer(window, persistent), tokens(1, 13).requires_grad_()
-    weights = torch.randn(13, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    wanted = [x, *attention.parameters()]
-    expected = torch.autograd.grad((definition(attention, x[0]) * weights).sum(), wanted)
-    found = torch.autograd.grad((in_pieces(attention, x, lengths)[0][0] * weights).sum(), wanted)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-11)
+# --- The definition ---
 
 
-@kinds
+@windows
+@persistents
 @few
-@given(
-    lengths=st.lists(st.sampled_from([1, 2, 4, 5, 6, 11, 23]), min_size=1, max_size=4),
-    shares=st.tuples(st.sampled_from([0.0, 0.2, 0.7, 1.0]), st.sampled_from([0.0, 0.5, 0.9])),
-    side=st.sampled_from(["left", "right", "middle", "anywhere"]),
-)
-def test_pieces_with_padding_anywhere_are_the_definition(window, persistent, lengths, shares, side):
-    attention, T = layer(window, persistent), sum(lengths)
-    x, place = tokens(2, T), torch.arange(T)
-    rows = []
-    for b, share in enumerate(shares):
-        n = round(share * T)
-        rows.append(
-            {
-                "left": place >= n,
-                "right": place < T - n,
-                "middle": (place < (T - n) // 2) | (place >= (T - n) // 2 + n),
-                "anywhere": torch.rand(T, generator=torch.Generator().manual_seed(b)) >= share,
-            }[side]
-        )
-    mask = torch.stack(rows)
-    y, state = in_pieces(attention, x, lengths, mask)
-    expected = torch.stack([definition(attention, row, keep) for row, keep in zip(x, mask, strict=True)])
-    assert torch.allclose(y, expected, rtol=0, atol=1e-12)
-    assert state.length.tolist() == mask.sum(1).tolist()
+@given(lengths=cuts, seed=seeds)
+def test_equals_a_softmax_per_token_gradients_included(window, persistent, lengths, seed):
+    made = layer(window, persistent)
+    x = text(4, sum(lengths), seed).requires_grad_()
+    mask = padding(sum(lengths), seed)
+    leaves = [x, *made.parameters()]
+    weight = text(4, sum(lengths), seed + 1)
+    y, _ = read_in_pieces(made, x, lengths, mask)
+    expected = reference(made, x, mask)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
+    found = torch.autograd.grad((y * weight).sum(), leaves)
+    for gradient, known in zip(found, torch.autograd.grad((expected * weight).sum(), leaves), strict=True):
+        torch.testing.assert_close(gradient, known, rtol=0, atol=1e-9)
 
 
-def test_a_row_of_padding_reads_nothing():
-    """It yields zeros, and the stream goes on afterwards as if nothing had been there."""
-    x, mask = tokens(2, 9), torch.tensor([[True] * 9, [False] * 9])
-    for window in (None, 1, 4, 9):
-        attention = layer(window, 2)
-        y, state = attention(x, None, mask)
-        assert torch.equal(y[1], torch.zeros_like(y[1]))
-        both, state = attention(torch.zeros_like(x), state, torch.zeros_like(mask))
-        assert torch.equal(both, torch.zeros_like(both))
-        assert state.length.tolist() == [9, 0]
-        after = attention(tokens(2, 3, seed=1), state)[0]
-        fresh = attention(tokens(2, 3, seed=1)[1:])[0]
-        assert torch.allclose(after[1:], fresh, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("window", [1, 2, 7])
-def test_with_a_window_the_state_is_constant(window):
-    attention = layer(window, 2, torch.float32)
-    with torch.no_grad():
-        _, state = attention(tokens(2, 1).float())
-        shape, size = state.keys.shape, state.nbytes
-        assert shape == state.values.shape == (2, window - 1, HEADS, HEAD_DIM)
-        assert size == 2 * math.prod(shape) * 4 + 2 * 8
-        mask = torch.ones(2, 6, dtype=torch.bool)
-        mask[1, 2:] = False
-        for T, padding in ((1, None), (6, mask), (40, None), (6, ~mask), (3, None)):
-            _, state = attention(tokens(2, T).float(), state, padding)
-            assert (state.keys.shape, state.nbytes) == (shape, size)
-
-
-def test_a_window_retains_nothing_of_the_piece():
-    """The state must not be a view that keeps a whole piece of text in memory while it lives."""
-    _, state = layer(4, 0)(tokens(1, 4096))
-    held = state.keys.untyped_storage().nbytes()
-    assert held < 4096 * HEADS * HEAD_DIM * 8 / 10
-
-
-def test_full_attention_keeps_every_real_token_and_no_other():
-    attention = layer(None, 2)
-    mask = torch.tensor([[True] * 5, [True, False] * 2 + [False]])
-    _, state = attention(tokens(2, 5), None, mask)
-    assert state.keys.shape[1] == 5
-    assert state.length.tolist() == [5, 2]
-    _, alone = attention(tokens(2, 1, seed=1)[1:], state.select(torch.tensor([1])))
-    assert alone.length.tolist() == [3]
-    assert alone.keys.shape[1] == 3
-
-
-def test_a_token_far_behind_the_window_is_gone():
-    attention, x = layer(5, 2, torch.float32), tokens(1, 30).float()
-    for t in (0, 3, 17):
-        changed = x.clone()
-        changed[0, t] += 1
-        differs = (attention(x)[0] != attention(changed)[0]).any(-1)[0]
-        assert differs.nonzero().flatten().tolist() == list(range(t, t + 5))
-
-
-@pytest.mark.parametrize(("window", "T"), [(None, 700), (5, 33), (64, 700), (700, 700), (1000, 700)])
-def test_the_past_is_the_same_to_the_bit_whatever_comes(window, T):
-    attention, x = layer(window, 3, torch.float32), tokens(2, T).float()
-    before = attention(x)[0]
-    for t in (0, 1, T // 2, T - 1):
-        changed = x.clone()
-        changed[:, t:] = 10 * torch.randn(2, T - t, WIDTH, generator=torch.Generator().manual_seed(t))
-        after = attention(changed)[0]
-        assert torch.equal(before[:, :t], after[:, :t])
-        assert not torch.equal(before[:, t], after[:, t])
+@windows
+@pytest.mark.parametrize("T", [1, 4, 5, 8, 23])
+def test_equals_a_softmax_per_token_without_a_mask(window, T):
+    made, x = layer(window, 2), text(2, T)
+    torch.testing.assert_close(made(x)[0], reference(made, x, torch.ones(2, T, dtype=torch.bool)), rtol=0, atol=1e-10)
 
 
 def moved(attention: CausalAttention, state: AttentionState, by: int) -> AttentionState:
     """The same tokens read ``by`` positions later: their keys turned on by the angle between."""
     angle = by * torch.tensor(attention.frequencies, dtype=torch.float64)
-    half = HEAD_DIM // 2
+    half = D // 2
     keys = state.keys.double()
     pairs = torch.complex(keys[..., :half], keys[..., half:]) * torch.polar(torch.ones_like(angle), angle)
     keys = torch.cat([pairs.real, pairs.imag], -1).to(state.keys.dtype)
@@ -206,7 +135,7 @@ def moved(attention: CausalAttention, state: AttentionState, by: int) -> Attenti
 @pytest.mark.parametrize("lengths", [[12], [1] * 12, [5, 7]])
 def test_the_millionth_token_is_read_as_exactly_as_the_first(lengths):
     """Only distances matter. With angles in float32 it would be off by more than a thousandth."""
-    attention, x = layer(6, 0, torch.float32), tokens(2, 20).float()
+    attention, x = layer(6, 0, torch.float32), text(2, 20, dtype=torch.float32)
     _, early = attention(x[:, :8])
     late = moved(attention, early, 1_000_000)
     for part in x[:, 8:].split(lengths, 1):
@@ -219,7 +148,7 @@ def test_the_millionth_token_is_read_as_exactly_as_the_first(lengths):
 
 def test_rows_at_very_different_positions_read_side_by_side():
     """A counter for each row: a state far into one text next to one that begins."""
-    attention, x = layer(4, 2, torch.float32), tokens(2, 11).float()
+    attention, x = layer(4, 2, torch.float32), text(2, 11, dtype=torch.float32)
     _, empty = attention(x[:1, :1], None, torch.zeros(1, 1, dtype=torch.bool))
     begun = attention(x[1:, :5])[1]
     far = moved(attention, begun, 123_456)
@@ -234,7 +163,7 @@ def test_rows_at_very_different_positions_read_side_by_side():
 
 def test_persistent_tokens_have_no_position_of_their_own():
     """They alone make the position of a query show: without a word before it, the same token reads them differently."""
-    attention, x = layer(1, 2), tokens(1, 1).expand(1, 3, WIDTH)
+    attention, x = layer(1, 2), text(1, 1).expand(1, 3, E)
     y, _ = attention(x)
     assert not torch.allclose(y[:, 0], y[:, 1])
     attention.persistent = None
@@ -242,45 +171,136 @@ def test_persistent_tokens_have_no_position_of_their_own():
     assert torch.allclose(y[:, 0], y[:, 2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_rows_can_be_chosen_again_and_again(window):
-    attention, x = layer(window, 2), tokens(3, 9)
-    mask = torch.ones(3, 9, dtype=torch.bool)
-    mask[1, 2:] = False
-    _, state = attention(x, None, mask)
-    before = [t.clone() for t in (state.keys, state.values, state.length)]
-    rows = torch.tensor([1, 1, 2, 0])
-    more = tokens(4, 6, seed=1)
-    y, _ = attention(more, state.select(rows))
-    for place, row in enumerate(rows):
-        expected, _ = attention(more[place : place + 1], attention(x[row : row + 1, mask[row]])[1])
-        assert torch.allclose(y[place : place + 1], expected, rtol=0, atol=1e-12)
-    assert all(torch.equal(a, b) for a, b in zip((state.keys, state.values, state.length), before, strict=True))
+# --- The streaming contract ---
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_generation_takes_one_token_at_a_time_without_gradients(window):
-    attention, x = layer(window, 2, torch.float32), tokens(2, 21).float()
-    whole = attention(x)[0]
-    with torch.inference_mode():
-        state, answers = None, []
-        for t in range(21):
-            y, state = attention(x[:, t : t + 1], state)
-            answers.append(y)
-    assert state is not None
-    assert torch.allclose(torch.cat(answers, 1), whole, rtol=0, atol=1e-5)
-    with torch.no_grad():  # what was read there can be read on elsewhere
-        assert attention(x, state)[0].isfinite().all()
+@windows
+@dtypes
+@few
+@given(lengths=cuts, seed=seeds)
+def test_any_split_equals_the_whole(window, dtype, lengths, seed):
+    made = layer(window, 2, dtype)
+    x = text(2, sum(lengths), seed, dtype)
+    whole, state = made(x)
+    pieces, last = read_in_pieces(made, x, lengths)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=TOLERANCE[dtype])
+    assert_same(last, state, TOLERANCE[dtype])
+
+
+@windows
+@dtypes
+@few
+@given(lengths=cuts, seed=seeds)
+def test_padding_is_a_no_op(window, dtype, lengths, seed):
+    """Even if it is not a number: not for other tokens, not for what is kept, and its own outputs are zero."""
+    made = layer(window, 2, dtype)
+    mask = padding(sum(lengths), seed)
+    x = text(4, sum(lengths), seed, dtype).masked_fill(~mask[..., None], torch.nan)
+    y, last = read_in_pieces(made, x, lengths, mask)
+    assert torch.equal(y[~mask], torch.zeros_like(y[~mask]))
+    more = text(1, 6, seed + 1, dtype)
+    for b in range(3):
+        if not mask[b].any():
+            continue
+        alone, state = made(x[b : b + 1, mask[b]])
+        torch.testing.assert_close(y[b, mask[b]], alone[0], rtol=0, atol=TOLERANCE[dtype])
+        row = last.select(torch.tensor([b]))
+        torch.testing.assert_close(made(more, row)[0], made(more, state)[0], rtol=0, atol=TOLERANCE[dtype])
+        S = state.keys.shape[1]  # full attention keeps as many places as its longest row needs: zeros, then the same
+        newest = AttentionState(
+            row.keys[:, row.keys.shape[1] - S :], row.values[:, row.keys.shape[1] - S :], row.length
+        )
+        assert_same(newest, state, TOLERANCE[dtype])
+        assert not row.keys[:, : row.keys.shape[1] - S].any()
+
+
+@windows
+def test_padding_has_no_gradient(window):
+    made, mask = layer(window, 2), padding(9, 5)
+    x = text(4, 9).masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    y, state = made(x, None, mask)
+    gradients = torch.autograd.grad(y.sum() + state.values.sum(), [x, *made.parameters()])
+    assert all(bool(g.isfinite().all()) for g in gradients)
+    assert not gradients[0][~mask].any()
+    assert gradients[0][mask].any()
+
+
+@windows
+def test_a_piece_of_nothing_but_padding_changes_nothing(window):
+    made, x, none = layer(window, 2), text(2, 5), torch.zeros(2, 5, dtype=torch.bool)
+    y, fresh = made(x, None, none)
+    assert not y.any()
+    assert fresh.length.tolist() == [0, 0]
+    after, state = made(x, fresh)
+    assert torch.equal(after, made(x)[0])
+    y, unchanged = made(x, state, none)
+    assert not y.any()
+    assert_same(unchanged, state, 0.0)
+
+
+@windows
+@persistents
+def test_a_changed_token_leaves_the_past_bit_for_bit_and_reaches_one_window(window, persistent):
+    made, x = layer(window, persistent, torch.float32), text(2, 30, dtype=torch.float32)
+    before, at = made(x)[0], 11
+    changed = x.clone()
+    changed[:, at] += 1
+    same = (made(changed)[0] == before).all(-1)
+    beyond = 30 if window is None else at + window
+    assert same[:, :at].all()
+    assert same[:, beyond:].all()
+    assert not same[:, at:beyond].any()
+
+
+@pytest.mark.parametrize(("window", "T"), [(None, 700), (5, 33), (64, 700), (700, 700), (1000, 700)])
+def test_the_past_is_the_same_to_the_bit_whatever_comes(window, T):
+    attention, x = layer(window, 3, torch.float32), text(2, T, dtype=torch.float32)
+    before = attention(x)[0]
+    for t in (0, 1, T // 2, T - 1):
+        changed = x.clone()
+        changed[:, t:] = 10 * torch.randn(2, T - t, E, generator=torch.Generator().manual_seed(t))
+        after = attention(changed)[0]
+        assert torch.equal(before[:, :t], after[:, :t])
+        assert not torch.equal(before[:, t], after[:, t])
+
+
+# --- The state is a value of constant size ---
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_window_keeps_as_much_after_one_token_as_after_many(window):
+    made = layer(window, 2, torch.float32)
+    states = []
+    with torch.no_grad():
+        for lengths in ([1], [3], [50], [2, 50, 1], [40, 2]):
+            states.append(read_in_pieces(made, text(2, sum(lengths), dtype=torch.float32), lengths)[1])
+        states.append(made(text(4, 20, dtype=torch.float32), None, padding(20, 4))[1].select(torch.tensor([1, 2])))
+    for state in states:
+        assert state.keys.shape == state.values.shape == (2, window - 1, H, D)
+        assert state.nbytes == 2 * 2 * (window - 1) * H * D * 4 + 2 * 8
+        for kept in (state.keys, state.values):  # and no longer text hides behind it
+            assert kept.untyped_storage().nbytes() == kept.numel() * 4
+
+
+def test_full_attention_keeps_every_real_token_and_no_other():
+    attention = layer(None, 2)
+    mask = torch.tensor([[True] * 5, [True, False] * 2 + [False]])
+    _, state = attention(text(2, 5), None, mask)
+    assert state.keys.shape[1] == 5
+    assert state.length.tolist() == [5, 2]
+    _, alone = attention(text(2, 1, seed=1)[1:], state.select(torch.tensor([1])))
+    assert alone.length.tolist() == [3]
+    assert alone.keys.shape[1] == 3
 
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_gradients_flow_through_a_state_until_it_is_cut(window):
-    attention, x = layer(window), tokens(1, 4).requires_grad_()
+    attention, x = layer(window), text(1, 4).requires_grad_()
     _, state = attention(x)
-    more = tokens(1, 2, seed=1)
+    more = text(1, 2, seed=1)
     (gradient,) = torch.autograd.grad(attention(more, state)[0].sum(), x, allow_unused=True)
     assert gradient is not None
-    assert torch.equal(gradient[0, 0] != 0, torch.full((WIDTH,), window is None))
+    assert torch.equal(gradient[0, 0] != 0, torch.full((E,), window is None))
     cut = state.detach()
     assert torch.equal(cut.keys, state.keys)
     assert torch.equal(cut.length, state.length)
@@ -288,45 +308,166 @@ def test_gradients_flow_through_a_state_until_it_is_cut(window):
     assert torch.autograd.grad(attention(more, cut)[0].sum(), x, allow_unused=True) == (None,)
 
 
+@windows
+def test_a_state_is_not_changed_by_going_on(window):
+    made = layer(window, 2)
+    _, state = made(text(2, 9))
+    before = state.to_tensors()
+    once, _ = made(text(2, 7, 1), state)
+    assert torch.equal(made(text(2, 7, 1), state)[0], once)
+    assert all(torch.equal(t, before[name]) for name, t in vars(state).items())
+
+
+@windows
+def test_a_state_is_selected_detached_and_saved(window):
+    made, x, more = layer(window, 2), text(3, 9), text(4, 3, 1)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[1, 5:] = False
+    _, state = made(x, None, mask)
+    rows = torch.tensor([2, 1, 1, 0])
+    beam = state.select(rows)
+    expected, _ = made(torch.cat([x[rows], more], 1), None, torch.cat([mask[rows], mask.new_ones(4, 3)], 1))
+    torch.testing.assert_close(made(more, beam)[0], expected[:, 9:], rtol=0, atol=1e-10)
+    short = made(more[:1], state.select(torch.tensor([1])))[1]  # no places are left of the longer rows
+    assert short.keys.shape[1] == (5 + 3 if window is None else window - 1)
+    assert state.keys.requires_grad
+    assert not state.detach().keys.requires_grad
+    back = state.rebuilt(load(save(beam.to_tensors())))
+    assert torch.equal(made(more, back)[0], made(more, beam)[0])
+
+
+def test_tensors_that_are_no_state_are_refused():
+    state = layer(4)(text(2, 9))[1]
+    good = state.to_tensors()
+    wrong = [
+        {**good, "phase": good["length"]},
+        {"keys": good["keys"], "values": good["values"]},
+        {**good, "values": good["values"][:1]},
+        {**good, "values": good["values"][:, :1]},
+        {**good, "values": good["values"].float()},
+        {**good, "length": good["length"][:1]},
+        {**good, "length": good["length"].int()},
+        {**good, "length": good["length"] - 10},
+        {**good, "keys": good["keys"].long(), "values": good["values"].long()},
+    ]
+    for tensors in wrong:
+        with pytest.raises(ValueError, match="not a state of"):
+            state.rebuilt(tensors)
+
+
+@windows
+def test_modes_change_nothing(window):
+    made, x = layer(window, 2), text(2, 13)
+    expected = made(x)[0]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y, state = read_in_pieces(made, x, [5, 1, 7])
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
+        after, _ = made(text(2, 2, 1), state.detach())  # and reading goes on outside
+        torch.testing.assert_close(after, made(torch.cat([x, text(2, 2, 1)], 1))[0][:, 13:], rtol=0, atol=1e-10)
+    assert torch.equal(made.eval()(x)[0], expected)
+
+
+@windows
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtype_is_kept(window, dtype):
+    made, x, mask = layer(window, 2, dtype), text(4, 9, dtype=dtype), padding(9, 4)
+    for y, state in (made(x), made(x, None, mask), made(x, made(x)[1]), made(x, None, torch.zeros_like(mask))):
+        assert y.dtype == state.keys.dtype == state.values.dtype == dtype
+        assert state.length.dtype == torch.int64
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_half_precision_reads_alike(window):
     """Activations in bfloat16, and float32 weights under autocast, in pieces and whole."""
-    x = tokens(2, 15).float()
+    x = text(2, 15, dtype=torch.float32)
     exact = layer(window, 2, torch.float32)(x)[0]
     low = layer(window, 2, torch.bfloat16)
-    y, _ = in_pieces(low, x.bfloat16(), [7, 1, 7])
+    y, _ = read_in_pieces(low, x.bfloat16(), [7, 1, 7])
     assert y.dtype == torch.bfloat16
     assert (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
-        y, _ = in_pieces(layer(window, 2, torch.float32), x, [7, 1, 7])
+        y, _ = read_in_pieces(layer(window, 2, torch.float32), x, [7, 1, 7])
     assert (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+# --- What it costs ---
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operations that ran and the size of the largest tensor that one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operations.append(func.overloadpacket.__name__)
+        made = out if isinstance(out, (tuple, list)) else (out,)
+        self.largest = max([self.largest, *(t.numel() for t in made if isinstance(t, Tensor))])
+        return out
+
+
+def watched(made: CausalAttention, *arguments: object) -> Watch:
+    with torch.no_grad(), Watch() as watch:
+        made(*arguments)
+    return watch
+
+
+def test_a_window_costs_what_its_length_costs():
+    made = layer(8, 2, torch.float32)
+    short, long = (watched(made, text(1, T, dtype=torch.float32)) for T in (512, 4096))
+    assert long.largest <= 8 * short.largest
+    assert len(long.operations) == len(short.operations)
+
+
+def test_one_token_costs_the_same_at_any_position():
+    made = layer(8, 2, torch.float32)
+    one = text(1, 1, dtype=torch.float32)
+    near, far = (watched(made, one, made(text(1, T, dtype=torch.float32))[1]) for T in (20, 5000))
+    assert far.operations == near.operations
+    assert far.largest == near.largest <= max(3 * E * H * D, 10 * H * D)
+
+
+@windows
+def test_only_padding_pays_for_moving_tokens(window):
+    made, x = layer(window, 2), text(2, 20)
+    moves = {"gather", "scatter", "sort", "argsort"}
+    full = torch.ones(2, 20, dtype=torch.bool)
+    assert not moves & set(watched(made, x).operations)
+    assert not moves & set(watched(made, x, None, full).operations)
+    full[0, 3] = False
+    assert moves & set(watched(made, x, None, full).operations)
+
+
+# --- Bad input ---
+
+
+def test_bad_input_is_named():
+    made = layer(4)
+    x = text(2, 5)
+    _, state = made(x)
+    with pytest.raises(ValueError, match="state has 2 rows but the batch has 3"):
+        made(text(3, 5), state)
+    with pytest.raises(ValueError, match="nothing to read"):
+        made(x[:, :0])
+    with pytest.raises(ValueError, match="nothing to read"):
+        made(x[:0])
+    with pytest.raises(ValueError, match=r"mask is torch.bool \[2, 4\]"):
+        made(x, None, torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask is torch.int64"):
+        made(x, None, torch.ones(2, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="belongs to another layer"):
+        layer(5)(x, state)
+    with pytest.raises(ValueError, match="belongs to another layer"):
+        CausalAttention(E, 1, D, window=4).double()(x, state)
+
+
 @pytest.mark.parametrize(
-    "sizes",
-    [
-        {"width": 0},
-        {"heads": 0},
-        {"head_dim": 0},
-        {"head_dim": 3},
-        {"window": 0},
-        {"window": -1},
-        {"persistent_tokens": -1},
-    ],
+    "wrong", [{"width": 0}, {"heads": 0}, {"head_dim": 3}, {"window": 0}, {"persistent_tokens": -1}, {"rope_base": 0.0}]
 )
-def test_impossible_sizes(sizes):
+def test_bad_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="must be positive"):
-        CausalAttention(**{"width": 8, "heads": 2, "head_dim": 4, **sizes})
-
-
-def test_impossible_input():
-    attention, x = layer(4), tokens(2, 3)
-    _, state = attention(x)
-    for nothing in (x[:, :0], x[:0]):
-        with pytest.raises(ValueError, match="nothing to read"):
-            attention(nothing, state)
-    with pytest.raises(ValueError, match=r"2 rows but the batch has 1; use state.select"):
-        attention(x[:1], state)
-    for mask in (torch.ones(2, 4, dtype=torch.bool), torch.ones(3, dtype=torch.bool), torch.ones(2, 3)):
-        with pytest.raises(ValueError, match=r"mask is .*; it must be bool \[2, 3\]"):
-            attention(x, None, mask)
+        CausalAttention(**{"width": 4, "heads": 2, "head_dim": 2, **wrong})

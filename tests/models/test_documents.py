@@ -12,26 +12,6 @@ for row, columns in enumerate(([0, 11, 12, 30], [0], [25])):
     STARTS[row, columns] = True
 
 
-def documents() -> list[tuple[int, int, int]]:
-    """Row, begin and end of each document."""
-    found = []
-    for row in range(3):
-        borders = sorted({0, *STARTS[row].nonzero()[:, 0].tolist()})
-        found += [(row, a, b) for a, b in zip(borders, [*borders[1:], 40], strict=True)]
-    return found
-
-
-def test_every_document_is_read_as_if_alone():
-    model = small_model()
-    output = model(TOKENS, starts=STARTS, surprise=True)
-    for row, begin, end in documents():
-        alone = model(TOKENS[row : row + 1, begin:end], surprise=True)
-        assert torch.allclose(output.logits[row, begin:end], alone.logits[0], rtol=0, atol=1e-10)
-        for block, seen in alone.surprise.items():
-            packed = output.surprise[block].loss[row, begin:end]
-            assert torch.allclose(packed, seen.loss[0], rtol=0, atol=1e-10)
-
-
 @pytest.mark.parametrize("lengths", [[40], [13, 27], [11, 1, 18, 10], [1] * 40, [25, 15]])
 def test_rows_of_documents_may_be_cut_anywhere(lengths):
     """The text before the first start of a piece goes on from the state; the rest begins afresh."""
