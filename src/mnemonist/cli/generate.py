@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from mnemonist.data.tokenizer import utf8
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.models.session import Session
+from mnemonist.training.interruption import stop_on_signals
 
 
 class TextStreamer:
@@ -59,19 +61,15 @@ def run_generate(options: Generate) -> int:
     begin = Session.begin(reader.model) if options.session is None else load_session(options.session, reader)
     session = read_prompt(reader, begin, prompt, learn=not options.frozen)
     streamer = TextStreamer(reader.tokenizer)
-    interrupted = False
-    try:
-        write(options, reader, session, streamer)
-    except KeyboardInterrupt:
-        interrupted = True
-        streamer.end()
-    if options.save_session is not None:
-        if streamer.ids:
-            # The text is read again at once: a session does not depend on how its tokens came.
-            _, session = reader.model.read(torch.tensor([streamer.ids]), session, learn=not options.frozen)
-        session.save(options.save_session)
-        say(f"{options.save_session}: {session.position:,} tokens read, {session.nbytes:,} bytes")
-    return INTERRUPTED if interrupted else 0
+    with stop_on_signals() as stop:
+        write(options, reader, session, streamer, lambda: stop.requested)
+        if options.save_session is not None:
+            if streamer.ids:
+                # The text is read again at once: a session does not depend on how its tokens came.
+                _, session = reader.model.read(torch.tensor([streamer.ids]), session, learn=not options.frozen)
+            session.save(options.save_session)
+            say(f"{options.save_session}: {session.position:,} tokens read, {session.nbytes:,} bytes")
+    return INTERRUPTED if stop.requested else 0
 
 
 def check(options: Generate) -> None:
@@ -88,6 +86,8 @@ def check(options: Generate) -> None:
         )
     if not 0 < options.top_p <= 1:
         raise UserError(f"top_p is {options.top_p}; it must be above 0 and at most 1")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"seed is {options.seed}; it must be at least 0 and below 2 to the 63rd")
     if options.top_k < 0:
         raise UserError(f"top_k is {options.top_k}; it must be at least 1, or 0 to draw from all")
     if options.prompt is not None and options.prompt_file is not None:
@@ -123,9 +123,14 @@ def read_prompt(reader: Reader, session: Session, prompt: bytes, *, learn: bool)
     return session
 
 
-def write(options: Generate, reader: Reader, session: Session, streamer: TextStreamer) -> None:
-    """Generate with transformers, from a cache that has read everything but the last token of the session."""
-    from transformers import GenerationConfig
+def write(
+    options: Generate, reader: Reader, session: Session, streamer: TextStreamer, stop: Callable[[], bool]
+) -> None:
+    """Generate with transformers, from a cache that has read everything but the last token of the session.
+
+    After each token ``stop`` is asked; True ends the text.
+    """
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     from mnemonist.models.hugging_face import MnemonistCache, MnemonistForCausalLM
 
@@ -147,6 +152,9 @@ def write(options: Generate, reader: Reader, session: Session, streamer: TextStr
         past_key_values=MnemonistCache.from_state(state),
         streamer=streamer,
         learn=not options.frozen,
+        stopping_criteria=StoppingCriteriaList(
+            [lambda ids, scores, **_: torch.full((len(ids),), stop(), device=ids.device)]
+        ),
         generation_config=GenerationConfig(
             max_new_tokens=options.tokens,
             eos_token_id=marks.eos_id,

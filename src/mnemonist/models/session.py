@@ -11,9 +11,9 @@ A piece also ends where learning is switched on or off, since both halves of suc
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mnemonist.errors import UserError
 from mnemonist.memory.reading import Surprise
-from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.session_difference import SessionDifference, compare_states
 from mnemonist.models.state import StreamState
 from mnemonist.tensors import content_hash, load_tensors, save_tensors
@@ -100,10 +99,18 @@ class Session(StreamState):
         if min(batch, piece) < 1:
             raise ValueError(f"batch is {batch} and piece {piece}; both must be at least 1.")
         origin = _origin(model, batch)
-        pending = torch.zeros(batch, piece, dtype=torch.int64)
         return cls(
-            model.fingerprint(), model.config.to_json(), origin, pending, 0, 0, True, origin, None, origin
-        )  # fmt: skip
+            model=model.fingerprint(),
+            config=model.config.to_json(),
+            anchor=origin,
+            pending=torch.zeros(batch, piece, dtype=torch.int64),
+            count=0,
+            position=0,
+            learn=True,
+            state=origin,
+            next_logits=None,
+            origin=origin,
+        )
 
     @property
     def batch(self) -> int:
@@ -162,7 +169,7 @@ class Session(StreamState):
         """
         tensors = {f"anchor.{name}": tensor for name, tensor in self.anchor.to_tensors().items()}
         tensors |= {"pending": self.pending, "remainder": torch.tensor(list(self.remainder), dtype=torch.uint8)}
-        if not _finite(tensors):
+        if not (_finite(tensors) and _finite(self.state.to_tensors())):
             raise UserError("the session holds numbers that are not finite: a memory has diverged; it was not saved")
         header = {
             "model": self.model,
@@ -192,12 +199,12 @@ class Session(StreamState):
             session = _rebuilt(tensors, header, model)
             if session.count == 0:
                 return session
-            output = _read(model, session.pending[:, : session.count], session.anchor, session.learn, False)
+            piece = session.pending[:, : session.count]
+            return _after(session, _read(model, piece, session.anchor, session.learn, False))
         except KeyError as error:
             raise UserError(f"{path} cannot be used: {error} is missing") from error
         except ValueError as error:
             raise UserError(f"{path} cannot be used: {error}") from error
-        return _after(session, output)
 
 
 def read_tokens(
@@ -309,13 +316,14 @@ def _evaluating(model: LanguageModel) -> Iterator[torch.device]:
 
     Yields the device that the model is on.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]  # perhaps some parts alone
     model.eval()
     try:
         with torch.no_grad():
             yield next(model.parameters()).device
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def _bits(logits_BTV: Tensor, tokens_BT: Tensor, before_BV: Tensor | None) -> Tensor:
@@ -350,27 +358,44 @@ def _rebuilt(tensors: dict[str, Tensor], header: dict[str, str], model: Language
         KeyError: one of them is missing.
     """
     pending, remainder = tensors.pop("pending"), tensors.pop("remainder")
-    count, position = int(header["count"]), int(header["position"])
-    if pending.dtype != torch.int64 or pending.dim() != 2 or pending.numel() == 0 or remainder.dtype != torch.uint8:
-        raise ValueError("its tokens are not int64 [B, P] with a remainder of bytes.")
-    if not min(1, position) <= count <= min(position, pending.shape[1]) or header["learn"] not in ("true", "false"):
-        raise ValueError("its counters contradict each other.")
+    count, position = (_counter(header, name) for name in ("count", "position"))
+    if pending.dtype != torch.int64 or pending.dim() != 2 or pending.numel() == 0:
+        raise ValueError("its tokens are not int64 [B, P].")
+    if remainder.dtype != torch.uint8 or remainder.dim() != 1:
+        raise ValueError("the text without tokens is not a row of bytes.")
+    if not min(1, position) <= count <= min(position, pending.shape[1]) or bool(pending[:, count:].any()):
+        raise ValueError("its counters contradict each other or its tokens.")
+    if header["learn"] not in ("true", "false"):
+        raise ValueError("whether the memories learned is neither true nor false.")
     if not _finite(tensors):
         raise ValueError("it holds numbers that are not finite: a memory had diverged.")
-    begin = Session.begin(model, len(pending), piece=pending.shape[1])
-    anchor = begin.origin.rebuilt({name.removeprefix("anchor."): tensor for name, tensor in tensors.items()})
+    origin = _origin(model, len(pending))
+    anchor = origin.rebuilt({name.removeprefix("anchor."): tensor for name, tensor in tensors.items()})
     if anchor.batch != len(pending):
         raise ValueError(f"its state has {anchor.batch} streams, but its tokens {len(pending)}.")
-    return replace(
-        begin,
-        anchor=_as_saved(anchor).to(next(model.parameters()).device),
+    anchor = _as_saved(anchor).to(next(model.parameters()).device)
+    return Session(
+        model=header["model"],
+        config=header["config"],
+        anchor=anchor,
         pending=pending.clone(),
         count=count,
         position=position,
         learn=header["learn"] == "true",
+        state=anchor,
+        next_logits=None,
+        origin=origin,
         remainder=bytes(remainder.tolist()),
         tokenizer=header["tokenizer"],
     )
+
+
+def _counter(header: dict[str, str], name: str) -> int:
+    """A whole number in a header."""
+    text = header[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ValueError(f"its {name} is {text[:20]!r}, not a number.")
+    return int(text)
 
 
 def _content(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -383,8 +408,12 @@ def _finite(tensors: dict[str, Tensor]) -> bool:
 
 
 def _other_model(config: str, model: LanguageModel) -> str:
-    """What to say of a session of another model."""
-    theirs, ours = (dataclasses.asdict(c) for c in (ModelConfig.from_json(config), model.config))
-    odd = [f"{name} {theirs.get(name)} there, {ours[name]} here" for name in ours if theirs.get(name) != ours[name]]
-    how = ", ".join(odd[:3]) if odd else "the same configuration with other weights"
+    """What to say of a session of another model, which may be of a version that has other fields."""
+    ours = json.loads(model.config.to_json())
+    try:
+        theirs = dict(json.loads(config))
+    except (ValueError, TypeError, RecursionError):
+        theirs = {}
+    odd = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in ours if theirs.get(name) != ours[name]]
+    how = textwrap.shorten(", ".join(odd[:3]), 300) if odd else "the same configuration with other weights"
     return f"it is of another model ({how}); use the model that had read"

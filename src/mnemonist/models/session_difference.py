@@ -89,4 +89,5 @@ def _compare(a: Tensor | None, b: Tensor | None, start: Tensor | None) -> tuple[
     norm_a, norm_b = a.norm(dim=2), b.norm(dim=2)
     total = norm_a + norm_b
     distance = torch.where(total > 0, (a - b).norm(dim=2) / total, torch.zeros_like(total))
-    return distance, (a * b).sum(2) / (norm_a * norm_b)
+    cosine = (a * b).sum(2) / (norm_a * norm_b)
+    return distance.clamp(max=1), cosine.clamp(-1, 1)  # rounding may go beyond by a bit
