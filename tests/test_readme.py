@@ -15,15 +15,19 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
-def test_the_python_example_runs_and_says_what_it_promises(capsys):
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    error, shapes = capsys.readouterr().out.splitlines()
+def test_the_python_examples_run_and_say_what_they_promise(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for example in blocks("python"):
+        exec(compile(example, "README.md", "exec"), {})
+    error, shapes, session = capsys.readouterr().out.splitlines()
     assert float(error.removeprefix("tensor(").split(",")[0].rstrip(")")) < 1e-5
     assert shapes.startswith("torch.Size([1, 1000, 4]) ")
+    position, distance = session.split()
+    assert position == "3500" and 0 < float(distance) < 1
 
 
 def commands() -> list[str]:

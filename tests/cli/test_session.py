@@ -20,7 +20,6 @@ from tiny_tokenizers import save_tokenizer
 
 import mnemonist.cli.read
 from mnemonist.cli import main
-from mnemonist.cli.options import parse
 from mnemonist.data import find_tokenizer
 from mnemonist.evals.reading import read_on
 from mnemonist.models import LanguageModel, ModelConfig, Session, find_preset
@@ -282,17 +281,6 @@ def test_text_that_is_none_is_refused_with_a_session_too(here, bytes_model, caps
 # The page that explains them.
 
 PAGE = Path(__file__).parents[2] / "docs" / "sessions.md"
-
-
-def test_what_the_page_shows_works_as_pasted(here, capsys):
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for language, block in blocks:
-        if language == "python":
-            exec(compile(block, PAGE.name, "exec"), {})
-        else:
-            for line in block.splitlines():
-                assert parse(shlex.split(line.partition(" #")[0])[1:])
-    assert "block  stream  head" in capsys.readouterr().out
 
 
 def test_the_sizes_on_the_page():

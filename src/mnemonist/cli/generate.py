@@ -126,20 +126,15 @@ def read_prompt(reader: Reader, session: Session, prompt: bytes, *, learn: bool)
 def write(
     options: Generate, reader: Reader, session: Session, streamer: TextStreamer, stop: Callable[[], bool]
 ) -> None:
-    """Generate with transformers, from a cache that has read everything but the last token of the session.
+    """Generate with transformers what comes after a session.
 
     After each token ``stop`` is asked; True ends the text.
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    from mnemonist.models.hugging_face import MnemonistCache, MnemonistForCausalLM
+    from mnemonist.models.hugging_face import MnemonistForCausalLM
 
     model, marks = reader.model, reader.tokenizer
-    read = session.pending[:, : session.count]
-    state = session.anchor
-    with torch.no_grad():
-        if session.count > 1:
-            state = model(read[:, :-1], state, learn=session.learn).state
     drawn: dict[str, Any] = {"do_sample": False}
     if not options.greedy:
         drawn = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
@@ -147,9 +142,7 @@ def write(
     torch.manual_seed(options.seed)
     wrapped: Any = MnemonistForCausalLM.from_language_model(model)
     wrapped.generate(
-        input_ids=read[:, -1:],
-        attention_mask=torch.ones(1, 1, dtype=torch.int64),
-        past_key_values=MnemonistCache.from_state(state),
+        **wrapped.inputs_of(session),
         streamer=streamer,
         learn=not options.frozen,
         stopping_criteria=StoppingCriteriaList(

@@ -17,8 +17,8 @@ from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.cost import model_cost
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.configuration import TrainingConfig
-from mnemonist.training.gradients import BatchOf
-from mnemonist.training.language import Rows, next_token_loss
+from mnemonist.training.gradients import BatchOf, LossOf, loss_parts
+from mnemonist.training.language import Rows, truncated_next_token_loss
 from mnemonist.training.randomness import capture_random_state, restore_random_state
 
 LONG_ENOUGH = 1.0  # seconds: a shorter first micro-batch is mostly the start of threads and kernels
@@ -43,20 +43,21 @@ def measure(model: nn.Module, batch_of: BatchOf, training: TrainingConfig) -> Me
             trial = copy.deepcopy(model).to(accelerator.device).train()
             batch = batch_of(0, 0, accelerator.process_index, accelerator.num_processes)
             batch = send_to_device(batch, accelerator.device)
-            seconds = _forward_and_backward(trial, batch, accelerator)
+            loss_of = truncated_next_token_loss(training.truncation)
+            seconds = _forward_and_backward(trial, batch, loss_of, accelerator)
             if seconds < LONG_ENOUGH:
-                seconds = _forward_and_backward(trial, batch, accelerator)
+                seconds = _forward_and_backward(trial, batch, loss_of, accelerator)
     finally:
         restore_random_state(before, accelerator.device)
     return Measurement(seconds, len(batch["tokens"]), accelerator.device.type)
 
 
-def _forward_and_backward(model: nn.Module, batch: Rows, accelerator: Accelerator) -> float:
+def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accelerator: Accelerator) -> float:
     began = time.perf_counter()
     with accelerator.autocast():
-        loss = next_token_loss(model, batch).loss
-    loss.backward()
-    loss.item()  # which waits for a GPU
+        for part in loss_parts(loss_of, model, batch):
+            part.loss.backward()
+            part.loss.item()  # which waits for a GPU
     model.zero_grad()
     return time.perf_counter() - began
 

@@ -34,7 +34,7 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.training import TrainingConfig, TrainingResult, load_checkpoint, train
 from mnemonist.training.checkpoint import has_checkpoint
-from mnemonist.training.language import batches_of_rows, next_token_loss
+from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import CHECKPOINT
 
 MODEL_FILE = "model.safetensors"
@@ -107,7 +107,8 @@ def train_model(
     """
     batch_of = batches_of_rows(text.rows, training)
     extra = text.identity(model.config)
-    result = train(model, batch_of, next_token_loss, training, folder, resume=resume, extra=extra)
+    loss_of = truncated_next_token_loss(training.truncation)
+    result = train(model, batch_of, loss_of, training, folder, resume=resume, extra=extra)
     model.eval()
     if first_process():
         model.save(folder, text.tokenizer)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.memory.eager import eager
 from mnemonist.memory.reading import Surprise, recall
 from mnemonist.memory.stream import align
 from mnemonist.models.attention import CausalAttention
@@ -76,6 +77,7 @@ class MemoryContext(nn.Module):
         self.recalled_proj = nn.Linear(inner, width, bias=False)
         self.norm = RMSNorm(width)
 
+    @eager
     def forward(
         self,
         x_BTE: Tensor,

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from mnemonist.data import ByteTokenizer
@@ -31,6 +32,7 @@ from mnemonist.memory.eager import eager
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.folder import FORMAT, MODEL_TYPE, PREFIX, read_config, token_ids
 from mnemonist.models.modeling import INITIAL_STD, LanguageModel, ModelState
+from mnemonist.models.session import Session
 
 IGNORED = -100  # the label of a token that is not to be predicted
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -208,11 +210,26 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
         model, info = loaded
         if odd := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]])):
             raise UserError(f"The weights are not those of the configuration: {', '.join(odd[:4])}.")
-        with torch.device("meta"):
-            fresh = LanguageModel(model.model.config)
-        for parameter, like in zip(model.model.parameters(), fresh.parameters(), strict=True):
-            parameter.__dict__.update(like.__dict__)  # which ones weight decay leaves alone
+        model.model.mark_parameters()
         return (model, info) if output_loading_info else model
+
+    def inputs_of(self, session: Session) -> dict[str, Any]:
+        """What `generate` takes to write on after a session: ``model.generate(**model.inputs_of(session))``.
+
+        Its `input_ids` are the last token of each stream, which is read again, so the text that comes back begins
+        with it. The session stays as it is.
+
+        Raises:
+            ValueError: nothing was read.
+            UserError: the session is of another model.
+        """
+        state, last = session.before_last(self.model)
+        last = last.to(self.device)
+        return {
+            "input_ids": last,
+            "attention_mask": torch.ones_like(last),
+            "past_key_values": MnemonistCache.from_state(state),
+        }
 
     def _init_weights(self, module: nn.Module) -> None:
         """Embeddings of new tokens; everything else has initialised itself."""
@@ -389,6 +406,7 @@ def register() -> None:
     """Make `AutoConfig`, `AutoModelForCausalLM` and pipelines know these models; twice does no harm."""
     AutoConfig.register(MODEL_TYPE, MnemonistConfig, exist_ok=True)
     AutoModelForCausalLM.register(MnemonistConfig, MnemonistForCausalLM, exist_ok=True)
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MODEL_TYPE] = MnemonistForCausalLM.__name__  # where others ask what kind we are
 
 
 @eager

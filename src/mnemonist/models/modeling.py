@@ -254,13 +254,21 @@ class LanguageModel(nn.Module):
         config, tensors = read_model(path, device)
         try:
             with torch.device("meta"):  # takes no memory: a wrong configuration must not
-                shapes = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
+                model = cls(config)
+            shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
             for name in shapes.keys() | tensors.keys():
                 wanted, found = shapes.get(name), tensors[name].shape if name in tensors else None
                 if wanted != found:
                     raise ValueError(f"{name} is {found and list(found)}, not {wanted and list(wanted)}")
-            model = cls(config).to(device, tensors["embedding.weight"].dtype)
-            model.load_state_dict(tensors)
+            model.load_state_dict(tensors, assign=True)
         except (ValueError, TypeError, RuntimeError) as error:
             raise misfit(path, error) from error
+        model.mark_parameters()
         return model
+
+    def mark_parameters(self) -> None:
+        """Mark the parameters that weight decay leaves alone, which loading replaces by others."""
+        with torch.device("meta"):
+            fresh = LanguageModel(self.config)
+        for parameter, like in zip(self.parameters(), fresh.parameters(), strict=True):
+            parameter.__dict__.update(like.__dict__)

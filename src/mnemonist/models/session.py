@@ -137,6 +137,21 @@ class Session(StreamState):
             raise ValueError(f"n is {n}; repeat a session at least once.")
         return self.select(torch.arange(self.batch).repeat_interleave(n))
 
+    def before_last(self, model: LanguageModel) -> tuple[ModelState, Tensor]:
+        """The state before the last token, and that token ``[B, 1]``, for those who must be given one to go on.
+
+        Raises:
+            ValueError: nothing was read.
+            UserError: the session is of another model.
+        """
+        self.require_model(model)
+        if self.count == 0:
+            raise ValueError("Nothing was read in this session; read a start mark or a prompt first.")
+        state = self.anchor
+        if self.count > 1:
+            state = _read(model, self.pending[:, : self.count - 1], state, self.learn, False).state
+        return state, self.pending[:, self.count - 1 : self.count]
+
     def diff(self, other: Session) -> SessionDifference:
         """How far the memories of two sessions of one model are apart, per block, stream and head.
 

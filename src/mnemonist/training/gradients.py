@@ -70,7 +70,7 @@ def accumulate_gradients(
     totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
     for micro in range(config.accumulation):
         batch = send_to_device(batch_of(step, micro, rank, world), accelerator.device)
-        parts = _parts(loss_of, model, batch)
+        parts = loss_parts(loss_of, model, batch)
         for piece in range(config.pieces):
             last = micro == config.accumulation - 1 and piece == config.pieces - 1
             with nullcontext() if last else accelerator.no_sync(model):  # processes exchange gradients once
@@ -89,7 +89,7 @@ def accumulate_gradients(
     return accelerator.reduce(totals, "sum")
 
 
-def _parts(loss_of: LossOf, model: nn.Module, batch: Any) -> Iterator[LossSum]:
+def loss_parts(loss_of: LossOf, model: nn.Module, batch: Any) -> Iterator[LossSum]:
     """The parts of the loss; nothing is computed before it is asked for."""
     loss = loss_of(model, batch)
     if isinstance(loss, LossSum):
