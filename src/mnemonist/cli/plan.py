@@ -32,6 +32,8 @@ class Measurement:
     seconds: float
     rows: int
     device: str
+    processes: str
+    """How many there are, and what each keeps."""
 
 
 def measure(model: nn.Module, batch_of: BatchOf, training: TrainingConfig) -> Measurement:
@@ -49,7 +51,9 @@ def measure(model: nn.Module, batch_of: BatchOf, training: TrainingConfig) -> Me
                 seconds = _forward_and_backward(trial, batch, loss_of, accelerator)
     finally:
         restore_random_state(before, accelerator.device)
-    return Measurement(seconds, len(batch["tokens"]), accelerator.device.type)
+    kept = "a part of every weight" if accelerator.is_fsdp2 else "the whole model"
+    processes = f"{accelerator.num_processes}, each with {kept}" if accelerator.num_processes > 1 else "1"
+    return Measurement(seconds, len(batch["tokens"]), accelerator.device.type, processes)
 
 
 def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accelerator: Accelerator) -> float:
@@ -91,6 +95,7 @@ def describe(
         "text": f"{rows.tokens_per_epoch:,} tokens an epoch, {rows.bytes_per_token:.2f} bytes each",
         "to read": f"{tokens:,} tokens, {rows.epoch(training.steps, training.batch_size):.2f} epochs: "
         f"{training.steps:,} steps of {training.batch_size} rows of {training.row_length}",
+        "processes": measured.processes,
         "memory": f"{decimal(4 * COPIES * cost.parameters)} for weights, gradients and optimiser; what is computed in "
         "between comes on top",
         "time": f"about {duration(seconds)} for {left:,} steps (an estimate: {measured.rows} rows took "

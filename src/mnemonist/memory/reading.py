@@ -48,11 +48,10 @@ class Surprise:
         return Surprise(**parts)
 
     @staticmethod
-    def join(reports: Sequence[Surprise], how: Callable[[list[Tensor]], Tensor] | None = None) -> Surprise:
-        """One report out of several of one rule: in time, or ``how`` makes one tensor of theirs."""
-        how = how or (lambda parts: torch.cat(parts, dim=1))
+    def join(reports: Sequence[Surprise]) -> Surprise:
+        """One report out of several of one rule, one after the other in time."""
         parts: dict[str, Any] = {
-            name: None if first is None else how([getattr(report, name) for report in reports])
+            name: None if first is None else torch.cat([getattr(report, name) for report in reports], dim=1)
             for name, first in vars(reports[0]).items()
         }
         return Surprise(**parts)

@@ -20,7 +20,7 @@ from mnemonist.models.configuration import BlockChoices, ModelConfig, find_block
 from mnemonist.models.context import ContextState, MemoryContext
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm
-from mnemonist.models.state import StreamState
+from mnemonist.models.state import StreamState, join_states
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,14 @@ class Block(nn.Module):
         *,
         learn: bool = True,
         surprise: bool = False,
+        beginning: int = 0,
     ) -> Mixed:
-        """Read a piece of a stream; padding yields whatever it likes and changes nothing else."""
+        """Read a piece of a stream; padding yields whatever it likes and changes nothing else.
+
+        The last rows, ``beginning`` of them, begin here: a state that is given is of the rows before them.
+        """
+        if state is not None and beginning:
+            state = join_states([state, self.initial_state(x_BTE[-beginning:])])
         mixed = self.mixer(self.mixer_norm(x_BTE), state or BlockState(), mask_BT, learn=learn, surprise=surprise)
         x = x_BTE + mixed.y
         return Mixed(x + self.mlp(self.mlp_norm(x)), mixed.state, mixed.surprise)

@@ -7,7 +7,6 @@ earlier piece, the text before the first border belongs to the document that pie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,16 +25,18 @@ class DocumentRows:
     """``[N]`` int64: the row that each document stands in."""
     ends: Tensor
     """``[N]`` bool: whether it is the last document of its row."""
-    carried: bool
-    """Whether these documents go on from the state that was given."""
+    carried: int
+    """How many of them go on from the state that was given: the first ones."""
 
 
-def gather_documents(starts: Tensor, carried: bool) -> list[DocumentRows]:
+def gather_documents(starts: Tensor, carried: bool) -> DocumentRows | None:
     """Take rows apart where ``starts [B, T]`` is True, and at every row's first token.
 
+    Documents that begin here stand behind those that go on from a state, if one is ``carried`` into the rows. All are
+    read at once, however many there are of which kind: processes that share a model's weights then take equal steps.
+
     Returns:
-        First the documents that begin here, then, if a state is ``carried`` into the rows, those that go on from it;
-        a group without documents is left out. Empty if the rows can be read as they are.
+        None if the rows can be read as they are.
     """
     B, T = starts.shape
     begins = starts.clone()
@@ -43,24 +44,21 @@ def gather_documents(starts: Tensor, carried: bool) -> list[DocumentRows]:
     first = begins.flatten().nonzero().squeeze(1)  # documents lie one after the other in the flattened tokens
     goes_on = ~starts.flatten()[first] if carried else torch.zeros_like(first, dtype=torch.bool)
     if len(first) == B and bool(goes_on.all() if carried else True):
-        return []
+        return None
     lengths = torch.diff(first, append=torch.tensor([B * T], device=starts.device))
     row = first // T
     ends = torch.diff(row, append=torch.tensor([B], device=starts.device)) > 0
-    groups = []
-    for carried_on, chosen in ((False, ~goes_on), (True, goes_on)):
-        if bool(chosen.any()):
-            column = torch.arange(int(lengths[chosen].max()), device=starts.device)
-            mask = column < lengths[chosen, None]
-            source = (first[chosen, None] + column).clamp_max(B * T - 1)
-            groups.append(DocumentRows(source, mask, row[chosen], ends[chosen], carried_on))
-    return groups
+    order = torch.argsort(~goes_on, stable=True)
+    first, lengths, row, ends = first[order], lengths[order], row[order], ends[order]
+    column = torch.arange(int(lengths.max()), device=starts.device)
+    mask = column < lengths[:, None]
+    source = (first[:, None] + column).clamp_max(B * T - 1)
+    return DocumentRows(source, mask, row, ends, int(goes_on.sum()))
 
 
-def put_back(groups: Sequence[DocumentRows], parts: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """``[N, L, ...]`` of each group ``-> [B, T, ...]``."""
-    values = torch.cat([part[group.mask] for group, part in zip(groups, parts, strict=True)])
-    place = torch.cat([group.source[group.mask] for group in groups])
-    if len(groups) > 1:
-        values = values[place.argsort()]  # within a group they are in order already
+def put_back(documents: DocumentRows, part: Tensor, shape: torch.Size) -> Tensor:
+    """``[N, L, ...] -> [B, T, ...]``."""
+    values = part[documents.mask]
+    if documents.carried:  # else they are in order already
+        values = values[documents.source[documents.mask].argsort()]
     return values.reshape(*shape, *values.shape[1:])

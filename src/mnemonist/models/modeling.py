@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mnemonist.models.documents import gather_documents, put_back
 from mnemonist.models.folder import misfit, read_model, save_model
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.session import Progress, Reading, Session, read_tokens
-from mnemonist.models.state import StreamState, join_states
+from mnemonist.models.state import StreamState
 from mnemonist.tensors import content_hash
 
 INITIAL_STD = 0.02
@@ -123,17 +123,19 @@ class LanguageModel(nn.Module):
         surprise: bool,
         hidden: bool = False,
         positions: slice | Tensor = ALL,
+        beginning: int = 0,
     ) -> ModelOutput:
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         between = [x]
         states: list[BlockState] = []
         seen: dict[int, Surprise] = {}
+        how: dict[str, Any] = {"learn": learn, "surprise": surprise, "beginning": beginning}
         for i, block in enumerate(self.blocks):
             before = None if state is None else state.blocks[i]
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                mixed = checkpoint(block, x, before, mask, learn=learn, surprise=surprise, use_reentrant=False)
+                mixed = checkpoint(block, x, before, mask, use_reentrant=False, **how)
             else:
-                mixed = block(x, before, mask, learn=learn, surprise=surprise)
+                mixed = block(x, before, mask, **how)
             x = mixed.y
             states.append(mixed.state)
             if hidden:
@@ -153,25 +155,17 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, state: ModelState | None, starts: Tensor, learn: bool, surprise: bool
     ) -> ModelOutput:
         """Give every document a row of its own, read, and put the answers back where their tokens were."""
-        groups = gather_documents(starts, state is not None)
-        if not groups:
+        documents = gather_documents(starts, state is not None)
+        if documents is None:
             return self._read(tokens, state, None, learn, surprise)
-        flat, shape = tokens.flatten(0, 1), tokens.shape[:2]
-        outputs = []
-        for group in groups:
-            before = state.select(group.row) if state is not None and group.carried else None
-            outputs.append(self._read(flat[group.source], before, group.mask, learn, surprise))
-
-        seen = {
-            block: Surprise.join([output.surprise[block] for output in outputs], lambda p: put_back(groups, p, shape))
-            for block in outputs[0].surprise
-        }
-        last = join_states(
-            [output.state.select(group.ends.nonzero()[:, 0]) for group, output in zip(groups, outputs, strict=True)]
-        )
-        order = torch.cat([group.row[group.ends] for group in groups]).argsort()
-        logits = put_back(groups, [output.logits for output in outputs], shape)
-        return ModelOutput(logits, last.select(order), seen)
+        flat, shape, carried = tokens.flatten(0, 1), tokens.shape[:2], documents.carried
+        before = state.select(documents.row[:carried]) if state is not None and carried else None
+        beginning = len(documents.row) - carried
+        read = self._read(flat[documents.source], before, documents.mask, learn, surprise, beginning=beginning)
+        seen = {i: report.each(lambda part: put_back(documents, part, shape)) for i, report in read.surprise.items()}
+        last = documents.ends.nonzero()[:, 0]
+        last = last[documents.row[last].argsort()]
+        return ModelOutput(put_back(documents, read.logits, shape), read.state.select(last), seen)
 
     @eager
     def _check(self, tokens: Tensor, state: ModelState | None) -> None:

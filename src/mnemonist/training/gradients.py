@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mnemonist.errors import UserError
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.interruption import StopRequest
+from mnemonist.training.sharding import own_part, whole
 
 BatchOf = Callable[[int, int, int, int], Any]
 """`batch_of(step, micro, rank, world)`: the rows of one micro-batch, a pure function of its arguments."""
@@ -77,7 +78,7 @@ def accumulate_gradients(
                 part = next(parts, None)
                 if part is None:
                     raise _wrong_number(config)
-                reaching = last and world > 1 and config.pieces > 1
+                reaching = last and world > 1 and config.pieces > 1 and not accelerator.is_fsdp2
                 accelerator.backward(_through_all(part.loss, model) if reaching else part.loss)
             totals[0] += part.loss.detach()
             totals[1] += part.targets
@@ -125,5 +126,5 @@ def normalise_and_clip(
     """
     # DDP has averaged the processes' gradients where the formula wants their sum: hence the world size.
     scale = accelerator.num_processes / targets
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], scale)
-    return accelerator.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+    torch._foreach_mul_([own_part(p.grad) for p in parameters if p.grad is not None], scale)
+    return whole(nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm))

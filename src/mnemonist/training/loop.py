@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from mnemonist.errors import UserError
-from mnemonist.training.accelerator import flushing_denormals, prepared, start_accelerator
+from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
     Checkpoint,
     has_checkpoint,
@@ -41,6 +41,7 @@ from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser
 from mnemonist.training.progress import training_progress
 from mnemonist.training.randomness import capture_random_state, restore_random_state, seed_generators
 from mnemonist.training.schedule import learning_rate
+from mnemonist.training.sharding import gather
 
 CHECKPOINT, METRICS = "checkpoint", "metrics.jsonl"
 
@@ -105,7 +106,7 @@ def train(
     to_json(dict(extra or {}))  # complain now, not at the first checkpoint
     if checkpoint is not None:
         _require_same(checkpoint, settings)
-    model.to(accelerator.device)
+    model.to(home_of(accelerator))
     optimiser = make_optimiser(model, config)
     if checkpoint is None:
         seed_generators(config.seed, accelerator.process_index)
@@ -166,6 +167,8 @@ def _go(
             if on_step is not None:
                 on_step(metrics)
             if stopping or step % config.save_every == 0 or step == config.steps:
+                if accelerator.is_fsdp2:
+                    gather(wrapped, run.model, run.optimiser)
                 _save(run, step, clock.seconds())
                 saved = step
     interrupted = step < config.steps
