@@ -100,7 +100,7 @@ def test_the_plan_of_a_run_that_goes_on(texts: Path, run: Path, capsys) -> None:
 
 def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monkeypatch) -> None:
     """The steps are those of a run that was not measured, and the random generators go on as if nothing had been."""
-    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, 2, "cpu"))
+    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, 2, "cpu", "1"))
     assert main(train(texts, tmp_path)) == 0
     assert losses(tmp_path) == losses(run)
     assert same_weights(tmp_path, run)
@@ -124,6 +124,44 @@ def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: 
     assert torch.equal(torch.get_rng_state(), generator)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_models_of_equal_size(texts: Path, tmp_path: Path, capsys) -> None:
+    counts = []
+    for options in (["--model.rule", "mamba2"], ["--model.blocks", "mac", "lmm"]):
+        assert main(train(texts, tmp_path / "run", *options, "--parameters", "20000", "--plan")) == 0
+        plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        counts.append(int(plan["parameters"].split(", without")[0].replace(",", "")))
+    assert all(abs(count - 20000) <= 3 * 16 for count in counts)
+    refuses(train(texts, tmp_path / "run", "--parameters", "100"), "100 are out of reach", capsys)
+
+
+# TensorBoard.
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_shows_what_the_log_says_also_when_resumed(texts: Path, tmp_path: Path, monkeypatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    interrupt_at(3, monkeypatch)
+    assert main(train(texts, tmp_path, "--tensorboard")) == 130
+    monkeypatch.undo()
+    assert main(train(texts, tmp_path, "--tensorboard", "--resume")) == 0
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "learning_rate", "grad_norm"):
+        events = [(event.step, event.value) for event in seen.Scalars(f"train/{name}")]
+        assert [step for step, _ in events] == list(range(1, 7))
+        assert [value for _, value in events] == pytest.approx([line[name] for line in lines])
+
+
+def test_without_tensorboard_one_sentence(texts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    command = train(texts, tmp_path / "run", "--tensorboard")
+    assert main(command) == 2
+    assert 'TensorBoard is not installed: pip install "mnemonist[tensorboard]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # Tokenizers and data.

@@ -63,8 +63,12 @@ class Train:
     """Go on exactly where the run in this folder stopped."""
     plan: bool = False
     """Only say what the run would cost."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the folder's tensorboard/."""
     preset: str = "mag-tiny"
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
+    parameters: int | None = None
+    """Fit the width of the MLPs so that the model has this many parameters, to compare it with equals."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

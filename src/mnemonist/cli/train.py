@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,14 @@ from mnemonist.data import (
 from mnemonist.errors import UserError, nearest
 from mnemonist.files import FileError
 from mnemonist.models.configuration import ModelConfig, find_preset
+from mnemonist.models.cost import matched
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.training import TrainingConfig, TrainingResult, load_checkpoint, train
 from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import CHECKPOINT
+from mnemonist.training.metrics import StepMetrics
+from mnemonist.training.tensorboard import tensorboard_log
 
 MODEL_FILE = "model.safetensors"
 CORPORA = ("stdlib", "shakespeare")
@@ -71,6 +75,8 @@ def run_train(options: Train) -> int:
     prepare_torch()
     tokenizer = choose_tokenizer(options.tokenizer)
     config = with_vocabulary(options.model, options.preset, tokenizer)
+    if options.parameters is not None:
+        config = matched(config, options.parameters)
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = prepare_text(documents, options.training, tokenizer)
@@ -82,7 +88,12 @@ def run_train(options: Train) -> int:
         print("\n".join(plan))
         return 0
     say("\n".join(plan))
-    trained = train_model(model, text, options.training, options.out, resume=options.resume)
+    with ExitStack() as stack:
+        log = None
+        if options.tensorboard and first_process():
+            folder = options.out / "tensorboard"
+            log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
+        trained = train_model(model, text, options.training, options.out, resume=options.resume, on_step=log)
     loss = trained.result.loss
     if loss is not None:
         bits = loss / math.log(2) / text.rows.bytes_per_token
@@ -98,7 +109,13 @@ def build_model(config: ModelConfig, training: TrainingConfig) -> LanguageModel:
 
 
 def train_model(
-    model: LanguageModel, text: TrainingText, training: TrainingConfig, folder: Path, *, resume: bool
+    model: LanguageModel,
+    text: TrainingText,
+    training: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    on_step: Callable[[StepMetrics], None] | None = None,
 ) -> Trained:
     """Train a new model in ``folder``, and write it there with its tokenizer, also when interrupted.
 
@@ -108,7 +125,7 @@ def train_model(
     batch_of = batches_of_rows(text.rows, training)
     extra = text.identity(model.config)
     loss_of = truncated_next_token_loss(training.truncation)
-    result = train(model, batch_of, loss_of, training, folder, resume=resume, extra=extra)
+    result = train(model, batch_of, loss_of, training, folder, resume=resume, extra=extra, on_step=on_step)
     model.eval()
     if first_process():
         model.save(folder, text.tokenizer)

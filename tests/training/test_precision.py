@@ -1,0 +1,47 @@
+"""Half precision: activations in bfloat16 as on GPUs, memories and losses in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mnemonist.data import Document
+from mnemonist.models import LanguageModel, ModelConfig
+from mnemonist.training import TrainingConfig
+from mnemonist.training.language import packed_batches, truncated_next_token_loss
+
+SIZES = {
+    "width": 32,
+    "heads": 2,
+    "head_dim": 16,
+    "memory_heads": 2,
+    "memory_head_dim": 16,
+    "mlp_width": 48,
+    "window": 8,
+}
+DOCUMENTS = [Document(str(n), bytes((17 * n + i * i) % 256 for i in range(100 + 61 * n))) for n in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["lmm", "mag", "mac", "mal"])
+def test_under_accelerates_autocast(kind):
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(blocks=(kind, kind), rule="titans:chunk_size=8,expansion=2", **SIZES))
+    rows = packed_batches(DOCUMENTS, TrainingConfig(batch_size=4, row_length=64))(0, 0, 0, 1)
+    exact = sum(part.loss.detach() for part in truncated_next_token_loss(32)(model, rows))
+    AcceleratorState._reset_state()
+    try:
+        wrapped = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+        found = 0.0
+        for part in truncated_next_token_loss(32)(wrapped, rows):  # goes on from a state
+            assert part.loss.dtype == torch.float32
+            part.loss.backward()
+            found += part.loss.item()
+        state = wrapped(rows["tokens"]).state
+    finally:
+        AcceleratorState._reset_state()
+    assert found == pytest.approx(exact.item(), rel=0.01) and found != exact.item()
+    memories = {name: tensor for name, tensor in state.to_tensors().items() if ".memory.memory." in f".{name}"}
+    assert memories and all(t.dtype == torch.float32 for t in memories.values() if t.is_floating_point())
+    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
