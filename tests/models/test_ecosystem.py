@@ -43,10 +43,12 @@ def test_compiled_it_is_the_same_and_no_loop_is_unrolled():
     work = []
     for T in (8, 8, 24, 96, 7):  # chunks of 5 tokens, segments of 4
         ids = torch.randint(0, 17, (2, T), generator=torch.Generator().manual_seed(T))
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
         losses, gradients = [], []
         for form in (model, compiled):
             model.zero_grad()
-            losses.append(form(ids, labels=ids).loss)
+            losses.append(form(ids, mask, labels=ids).loss)
             losses[-1].backward()
             gradients.append([parameter.grad.clone() for parameter in model.parameters()])
         torch.testing.assert_close(*losses)
@@ -87,14 +89,15 @@ def test_lora_tunes_and_merges(tmp_path):
 
     model.eval()
     with torch.no_grad():
-        tuned = model(input_ids=ids).logits
         model.save_pretrained(tmp_path)
         fresh = bytes_model(blocks=("mag", "mac"))
         assert fresh.model.fingerprint() == before, "the base is as it was"
-        again = PeftModel.from_pretrained(fresh, tmp_path).eval()
+        # In double precision: the same products on other addresses round otherwise, and a memory's norms amplify that.
+        again = PeftModel.from_pretrained(fresh, tmp_path).eval().double()
+        tuned = model.double()(input_ids=ids).logits
         torch.testing.assert_close(again(input_ids=ids).logits, tuned)
         merged = model.merge_and_unload()
-        torch.testing.assert_close(merged(ids).logits, tuned, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(merged(ids).logits, tuned)
     assert isinstance(merged.model, LanguageModel)
     merged.model.save(tmp_path / "merged")
     assert LanguageModel.load(tmp_path / "merged").fingerprint() == merged.model.fingerprint()
@@ -119,6 +122,18 @@ def test_a_pipeline_from_the_folder(folder):
     batch = write(prompts, max_new_tokens=6, do_sample=False, batch_size=2, return_tensors=True)
     for (together,), ids in zip(batch, alone, strict=True):
         assert [i for i in together["generated_token_ids"] if i != ByteTokenizer.pad_id] == ids
+
+
+def test_generation_ends_at_a_string(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    start = tokenizer("the cat", return_tensors="pt")
+    ids = model.generate(**start, max_new_tokens=12, do_sample=False)[0, start["input_ids"].shape[1] :]
+    free = tokenizer.decode(ids)
+    made = model.generate(**start, max_new_tokens=12, do_sample=False, stop_strings=[free[4]], tokenizer=tokenizer)
+    assert tokenizer.decode(made[0, start["input_ids"].shape[1] :]) == free[: free.index(free[4]) + 1]
 
 
 class Rows(Dataset):

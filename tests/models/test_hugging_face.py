@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -46,6 +47,13 @@ def test_both_ways_share_the_weights():
     assert MnemonistForCausalLM.from_language_model(model).model is model
     assert torch.equal(MODEL(IDS).logits, MODEL.model(IDS).logits)
     assert MnemonistConfig.from_model_config(model.config).to_model_config() == model.config
+
+
+def test_the_names_of_transformers():
+    own = dataclasses.asdict(SMALL)
+    config = MnemonistConfig(hidden_size=own.pop("width"), num_attention_heads=own.pop("heads"), **own)
+    assert config.to_model_config() == SMALL
+    assert (config.hidden_size, config.num_attention_heads) == (SMALL.width, SMALL.heads)
 
 
 def test_a_new_model_begins_as_ours_does():
@@ -166,6 +174,9 @@ def test_a_cache_of_another_model_or_batch_is_refused():
         MODEL(IDS[:1], past_key_values=cache)
     with pytest.raises(ValueError, match="The cache is of another model"):
         wrapped(window=5)(IDS, past_key_values=cache)
+    foreign = MnemonistCache.from_state(cache.state)  # which knows no more than its tensors
+    with pytest.raises(ValueError, match="These tensors are not a state of this model: blocks"):
+        wrapped(head_dim=6)(IDS, past_key_values=foreign)
     with pytest.raises(ValueError, match="cannot unread"):
         cache.crop(-1)
 

@@ -50,6 +50,7 @@ class MnemonistConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, **values: Any) -> None:
+        values = {self.attribute_map.get(name, name): value for name, value in values.items()}
         config = read_config({**values, "model_type": MODEL_TYPE}, "the configuration")
         own = {**dataclasses.asdict(config), "blocks": list(config.blocks), "format": FORMAT}
         marks = token_ids(ByteTokenizer()) if config.vocab_size == ByteTokenizer.vocab_size else {}
@@ -181,6 +182,7 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _is_stateful = True
+    _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: MnemonistConfig) -> None:
@@ -328,6 +330,8 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if cache.config is not None and cache.config != self.model.config:
             raise ValueError("The cache is of another model; read with the model that made it.")
+        if cache.config is None and cache.state is not None:  # of a state that came from anywhere
+            self.model.initial_state().require_like(cache.state)
         if cache.state is not None and cache.batch_size != rows:
             raise ValueError(
                 f"The cache has {cache.batch_size} rows but the batch has {rows}; "
@@ -343,9 +347,12 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         end_marks: tuple[int, Tensor] | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What `forward` is given at each step of `generate`; see transformers.
+
+        ``tokenizer`` is for the stop strings of `generate`, which hands it on to here as well.
 
         Raises:
             ValueError: a cache is to be read on from, and the input has not even what it has read.
@@ -448,11 +455,10 @@ def _check_last_column(attention_mask: Tensor | None, batch_size: int) -> None:
 
 
 def _without_ended(ids_BT: Tensor, attention_mask: Tensor | None, columns: int, pad: int, end: Tensor) -> Tensor | None:
-    """A mask of the last ``columns`` that is also 0 at the pads which `generate` puts behind rows that have ended."""
-    mask = None if attention_mask is None else attention_mask[:, -columns:]
+    """The mask, 0 also at the pads among the last ``columns`` that `generate` puts behind rows that have ended."""
     padded = ids_BT == pad
     if not bool(padded[:, -1].any()):
-        return mask
+        return attention_mask
     T = ids_BT.shape[1]
     run_B = padded.flip(1).long().cumprod(1).sum(1)  # pads that each row ends in
     if bool((end == pad).any()):
@@ -463,4 +469,6 @@ def _without_ended(ids_BT: Tensor, attention_mask: Tensor | None, columns: int, 
         ended_B = (run_B > 0) & torch.isin(last, end)[:, 0]
     column = torch.arange(T - columns, T, device=ids_BT.device)
     kept = (~(ended_B[:, None] & (column >= T - run_B[:, None]))).long()
-    return kept if mask is None else mask * kept
+    if attention_mask is None:
+        return kept
+    return torch.cat([attention_mask[:, :-columns], attention_mask[:, -columns:] * kept], dim=1)

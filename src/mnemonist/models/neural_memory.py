@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
@@ -201,7 +202,7 @@ class NeuralMemory(nn.Module):
             tail = x.new_zeros(B, kept, channels)
         if self.conv is None:
             return x, tail
-        padded = mask is not None and not bool(mask.all())
+        padded = mask is not None and _has_padding(mask)
         if padded:
             assert mask is not None
             order = torch.argsort(~mask, dim=1, stable=True)[..., None].expand(-1, -1, channels)
@@ -216,3 +217,8 @@ class NeuralMemory(nn.Module):
         assert mask is not None
         ends = mask.sum(1)[:, None] + torch.arange(kept, device=x.device)
         return torch.zeros_like(y).scatter(1, order, y), past.gather(1, ends[..., None].expand(-1, -1, channels))
+
+
+@eager
+def _has_padding(mask_BT: Tensor) -> bool:
+    return not bool(mask_BT.all())

@@ -67,6 +67,23 @@ class StreamState:
         Raises:
             ValueError: tensors are missing, left over, or of shapes and types that do not fit this model.
         """
+        for name, like in self._tensors_like(tensors).items():
+            if tensors[name].dtype != like.dtype:
+                raise _odd(name, tensors[name], like)
+        state = _changed_by_name(self, lambda name, _: tensors[name])
+        _check(state)
+        return state
+
+    def require_like(self, other: StreamState) -> None:
+        """Make sure that ``other`` may be a state of the same model, of any rows and precision.
+
+        Raises:
+            ValueError: its tensors have other names or shapes.
+        """
+        self._tensors_like(dict(_tensors(other)))
+
+    def _tensors_like(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of this state by name, if ``tensors`` are of the same names and shapes."""
         own = dict(_tensors(self))
         if odd := sorted(set(own) ^ set(tensors)):
             raise ValueError(f"These tensors are not a state of this model: {', '.join(odd[:4])} missing or left over.")
@@ -74,19 +91,9 @@ class StreamState:
         for name, tensor in tensors.items():
             like = own[name]
             fixed = 2 if name.rpartition(".")[2] in _growing(self, name) else 1
-            if (
-                tensor.dtype != like.dtype
-                or tensor.dim() != like.dim()
-                or tensor.shape[fixed:] != like.shape[fixed:]
-                or len(batches) != 1
-            ):
-                raise ValueError(
-                    f"These tensors are not a state of this model: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                    f"where one stream of this model has {like.dtype} {list(like.shape)}."
-                )
-        state = _changed_by_name(self, lambda name, _: tensors[name])
-        _check(state)
-        return state
+            if tensor.dim() != like.dim() or tensor.shape[fixed:] != like.shape[fixed:] or len(batches) != 1:
+                raise _odd(name, tensor, like)
+        return own
 
 
 def join_states(states: Sequence[S]) -> S:
@@ -110,6 +117,13 @@ def join_states(states: Sequence[S]) -> S:
         return torch.cat(parts)
 
     return _changed_by_name(states[0], joined)
+
+
+def _odd(name: str, tensor: Tensor, like: Tensor) -> ValueError:
+    return ValueError(
+        f"These tensors are not a state of this model: {name} is {tensor.dtype} {list(tensor.shape)}, "
+        f"where one stream of this model has {like.dtype} {list(like.shape)}."
+    )
 
 
 def _growing(state: Any, name: str) -> frozenset[str]:
