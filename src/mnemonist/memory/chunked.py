@@ -10,6 +10,8 @@ all of them are known at once as two thin factors per layer, ``X`` (inputs) and 
 A cut inside a chunk changes nothing: the rest of the chunk is a shorter chunk that starts from the present weights
 and takes its gradients at the anchor the state carries. Rows of a batch whose chunks do not begin at the same token
 (padding, ragged streams) are first shifted against each other until they do.
+
+A compiled kernel may read in place of the loop below (`chunk_kernel`).
 """
 
 from __future__ import annotations
@@ -22,13 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnemonist.memory.chunk_kernel import ADJOINT_LIMIT, kernel_applies, read_chunks
 from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
-from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
+from mnemonist.memory.network import InnerGradient, answer, finish, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace, align, cut_chunks
-
-ADJOINT_LIMIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,34 @@ def _read_aligned(
     elif phase == 0:  # every row is as far into its chunk as every other
         anchor = weights
 
-    answers, losses, norms = [], [], []
-    column = 0
+    def begins(column: int) -> Tensor:
+        """Which memories begin a chunk at ``column``: ``[B * H]``."""
+        rows = ends > column if column else state_phase == 0
+        return rows.repeat_interleave(H)
+
+    everything = (q_BTHK, k_BTHK, v_BTHV, *weights, *momentum, *anchor, *(targets or []), *gates.given())
+    compiled = kernel_applies(rule, everything)
+    answers: list[Tensor] = []
+    losses: list[Tensor] = []
+    norms: list[Tensor] = []
+    stop = 0
     for length, count in cuts:
-        span = slice(column, column + length * count)
+        span = slice(stop, stop := stop + length * count)
         part = None if valid is None else valid[:, span]
+        columns = range(span.start, span.stop, length)
         tensors = (q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span])
-        for chunk in _chunks(rule, *tensors, gates.part(span), part, length):
+        if compiled:
+            (q, k, v), (unrolled, *_) = _cut(rule, *tensors, gates.part(span), part, length)
+            fresh = torch.stack([begins(c) for c in columns])
+            last, weights, momentum, anchor, traced = read_chunks(
+                rule, q, k, v, unrolled, fresh, weights, momentum, anchor, targets, trace
+            )
+            answers += finish(rule, q, last).unbind()
+            if traced is not None:
+                losses += traced[0].unbind()
+                norms += traced[1].unbind()
+            continue
+        for column, chunk in zip(columns, _chunks(rule, *tensors, gates.part(span), part, length), strict=True):
             weights, momentum = [bounded_adjoint(w) for w in weights], [bounded_adjoint(s) for s in momentum]
             if column and ragged is None:
                 anchor = weights
@@ -137,7 +159,6 @@ def _read_aligned(
                 with torch.no_grad():
                     losses.append(inner_loss(rule, gradient.output, chunk.v))
                     norms.append(gradient.norm())
-            column += length
 
     new_phase = ends % C
     if ragged is not None:
@@ -187,6 +208,18 @@ def _chunks(
     rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
 ) -> list[Chunk]:
     """Cut a piece into chunks of ``C`` tokens, and do for all of them at once what depends on no memory."""
+    (q, k, v), gates_by_layer = _cut(rule, q, k, v, gates, valid_BT, C)
+    unbound = {id(layer): layer.unbind() for layer in gates_by_layer}  # layers may share theirs
+    layers = [unbound[id(layer)] for layer in gates_by_layer]
+    scores = mixed_scores(q, k, gates_by_layer[0].mix)
+    tensors = zip(q.unbind(), k.unbind(), v.unbind(), zip(*layers, strict=True), scores.unbind(), strict=True)
+    return [Chunk(*parts) for parts in tensors]
+
+
+def _cut(
+    rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[ChunkGates]]:
+    """Queries, keys and values ``[G, N, C, ...]`` and what the gates of each layer amount to."""
     B, T, H, K = q.shape
     cut = partial(cut_chunks, length=C)
     moved = gates.each(cut)
@@ -198,16 +231,11 @@ def _chunks(
         return gates if rule.read_at == "after" else reading_before(gates, to_target)
 
     if moved.log_decay is None or moved.log_decay.dim() == 3:
-        first = unroll(moved.log_decay)
-        layers = [first.unbind()] * rule.depth
+        layers = [unroll(moved.log_decay)] * rule.depth
     else:
         sizes = [d_in for d_in, _ in rule.layer_sizes(K, v.shape[-1])]
-        unrolled = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
-        first, layers = unrolled[0], [layer.unbind() for layer in unrolled]
-    q, k = cut(q), cut(k)
-    scores = mixed_scores(q, k, first.mix)
-    tensors = zip(q.unbind(), k.unbind(), cut(v).unbind(), zip(*layers, strict=True), scores.unbind(), strict=True)
-    return [Chunk(*parts) for parts in tensors]
+        layers = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
+    return (cut(q), cut(k), cut(v)), layers
 
 
 def _step(

@@ -100,9 +100,14 @@ def answer(rule: MemoryRule, apply_layer: Callable[[int, Tensor], Tensor], x: Te
         z = apply_layer(i, z)
         if i < rule.depth - 1:
             z = activate(rule, z)
+    return finish(rule, x, z)
+
+
+def finish(rule: MemoryRule, x: Tensor, last: Tensor) -> Tensor:
+    """``M(x)`` from what the last layer gives for ``x``."""
     if rule.norm:
-        z = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
-    return x + z if rule.residual else z
+        last = F.layer_norm(last, last.shape[-1:], eps=NORM_EPS)
+    return x + last if rule.residual else last
 
 
 def inner_gradient(rule: MemoryRule, weights: Sequence[Tensor], k: Tensor, v: Tensor) -> InnerGradient:

@@ -28,6 +28,10 @@ class Gates:
         assert step_size is not None
         return Gates(step_size, *others)
 
+    def given(self) -> list[Tensor]:
+        """Those that the rule has."""
+        return [g for g in (self.step_size, self.log_momentum, self.log_decay) if g is not None]
+
     def part(self, span: slice) -> Gates:
         """The gates of some of the tokens."""
         return self.each(lambda g: g[:, span])
