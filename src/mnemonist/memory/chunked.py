@@ -11,7 +11,7 @@ A cut inside a chunk changes nothing: the rest of the chunk is a shorter chunk t
 and takes its gradients at the anchor the state carries. Rows of a batch whose chunks do not begin at the same token
 (padding, ragged streams) are first shifted against each other until they do.
 
-A compiled kernel may read in place of the loop below (`chunk_kernel`).
+A compiled kernel may read in place of the loop below (`kernels.native_chunks`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnemonist.memory.chunk_kernel import ADJOINT_LIMIT, kernel_applies, read_chunks
 from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
+from mnemonist.memory.kernels import native_chunks
+from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
 from mnemonist.memory.network import InnerGradient, answer, finish, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
@@ -125,7 +126,7 @@ def _read_aligned(
         return rows.repeat_interleave(H)
 
     everything = (q_BTHK, k_BTHK, v_BTHV, *weights, *momentum, *anchor, *(targets or []), *gates.given())
-    compiled = kernel_applies(rule, everything)
+    compiled = native_chunks.applies(rule, everything)
     answers: list[Tensor] = []
     losses: list[Tensor] = []
     norms: list[Tensor] = []
@@ -138,7 +139,7 @@ def _read_aligned(
         if compiled:
             (q, k, v), (unrolled, *_) = _cut(rule, *tensors, gates.part(span), part, length)
             fresh = torch.stack([begins(c) for c in columns])
-            last, weights, momentum, anchor, traced = read_chunks(
+            last, weights, momentum, anchor, traced = native_chunks.read_chunks(
                 rule, q, k, v, unrolled, fresh, weights, momentum, anchor, targets, trace
             )
             answers += finish(rule, q, last).unbind()

@@ -9,6 +9,8 @@ linearly. With ``G`` and ``base`` taken one row earlier (`gates.before`: what to
 so the result does not depend on how the stream is cut into chunks. Solving for the right-hand sides ``V`` and
 ``base(K)`` beforehand leaves three small products a chunk in the loop over time. Without momentum and with the
 gradient at the decayed memory this is the WY form of Gated DeltaNet; under the dot objective nothing needs solving.
+
+A compiled kernel may read in place of the loop below (`kernels.native_linear`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from mnemonist.memory.chunked import chunk_start, write
 from mnemonist.memory.gates import before, chunk_gates, mixed_scores, reading_before
+from mnemonist.memory.kernels import native_linear
 from mnemonist.memory.network import inner_loss
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace, cut_chunks
@@ -42,6 +45,10 @@ def read_exact(
     """Read a piece of a stream with a linear memory. Arguments as prepared by `memorize`."""
     rule = state.rule
     T = q_BTHK.shape[1]
+    target = initial[0] if rule.decay_to == "initial" else None
+    tensors = [q_BTHK, k_BTHK, v_BTHV, *gates.given(), *state.weights, *state.momentum]
+    if native_linear.applies(tensors if target is None else [*tensors, target]):
+        return _read_compiled(q_BTHK, k_BTHK, v_BTHV, gates, target, state, mask_BT, trace)
     block = min(rule.chunk_size, CHANNEL_BLOCK) if rule.retention == "channel" else rule.chunk_size
     whole = T - T % block
 
@@ -69,6 +76,27 @@ def read_exact(
     if mask_BT is not None:
         y = y * mask_BT[..., None, None]
     return y, state, Trace(torch.cat(losses, 1), torch.cat(norms, 1)) if trace else None
+
+
+def _read_compiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    target: Tensor | None,
+    state: MemoryState,
+    mask_BT: Tensor | None,
+    trace: bool,
+) -> tuple[Tensor, MemoryState, Trace | None]:
+    named = {name: gate for name, gate in vars(gates).items() if gate is not None}
+    weights, momentum = state.weights[0], state.momentum[0] if state.momentum else None
+    y, after, moving, seen = native_linear.read_tokens(
+        state.rule, q, k, v, named, weights, momentum, target, mask_BT, trace
+    )
+    if mask_BT is not None:
+        y = y * mask_BT[..., None, None]
+    left = () if moving is None else (moving,)
+    return y, MemoryState(state.rule, (after,), left), None if seen is None else Trace(*seen)
 
 
 def _read_blocks(

@@ -4,140 +4,11 @@
 // Matrices are row-major. Shapes: G chunks, N memories, C tokens in a chunk, K and V and hidden widths as layers have
 // them, P parts a chunk starts from: M, what it decays to (if `targets`), momentum S (if `momentum`).
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <type_traits>
-#include <vector>
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
+#include "native_matrix.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int BYTES = 32, ROWS = 6;
-#else
-constexpr int BYTES = 16, ROWS = 8;
-#endif
-
-template <typename T> struct Vector {
-  typedef T type __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
-  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef Integer bits __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
-  static constexpr int width = BYTES / sizeof(T);
-};
-
-template <typename T> using vec = typename Vector<T>::type;
-
-template <typename T> inline vec<T> load(const T* p) { return *reinterpret_cast<const vec<T>*>(p); }
-template <typename T> inline void store(T* p, vec<T> v) { *reinterpret_cast<vec<T>*>(p) = v; }
-
-// --- products
-
-// What a product's rows, inner index and present contents are scaled by; all optional.
-template <typename T> struct Scale {
-  const T* row = nullptr;    // of each row of the result: stride below
-  int row_stride = 1;
-  const T* inner = nullptr;  // of each term of the sum
-  int inner_stride = 1;
-  T sign = 1;
-  bool add = false;          // to what is there, or instead of it
-  bool lower = false;        // only what stands on and below the diagonal of the result is wanted
-  bool causal = false;       // what stands above the diagonal of a is zero
-};
-
-// R rows by two vectors of columns, kept in registers.
-template <typename T, int R>
-inline void tile(int depth, const T* a, long ars, long acs, const T* strip, T* c, long ldc, int columns,
-                 const Scale<T>& scale, int row) {
-  constexpr int W = Vector<T>::width;
-  vec<T> sum[R][2];
-  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = vec<T>{};
-  for (int k = 0; k < depth; ++k) {
-    const vec<T> b0 = load(strip + k * 2 * W), b1 = load(strip + k * 2 * W + W);
-    for (int r = 0; r < R; ++r) {
-      const T value = a[r * ars + k * acs];
-      sum[r][0] += b0 * value;
-      sum[r][1] += b1 * value;
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    T* to = c + r * ldc;
-    if (scale.row) {
-      const T weight = scale.row[(row + r) * scale.row_stride];
-      sum[r][0] *= weight;
-      sum[r][1] *= weight;
-    }
-    if (columns == 2 * W) {
-      if (scale.add) sum[r][0] += load(to), sum[r][1] += load(to + W);
-      store(to, sum[r][0]);
-      store(to + W, sum[r][1]);
-    } else {
-      for (int j = 0; j < columns; ++j) {
-        const T value = j < W ? sum[r][0][j] : sum[r][1][j - W];
-        to[j] = scale.add ? to[j] + value : value;
-      }
-    }
-  }
-}
-
-// c [rows, columns] (+)= scaled a [rows, depth] @ b [depth, columns]; a and b with strides of row and column.
-template <typename T>
-void product(int rows, int columns, int depth, const T* a, long ars, long acs, const T* b, long brs, long bcs, T* c,
-             long ldc, T* strip, const Scale<T>& scale = {}) {
-  constexpr int W = 2 * Vector<T>::width;
-  for (int n = 0; n < columns; n += W) {
-    const int width = std::min(W, columns - n);
-    for (int k = 0; k < depth; ++k) {
-      const T weight = scale.inner ? scale.sign * scale.inner[k * scale.inner_stride] : scale.sign;
-      const T* from = b + k * brs + n * bcs;
-      T* to = strip + k * W;
-      if (bcs == 1 && width == W) {
-        store(to, load(from) * weight);
-        store(to + W / 2, load(from + W / 2) * weight);
-      } else {
-        for (int j = 0; j < width; ++j) to[j] = from[j * bcs] * weight;
-        for (int j = width; j < W; ++j) to[j] = 0;
-      }
-    }
-    int m = scale.lower ? n / ROWS * ROWS : 0;
-    T* to = c + n;
-    const auto terms = [&](int past) { return scale.causal ? std::min(depth, past) : depth; };
-    for (; m + ROWS <= rows; m += ROWS)
-      tile<T, ROWS>(terms(m + ROWS), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
-    for (; m + 4 <= rows; m += 4)
-      tile<T, 4>(terms(m + 4), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
-    for (; m < rows; ++m) tile<T, 1>(terms(m + 1), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
-  }
-}
-
 // --- non-linearities
-
-template <typename T> inline vec<T> exponential(vec<T> x) {
-  using bits = typename Vector<T>::bits;
-  constexpr bool single = sizeof(T) == 4;
-  const T most = single ? T(87) : T(708);
-  const vec<T> zero{};
-  x = x > most ? zero + most : x;
-  x = x < -most ? zero - most : x;
-  const T magic = single ? T(12582912.0) : T(6755399441055744.0);
-  const vec<T> shifted = x * T(1.4426950408889634) + magic;
-  const vec<T> n = shifted - magic;
-  const vec<T> r = x - n * T(single ? 0.693359375 : 0.693147180369123816490) -
-                   n * T(single ? -2.12194440e-4 : 1.90821492927058770002e-10);
-  constexpr int terms = single ? 7 : 13;
-  vec<T> sum = zero + T(1);
-  for (int i = terms; i >= 1; --i) sum = sum * r / T(i) + T(1);
-  const bits exponent = __builtin_convertvector(n, bits);
-  const bits scale = (exponent + (single ? 127 : 1023)) << (single ? 23 : 52);
-  return sum * reinterpret_cast<const vec<T>&>(scale);
-}
 
 enum Activation { SILU, GELU, RELU, TANH };
 enum Objective { L2, DOT, HUBER };
@@ -496,20 +367,6 @@ template <typename T> class WayBack : Place<T> {
 
   long square() const { return static_cast<long>(C) * C; }
 
-  static T dot(long count, const T* a, const T* b) {
-    constexpr int W = Vector<T>::width;
-    vec<T> sums[4] = {};
-    long j = 0;
-    for (; j + 4 * W <= count; j += 4 * W)
-      for (int u = 0; u < 4; ++u) sums[u] += load(a + j + u * W) * load(b + j + u * W);
-    for (; j + W <= count; j += W) sums[0] += load(a + j) * load(b + j);
-    const vec<T> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    T sum = 0;
-    for (int u = 0; u < W; ++u) sum += all[u];
-    for (; j < count; ++j) sum += a[j] * b[j];
-    return sum;
-  }
-
   const T* anchor(int g, int i, long n) const {
     for (; g >= 0; --g)
       if (w.fresh[static_cast<long>(g) * w.N + n]) return own(w.start, i, static_cast<long>(g) * w.N + n);
@@ -616,9 +473,10 @@ template <typename T> class WayBack : Place<T> {
         scores[j] = -sent * mix[j];
         plain[j] *= mix[j];
       }
+    minus.anticausal = more.anticausal = true;
     transposed_times(C, C, out, plain.data(), to_read.data(), to_d, minus);
     transposed_times(C, C, in, scores.data(), z, to_x, more);
-    more.causal = true;
+    more.causal = true, more.anticausal = false;
     times(C, C, in, scores.data(), x, to_z.data(), more);
 
     // What is left of the derivatives of what the chunk left, and what was read of its start.
@@ -710,34 +568,14 @@ template <typename T> class WayBack : Place<T> {
   }
 };
 
-// Memory after memory, on several threads.
-template <typename Worker> void run_all(const Work& work) {
-  std::atomic<int> next{0};
-  auto run = [&] {
-#if defined(__SSE__)
-    const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040);  // numbers too small to be normal are zero: they would cost many times the arithmetic
-#endif
-    Worker worker(work);
-    for (int n; (n = next++) < work.N;) worker.memory(n);
-#if defined(__SSE__)
-    _mm_setcsr(mode);
-#endif
-  };
-  std::vector<std::thread> others;
-  for (int i = 1; i < std::min(work.threads, work.N); ++i) others.emplace_back(run);
-  run();
-  for (auto& other : others) other.join();
-}
-
 }  // namespace
 
 extern "C" {
 void read_chunks(const Work* work) {
-  work->double_precision ? run_all<Reader<double>>(*work) : run_all<Reader<float>>(*work);
+  work->double_precision ? run_all<Reader<double>>(*work, work->N, work->threads) : run_all<Reader<float>>(*work, work->N, work->threads);
 }
 void go_back(const Work* work) {
-  work->double_precision ? run_all<WayBack<double>>(*work) : run_all<WayBack<float>>(*work);
+  work->double_precision ? run_all<WayBack<double>>(*work, work->N, work->threads) : run_all<WayBack<float>>(*work, work->N, work->threads);
 }
 int size_of_work() { return sizeof(Work); }
 }

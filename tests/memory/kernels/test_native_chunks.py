@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
-
 import pytest
 import torch
+from compiler import needs_compiler
 from oracle import make_inputs
 from pieces import assert_same_state, surprise_of
 from test_equivalence import FAST, leaves, require_grad, scalar_of
 
-from mnemonist.memory import MemoryRule, chunk_kernel, chunked, initial_weights, memorize
+from mnemonist.memory import MemoryRule, initial_weights, memorize
+from mnemonist.memory.kernels import native_chunks
 
 CHUNKED = [rule for rule in FAST if not rule.solvable and rule.retention != "channel"]
-HAS_COMPILER = any(shutil.which(name) for name in chunk_kernel.COMPILERS)
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 
 @pytest.fixture
 def through_torch(monkeypatch):
     """Call it, and what is read from then on is read through torch."""
-    return lambda: monkeypatch.setattr(chunked, "kernel_applies", lambda *_: False)
+    return lambda: monkeypatch.setattr(native_chunks, "applies", lambda *_: False)
 
 
 @needs_compiler
 def test_it_is_used_exactly_where_it_applies():
     rule, linear = MemoryRule(name="deep", gradient_at="chunk"), torch.zeros(2)
-    assert chunk_kernel.chunk_kernel() is not None
-    assert chunk_kernel.kernel_applies(rule, [linear])
-    assert not chunk_kernel.kernel_applies(rule, [linear, linear.double()])
-    assert not chunk_kernel.kernel_applies(rule, [linear.bfloat16()])
-    assert not chunk_kernel.kernel_applies(rule, [linear.to("meta")])
-    assert not chunk_kernel.kernel_applies(rule.replace(retention="channel"), [linear])
+    assert native_chunks.chunk_kernel() is not None
+    assert native_chunks.applies(rule, [linear])
+    assert not native_chunks.applies(rule, [linear, linear.double()])
+    assert not native_chunks.applies(rule, [linear.bfloat16()])
+    assert not native_chunks.applies(rule, [linear.to("meta")])
+    assert not native_chunks.applies(rule.replace(retention="channel"), [linear])
 
 
 @needs_compiler
@@ -105,37 +102,3 @@ def test_threads_change_no_bit():
         reads.append(memorize(rule, **inputs))
     torch.set_num_threads(threads)
     assert torch.equal(reads[0].y, reads[1].y)
-
-
-def test_it_is_compiled_once_and_never_half(tmp_path, caplog):
-    compiler = next((path for path in map(shutil.which, chunk_kernel.COMPILERS) if path), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    source = tmp_path / "small.cpp"
-    source.write_text('extern "C" int answer() { return 42; }')
-    with caplog.at_level(logging.INFO):
-        first = chunk_kernel.compiled(compiler, source, tmp_path / "cache")
-        again = chunk_kernel.compiled(compiler, source, tmp_path / "cache")
-    assert first == again and len(caplog.records) == 1
-    source.write_text('extern "C" int answer() { return "fourty-two"; }')
-    with pytest.raises(OSError, match="failed: .*error"):
-        chunk_kernel.compiled(compiler, source, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == [first]
-
-
-@pytest.mark.parametrize("why", ["off", "no compiler", "no folder"])
-def test_without_it_torch_reads(why, monkeypatch, tmp_path):
-    if why == "off":
-        monkeypatch.setenv("MNEMONIST_KERNELS", "off")
-    elif why == "no compiler":
-        monkeypatch.setenv("PATH", str(tmp_path))
-    else:
-        (tmp_path / "file").write_text("in the way")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    chunk_kernel.chunk_kernel.cache_clear()
-    try:
-        assert chunk_kernel.chunk_kernel() is None
-        rule = MemoryRule(name="deep", gradient_at="chunk")
-        assert memorize(rule, **make_inputs(rule)).y.isfinite().all()
-    finally:
-        chunk_kernel.chunk_kernel.cache_clear()

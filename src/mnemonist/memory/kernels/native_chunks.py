@@ -1,42 +1,26 @@
-"""The loop over chunks, compiled: `chunk_kernel.cpp` by the C++ compiler of the machine, if it has one.
+"""The loop over chunks, compiled (`native_chunks.cpp`, see `native`).
 
 It reads, and goes back for derivatives, on a CPU and where a head has one decay. Everything else, and every machine
-without a compiler, takes the way through torch in `chunked`, which it equals. The compiled file is made once (a few
-seconds), under the cache folder of the user (``$XDG_CACHE_HOME`` or ``~/.cache``), in the name of its source, its
-compiler and the processor. ``MNEMONIST_KERNELS=off`` does without; second derivatives of a reading need that.
+without a compiler, takes the way through torch in `chunked`, which it equals. Second derivatives of a reading need
+``MNEMONIST_KERNELS=off``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import itertools
-import logging
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemonist.files import FileError, atomic_path
 from mnemonist.memory.gates import ChunkGates
+from mnemonist.memory.kernels import native
 from mnemonist.memory.network import ACTIVATION_GAIN, NORM_EPS
 from mnemonist.memory.rule import MemoryRule
-
-log = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
-SECONDS_TO_COMPILE = 120
 
 MOST_LAYERS = 8
 ADJOINT_LIMIT = 1e6
@@ -46,7 +30,7 @@ OBJECTIVES = ("l2", "dot", "huber")
 assert set(ACTIVATIONS) == set(ACTIVATION_GAIN)
 
 
-class _Work(ctypes.Structure):
+class _Work(native.Structure):
     """As `Work` in the source."""
 
     _fields_ = [
@@ -68,67 +52,12 @@ class _Work(ctypes.Structure):
     ]
 
 
-@lru_cache(maxsize=1)
 def chunk_kernel() -> ctypes.CDLL | None:
     """The compiled kernel, or None if there is no way to have it."""
-    if os.environ.get("MNEMONIST_KERNELS", "on") == "off":
-        return None
-    found = (shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS) if name)
-    compiler = next((path for path in found if path), None)
-    if compiler is None or os.name != "posix":
-        log.info("No C++ compiler was found; deep memories are read through torch.")
-        return None
-    try:
-        kernel = ctypes.CDLL(str(compiled(compiler, SOURCE, _cache_folder())))
-        for function in (kernel.read_chunks, kernel.go_back):
-            function.argtypes, function.restype = [ctypes.POINTER(_Work)], None
-        if kernel.size_of_work() != ctypes.sizeof(_Work):
-            raise OSError("its arguments have another size")
-    except (OSError, FileError, subprocess.SubprocessError, AttributeError) as error:
-        log.warning("The CPU kernel could not be made (%s); deep memories are read through torch.", error)
-        return None
-    return kernel
+    return native.kernel("native_chunks.cpp", ("read_chunks", "go_back"), _Work)
 
 
-def compiled(compiler: str, source: Path, folder: Path) -> Path:
-    """The shared library of ``source`` in ``folder``, compiled unless it is there.
-
-    Raises:
-        OSError: it cannot be compiled or written.
-    """
-    facts = [source.read_text(), _output(compiler, "--version"), *FLAGS, _processor()]
-    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
-    library = folder / f"{source.stem}-{name}.so"
-    if library.exists():
-        return library
-    log.info("Compiling %s; this is done once and takes a few seconds.", source.name)
-    with atomic_path(library) as unfinished:
-        _output(compiler, *FLAGS, str(source), "-o", str(unfinished))
-    return library
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
-    if done.returncode:
-        reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-        raise OSError(f"{Path(command[0]).name} failed: {reason.strip()}")
-    return done.stdout
-
-
-def _processor() -> str:
-    """What tells processors apart: code for one may not run on another that shares the folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnemonist"
-
-
-def kernel_applies(rule: MemoryRule, tensors: Sequence[Tensor]) -> bool:
+def applies(rule: MemoryRule, tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can read for ``rule`` with these tensors, which are all that it would be given."""
     return (
         all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
@@ -210,13 +139,8 @@ class _Layout:
         for i, size in enumerate([K, *(weight.shape[2] for weight in rest[:depth])]):
             work.sizes[i] = size
         if self.targets:
-            _point(work.target, rest[-depth:])
+            native.point(work.target, rest[-depth:])
         return work
-
-
-def _point(pointers: ctypes.Array[ctypes.c_void_p], tensors: Sequence[Tensor]) -> None:
-    for i, tensor in enumerate(tensors):
-        pointers[i] = tensor.data_ptr()
 
 
 class _ReadChunks(torch.autograd.Function):
@@ -232,9 +156,9 @@ class _ReadChunks(torch.autograd.Function):
         last = torch.empty_like(v)
         work = layout.work(tensors)
         work.last = last.data_ptr()
-        _point(work.weights, weights)
-        _point(work.anchor, anchor)
-        _point(work.moving, momentum[0] if momentum else [])
+        native.point(work.weights, weights)
+        native.point(work.anchor, anchor)
+        native.point(work.moving, momentum[0] if momentum else [])
         seen = [v.new_empty(G, N, C) for _ in range(2 * layout.trace)]
         if seen:
             work.loss, work.gradient_norm = (tensor.data_ptr() for tensor in seen)
@@ -246,7 +170,7 @@ class _ReadChunks(torch.autograd.Function):
             for pointers, group in zip(
                 (work.before, work.sent, work.asked, work.start, work.start_moving), kept, strict=False
             ):
-                _point(pointers, group)
+                native.point(pointers, group)
         kernel.read_chunks(ctypes.byref(work))
         ctx.layout, ctx.groups = layout, [len(group) for group in kept]
         ctx.save_for_backward(*tensors, *itertools.chain(*kept))
@@ -266,9 +190,9 @@ class _ReadChunks(torch.autograd.Function):
         for pointers, group in zip(
             (work.before, work.sent, work.asked, work.start, work.start_moving), kept, strict=False
         ):
-            _point(pointers, group)
+            native.point(pointers, group)
         first = 7 + momentum
-        _point(work.first_anchor, inputs[first + depth : first + 2 * depth])
+        native.point(work.first_anchor, inputs[first + depth : first + 2 * depth])
         to_last = grads[0].contiguous()
         work.to_last = to_last.data_ptr()
         per_token = [torch.zeros_like(tensor) for tensor in inputs[:first]]
@@ -277,8 +201,8 @@ class _ReadChunks(torch.autograd.Function):
             setattr(work, name, tensor.data_ptr())
         state = [grad.clone(memory_format=torch.contiguous_format) for grad in grads[1 : 1 + (2 + momentum) * depth]]
         for i, pointers in enumerate((work.weights, work.anchor, work.moving)):
-            _point(pointers, state[i * depth : (i + 1) * depth])
+            native.point(pointers, state[i * depth : (i + 1) * depth])
         targets = [torch.zeros_like(tensor) for tensor in inputs[first + (2 + momentum) * depth :]]
-        _point(work.to_target, targets)
+        native.point(work.to_target, targets)
         kernel.go_back(ctypes.byref(work))
         return None, *per_token, *state, *targets

@@ -1,0 +1,105 @@
+"""C++ beside Python: compiled by the compiler of the machine, once, and only if it has one.
+
+The compiled file lies under the cache folder of the user (``$XDG_CACHE_HOME`` or ``~/.cache``), in the name of its
+source, its compiler and the processor. ``MNEMONIST_KERNELS=off`` does without; whoever asks then reads through torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from mnemonist.files import FileError, atomic_path
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+SECONDS_TO_COMPILE = 120
+
+
+class Structure(ctypes.Structure):
+    """What a kernel is given: the structure ``Work`` of its source."""
+
+
+@cache
+def kernel(source: str, functions: tuple[str, ...], work: type[Structure]) -> ctypes.CDLL | None:
+    """The compiled ``source`` of this folder, or None if there is no way to have it.
+
+    Its functions take a pointer to ``work`` and return nothing; ``size_of_work`` says how large they believe it to be.
+    """
+    if os.environ.get("MNEMONIST_KERNELS", "on") == "off":
+        return None
+    found = (shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS) if name)
+    compiler = next((path for path in found if path), None)
+    if compiler is None or os.name != "posix":
+        log.info("No C++ compiler was found; memories are read through torch.")
+        return None
+    try:
+        library = ctypes.CDLL(str(compiled(compiler, FOLDER / source, _cache_folder())))
+        for name in functions:
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.POINTER(work)], None
+        if library.size_of_work() != ctypes.sizeof(work):
+            raise OSError("its arguments have another size")
+    except (OSError, FileError, subprocess.SubprocessError, AttributeError) as error:
+        log.warning("The kernel %s could not be made (%s); memories are read through torch.", source, error)
+        return None
+    return library
+
+
+def compiled(compiler: str, source: Path, folder: Path) -> Path:
+    """The shared library of ``source`` and the headers beside it in ``folder``, compiled unless it is there.
+
+    Raises:
+        OSError: it cannot be compiled or written.
+    """
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    facts = [*texts, _output(compiler, "--version"), *FLAGS, _processor()]
+    name = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+    library = folder / f"{source.stem}-{name}.so"
+    if library.exists():
+        return library
+    # A warning, for it is seen where nobody has set up logging, and whoever waits should know for what.
+    log.warning("Compiling %s for this machine; this is done once and takes about ten seconds.", source.name)
+    with atomic_path(library) as unfinished:
+        _output(compiler, *FLAGS, str(source), "-o", str(unfinished))
+    return library
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
+    if done.returncode:
+        reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+        raise OSError(f"{Path(command[0]).name} failed: {reason.strip()}")
+    return done.stdout
+
+
+def _processor() -> str:
+    """What tells processors apart: code for one may not run on another that shares the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnemonist"
+
+
+def point(pointers: ctypes.Array[ctypes.c_void_p], tensors: Sequence[Tensor]) -> None:
+    """Let the pointers point to the tensors' data."""
+    for i, tensor in enumerate(tensors):
+        pointers[i] = tensor.data_ptr()
