@@ -97,62 +97,72 @@ def _read_aligned(
     rule, C = state.rule, state.rule.chunk_size
     B, T, H, _ = q_BTHK.shape
     valid = None if ragged is None else ragged[0]
-    cuts = _cuts(T, C, phase)
-
-    def sequences(w: Tensor) -> Tensor:
-        return w.reshape(B * H, *w.shape[-2:])
-
-    weights, momentum, anchor = (
-        [sequences(w) for w in group] for group in (state.weights, state.momentum, state.anchor)
-    )
-    targets = [sequences(w.expand(B, *w.shape)) for w in initial] if rule.decay_to == "initial" else None
     state_phase = state.phase
     assert state_phase is not None
     ends = state_phase + T if ragged is None else ragged[1]
+    targets = initial if rule.decay_to == "initial" else []
 
-    def present_where(rows_B: Tensor, others: list[Tensor]) -> list[Tensor]:
+    def present_where(rows_B: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
         """The present weights in some rows of the batch, ``others`` in the rest."""
-        chosen = rows_B.to(q_BTHK.device).repeat_interleave(H)[:, None, None]
+        chosen = rows_B.to(q_BTHK.device)[:, None, None, None]
         return [torch.where(chosen, w, o) for w, o in zip(weights, others, strict=True)]
 
-    if ragged is not None:
-        anchor = present_where(state_phase == 0, anchor)
-    elif phase == 0:  # every row is as far into its chunk as every other
-        anchor = weights
+    def anchored(new_phase: Tensor, weights: Sequence[Tensor], anchor: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The present weights where a chunk has just ended: the next one takes its gradients there."""
+        if ragged is not None:
+            return present_where(new_phase == 0, weights, anchor)
+        return weights if int(new_phase[0]) == 0 else anchor
 
-    def begins(column: int) -> Tensor:
-        """Which memories begin a chunk at ``column``: ``[B * H]``."""
-        rows = ends > column if column else state_phase == 0
-        return rows.repeat_interleave(H)
+    def after(
+        weights: Sequence[Tensor], momentum: Sequence[Tensor], anchor: Sequence[Tensor], new_phase: Tensor
+    ) -> MemoryState:
+        return MemoryState(
+            rule, tuple(weights), tuple(momentum), tuple(anchored(new_phase, weights, anchor)), new_phase
+        )
 
-    everything = (q_BTHK, k_BTHK, v_BTHV, *weights, *momentum, *anchor, *(targets or []), *gates.given())
-    compiled = native_chunks.applies(rule, everything)
+    everything = (q_BTHK, k_BTHK, v_BTHV, *state.weights, *state.momentum, *state.anchor, *targets, *gates.given())
+    if native_chunks.applies(rule, everything):
+        place = native_chunks.Place(phase, state_phase, ends, valid)
+        last, weights, momentum, anchor, seen = native_chunks.read_chunks(
+            rule,
+            q_BTHK,
+            k_BTHK,
+            v_BTHV,
+            gates.given(),
+            state.weights,
+            state.momentum,
+            state.anchor,
+            targets,
+            place,
+            trace,
+        )
+        y = finish(rule, q_BTHK, last)
+        return y, after(weights, momentum, anchor, ends % C), None if seen is None else Trace(*seen)
+
+    def sequences(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [w.reshape(B * H, *w.shape[-2:]) for w in tensors]
+
+    def rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [w.reshape(B, H, *w.shape[1:]) for w in tensors]
+
+    weights, momentum = sequences(state.weights), sequences(state.momentum)
+    anchor = sequences(anchored(state_phase, state.weights, state.anchor))
+    targets = sequences([w.expand(B, *w.shape) for w in targets])
     answers: list[Tensor] = []
     losses: list[Tensor] = []
     norms: list[Tensor] = []
     stop = 0
-    for length, count in cuts:
+    for length, count in _cuts(T, C, phase):
         span = slice(stop, stop := stop + length * count)
         part = None if valid is None else valid[:, span]
-        columns = range(span.start, span.stop, length)
         tensors = (q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span])
-        if compiled:
-            (q, k, v), (unrolled, *_) = _cut(rule, *tensors, gates.part(span), part, length)
-            fresh = torch.stack([begins(c) for c in columns])
-            last, weights, momentum, anchor, traced = native_chunks.read_chunks(
-                rule, q, k, v, unrolled, fresh, weights, momentum, anchor, targets, trace
-            )
-            answers += finish(rule, q, last).unbind()
-            if traced is not None:
-                losses += traced[0].unbind()
-                norms += traced[1].unbind()
-            continue
-        for column, chunk in zip(columns, _chunks(rule, *tensors, gates.part(span), part, length), strict=True):
+        chunks = _chunks(rule, *tensors, gates.part(span), part, length)
+        for column, chunk in zip(range(span.start, span.stop, length), chunks, strict=True):
             weights, momentum = [bounded_adjoint(w) for w in weights], [bounded_adjoint(s) for s in momentum]
             if column and ragged is None:
                 anchor = weights
             elif column:
-                anchor = present_where(ends > column, anchor)
+                anchor = sequences(present_where(ends > column, rows(weights), rows(anchor)))
             gradient = inner_gradient(rule, anchor, chunk.k, chunk.v)
             y, weights, momentum = _step(rule, chunk, gradient, weights, momentum, targets)
             answers.append(y)
@@ -161,19 +171,12 @@ def _read_aligned(
                     losses.append(inner_loss(rule, gradient.output, chunk.v))
                     norms.append(gradient.norm())
 
-    new_phase = ends % C
-    if ragged is not None:
-        anchor = present_where(new_phase == 0, anchor)
-    elif int(new_phase[0]) == 0:
-        anchor = weights
-    back = [tuple(w.reshape(B, H, *w.shape[1:]) for w in group) for group in (weights, momentum, anchor)]
-
     def tokens(chunks: list[Tensor]) -> Tensor:
         whole = torch.cat(chunks, dim=1)  # [N, T, ...]
         return whole.reshape(B, H, *whole.shape[1:]).transpose(1, 2)
 
-    seen = Trace(tokens(losses), tokens(norms)) if trace else None
-    return tokens(answers), MemoryState(rule, back[0], back[1], back[2], new_phase), seen
+    seen_here = Trace(tokens(losses), tokens(norms)) if trace else None
+    return tokens(answers), after(rows(weights), rows(momentum), rows(anchor), ends % C), seen_here
 
 
 class _BoundedAdjoint(torch.autograd.Function):
@@ -209,18 +212,6 @@ def _chunks(
     rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
 ) -> list[Chunk]:
     """Cut a piece into chunks of ``C`` tokens, and do for all of them at once what depends on no memory."""
-    (q, k, v), gates_by_layer = _cut(rule, q, k, v, gates, valid_BT, C)
-    unbound = {id(layer): layer.unbind() for layer in gates_by_layer}  # layers may share theirs
-    layers = [unbound[id(layer)] for layer in gates_by_layer]
-    scores = mixed_scores(q, k, gates_by_layer[0].mix)
-    tensors = zip(q.unbind(), k.unbind(), v.unbind(), zip(*layers, strict=True), scores.unbind(), strict=True)
-    return [Chunk(*parts) for parts in tensors]
-
-
-def _cut(
-    rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
-) -> tuple[tuple[Tensor, Tensor, Tensor], list[ChunkGates]]:
-    """Queries, keys and values ``[G, N, C, ...]`` and what the gates of each layer amount to."""
     B, T, H, K = q.shape
     cut = partial(cut_chunks, length=C)
     moved = gates.each(cut)
@@ -232,11 +223,16 @@ def _cut(
         return gates if rule.read_at == "after" else reading_before(gates, to_target)
 
     if moved.log_decay is None or moved.log_decay.dim() == 3:
-        layers = [unroll(moved.log_decay)] * rule.depth
+        gates_by_layer = [unroll(moved.log_decay)] * rule.depth
     else:
         sizes = [d_in for d_in, _ in rule.layer_sizes(K, v.shape[-1])]
-        layers = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
-    return (cut(q), cut(k), cut(v)), layers
+        gates_by_layer = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
+    q, k, v = cut(q), cut(k), cut(v)
+    unbound = {id(layer): layer.unbind() for layer in gates_by_layer}  # layers may share theirs
+    layers = [unbound[id(layer)] for layer in gates_by_layer]
+    scores = mixed_scores(q, k, gates_by_layer[0].mix)
+    tensors = zip(q.unbind(), k.unbind(), v.unbind(), zip(*layers, strict=True), scores.unbind(), strict=True)
+    return [Chunk(*parts) for parts in tensors]
 
 
 def _step(
@@ -245,7 +241,7 @@ def _step(
     gradient: InnerGradient,
     weights: Sequence[Tensor],
     momentum: Sequence[Tensor],
-    targets: Sequence[Tensor] | None,
+    targets: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Read and write one chunk: answers ``[N, C, V]``, weights and momentum after it."""
     starts = [chunk_start(i, weights, targets, momentum) for i in range(rule.depth)]
@@ -261,10 +257,10 @@ def _step(
 
 
 def chunk_start(
-    i: int, weights: Sequence[Tensor], targets: Sequence[Tensor] | None, momentum: Sequence[Tensor]
+    i: int, weights: Sequence[Tensor], targets: Sequence[Tensor], momentum: Sequence[Tensor]
 ) -> list[Tensor]:
     """What layer ``i`` starts a chunk from, in the order of `ChunkGates.base`: ``[N, D_in, D_out]`` each."""
-    return [weights[i], *([] if targets is None else [targets[i]]), *([momentum[i]] if momentum else [])]
+    return [weights[i], *([targets[i]] if targets else []), *([momentum[i]] if momentum else [])]
 
 
 def read_start(z_NCK: Tensor, gates: ChunkGates, parts: Sequence[Tensor]) -> Tensor:

@@ -139,7 +139,7 @@ def _read_blocks(
 
     weights = [state.weights[0].reshape(B * H, *state.weights[0].shape[2:])]
     momentum = [s.reshape(B * H, *s.shape[2:]) for s in state.momentum]
-    targets = [w.expand(B, *w.shape).reshape(B * H, *w.shape[1:]) for w in initial] if to_target else None
+    targets = [w.expand(B, *w.shape).reshape(B * H, *w.shape[1:]) for w in initial] if to_target else []
     answers, losses, norms = [], [], []
     chunks = zip(after.unbind(), k.unbind(), v.unbind(), strict=True)
     for g, (gates_g, k_g, v_g) in enumerate(chunks):

@@ -1,10 +1,12 @@
 // Chunks read one after the other, one memory at a time: its weights, its momentum and a chunk's activations stay in
-// the cache of one core, and the scalings by gates ride on the matrix products. The equations are those of chunked.py.
+// the cache of one core, and the scalings by gates ride on the matrix products. The equations are those of chunked.py;
+// what is left of every write at every token is in native_gates.h.
 //
-// Matrices are row-major. Shapes: G chunks, N memories, C tokens in a chunk, K and V and hidden widths as layers have
-// them, P parts a chunk starts from: M, what it decays to (if `targets`), momentum S (if `momentum`).
+// Matrices are row-major. Tensors of tokens are [B, T, H, ...]; memory n = b * H + h reads every H-th row of them. Shapes:
+// G chunks, C tokens in a chunk (the first and the last may have fewer), K and V and hidden widths as layers have them,
+// P parts a chunk starts from: M, what it decays to (if `targets`), momentum S (if `momentum`).
 
-#include "native_matrix.h"
+#include "native_gates.h"
 
 namespace {
 
@@ -74,18 +76,18 @@ constexpr int MOST_LAYERS = 8;
 
 // As `_Work` in chunk_kernel.py. Pointers are to float or double.
 struct Work {
-  int32_t G, N, C, depth, threads, double_precision;
-  int32_t activation, objective, norm, residual, denominator, targets, momentum;
+  int32_t B, T, H, C, G, phase, depth, threads, double_precision;
+  int32_t activation, objective, norm, residual, denominator, targets, momentum, decays, read_before;
   int32_t sizes[MOST_LAYERS + 1];
   double huber_delta, norm_eps;
-  const void *q, *k, *v;                     // [G, N, C, K], [G, N, C, K], [G, N, C, V]
-  const void *base, *mix;                    // [G, N, C, P], [G, N, C, C]
-  const void *base_last, *shares, *carry;    // [G, N, P], [G, N, 2, C], [G, N]
-  const uint8_t* fresh;                      // [G, N]
-  const void* target[MOST_LAYERS];           // [N, D_in, D_out] each, as are these, which are read and written:
-  void *weights[MOST_LAYERS], *moving[MOST_LAYERS], *anchor[MOST_LAYERS];
-  void* last;                                // [G, N, C, V]
-  void *loss, *gradient_norm;                // [G, N, C], or null
+  double longest;                            // derivative with respect to a memory: longer ones are shortened
+  const void *q, *k, *v, *step_size, *log_momentum, *log_decay;
+  const uint8_t* valid;                      // [B, T], or null
+  const int64_t *begins, *ends;              // [B]: where in a chunk a row begins, and the column after its last token
+  const void* target[MOST_LAYERS];           // [H, D_in, D_out] each
+  void *weights[MOST_LAYERS], *moving[MOST_LAYERS], *anchor[MOST_LAYERS];  // [N, D_in, D_out], read and written
+  void* last;                                // [B, T, H, V]: what the last layer gives for the queries
+  void *loss, *gradient_norm;                // [B, T, H], or null
 
   // What a reading keeps for the way back, or null.
   void *start[MOST_LAYERS], *start_moving[MOST_LAYERS];   // [G, N, D_in, D_out]: weights, momentum before each chunk
@@ -96,32 +98,66 @@ struct Work {
 
   // The way back: derivatives of the outer loss. `weights`, `moving` and `anchor` then hold those with respect to what
   // the last chunk left, and are turned into those with respect to what the first one found.
-  const void* to_last;                                    // [G, N, C, V]
-  void *to_q, *to_k, *to_v, *to_base, *to_mix, *to_base_last, *to_shares, *to_carry;  // zero at first
+  const void* to_last;                                    // [B, T, H, V]
+  void *to_q, *to_k, *to_v, *to_step_size, *to_log_momentum, *to_log_decay;
   void* to_target[MOST_LAYERS];                           // [N, D_in, D_out], zero at first
-  double longest;                                         // derivative with respect to a memory: longer ones are shortened
 };
 }
 
 namespace {
 
 // What reading and its way back share: where things are.
-template <typename T> class Place {
+template <typename T> class Place : protected Gates<T> {
  public:
   explicit Place(const Work& work)
-      : w(work), C(work.C), L(work.depth), P(1 + work.targets + work.momentum),
-        widest(*std::max_element(work.sizes, work.sizes + L + 1)), strip(2L * Vector<T>::width * std::max(widest, C)) {}
+      : Gates<T>(work.C, 1, work.decays, work.momentum, work.targets), w(work), L(work.depth),
+        widest(*std::max_element(work.sizes, work.sizes + L + 1)), k(rows(w.sizes[0])), q(rows(w.sizes[0])),
+        v(rows(w.sizes[L])), strip(2L * Vector<T>::width * std::max(widest, C)) {}
 
  protected:
+  using Gates<T>::C, Gates<T>::P, Gates<T>::c;
+
   const Work& w;
-  const int C, L, P, widest;
-  std::vector<T> strip;
+  const int L, widest;
+  long b = 0, h = 0, n = 0, first = 0, index = 0;  // of the present chunk: its row, head, memory, column, place
+  bool fresh = false;                              // whether it takes its gradients at the weights it finds
+  std::vector<T> k, q, v, strip;                   // [c, K], [c, K], [c, V]
+
+  long rows(long width) const { return C * width; }
+  long row(long t) const { return (b * w.T + first + t) * w.H + h; }
+  int read_row() const { return w.read_before ? 0 : 1; }  // of the gates, for the first token's read
+
+  bool is_fresh(int g) const {
+    const long column = g ? g * static_cast<long>(C) - w.phase : 0;
+    return column ? w.ends[b] > column : w.begins[b] == 0;
+  }
+
+  void enter(int g, int memory) {
+    n = memory, b = n / w.H, h = n % w.H, index = g * static_cast<long>(w.B) * w.H + n;
+    first = g ? g * static_cast<long>(C) - w.phase : 0;
+    fresh = is_fresh(g);
+    const long past = std::min<long>(w.T, (g + 1L) * C - w.phase);
+    this->unroll(static_cast<int>(past - first), at(w.step_size, row(0)), at(w.log_momentum, row(0)),
+                 at(w.log_decay, row(0)), w.H, w.valid ? w.valid + b * w.T + first : nullptr);
+    gather(w.k, w.sizes[0], k.data());
+    gather(w.q, w.sizes[0], q.data());
+    gather(w.v, w.sizes[L], v.data());
+  }
+
+  void gather(const void* tensor, int width, T* to) const {
+    for (long t = 0; t < c; ++t) std::copy_n(at(tensor, row(t) * width), width, to + t * width);
+  }
+  void scatter(const T* from, int width, void* tensor) const {
+    for (long t = 0; t < c; ++t) std::copy_n(from + t * width, width, at(tensor, row(t) * width));
+  }
 
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
   static T* at(void* p, long index) { return static_cast<T*>(p) + index; }
   long numbers(int i) const { return static_cast<long>(w.sizes[i]) * w.sizes[i + 1]; }
-  T* own(void* const* group, int i, long n) const { return at(group[i], n * numbers(i)); }
-  T* kept(void* const* group, int i, long index) const { return at(group[i], index * C * w.sizes[i + 1]); }
+  T* own(void* const* group, int i) const { return at(group[i], n * numbers(i)); }
+  const T* target(int i) const { return at(w.target[i], h * numbers(i)); }
+  T* kept(void* const* group, int i) const { return at(group[i], index * rows(w.sizes[i + 1])); }
+  T* started(void* const* group, int i) const { return at(group[i], index * numbers(i)); }
 
   // c (+)= a @ b, a @ b^T and a^T @ b, with a of `rows` rows, or for the last a and b of `rows` rows.
   void times(int rows, int inner, int columns, const T* a, const T* b, T* c, const Scale<T>& scale = {}) {
@@ -137,26 +173,26 @@ template <typename T> class Place {
   // Rows [C, V] of what the last layer gave become normal; returns the inverse of each row's deviation.
   void normalise(T* rows, T* inverse) const {
     const int V = w.sizes[L];
-    for (int t = 0; t < C; ++t) {
+    for (int t = 0; t < c; ++t) {
       T* row = rows + static_cast<long>(t) * V;
       inverse[t] = 1;
       if (!w.norm) continue;
-      T mean = 0, square = 0;
-      for (int j = 0; j < V; ++j) mean += row[j];
-      mean /= V;
-      for (int j = 0; j < V; ++j) square += (row[j] - mean) * (row[j] - mean);
-      inverse[t] = 1 / std::sqrt(square / V + T(w.norm_eps));
-      for (int j = 0; j < V; ++j) row[j] = (row[j] - mean) * inverse[t];
+      const T mean = sum<T>(V, row) / V;
+      for (int j = 0; j < V; ++j) row[j] -= mean;
+      inverse[t] = 1 / std::sqrt(dot<T>(V, row, row) / V + T(w.norm_eps));
+      for (int j = 0; j < V; ++j) row[j] *= inverse[t];
     }
   }
 
   // The derivative of the normalisation, which is its own transpose; `to` may be `error`.
   void through_norm(const T* normed, T inverse, const T* error, T* to) const {
     const int V = w.sizes[L];
-    T mean = 0, along = 0;
-    for (int j = 0; j < V; ++j) mean += error[j], along += error[j] * normed[j];
-    mean /= V, along /= V;
-    for (int j = 0; j < V; ++j) to[j] = w.norm ? inverse * (error[j] - mean - normed[j] * along) : error[j];
+    if (!w.norm) {
+      if (to != error) std::copy_n(error, V, to);
+      return;
+    }
+    const T mean = sum<T>(V, error) / V, along = dot<T>(V, error, normed) / V;
+    for (int j = 0; j < V; ++j) to[j] = inverse * (error[j] - mean - normed[j] * along);
   }
 
   // Derivative of the inner loss with respect to the answer; returns the loss.
@@ -178,157 +214,150 @@ template <typename T> class Place {
     return loss;
   }
 
-  // scores [C, C] = (z x^T) * mix, zero for tokens to come.
-  void mix_scores(T* scores, const T* mix) const {
-    for (long t = 0; t < C; ++t) {
-      T* row = scores + t * C;
-      for (int s = 0; s <= t; ++s) row[s] *= mix[t * C + s];
-      std::fill(row + t + 1, row + C, T(0));
+  // scores [c, c] = (z x^T) * G, zero for tokens to come.
+  void mix_scores(T* scores) {
+    for (long t = 0; t < c; ++t) {
+      T *to = scores + t * c, *mix = this->shares_row(static_cast<int>(t) + read_row());
+      for (int s = 0; s <= t; ++s) to[s] *= mix[s];
+      std::fill(to + t + 1, to + c, T(0));
     }
   }
 };
 
 template <typename T> class Reader : Place<T> {
   using Base = Place<T>;
-  using Base::w, Base::C, Base::L, Base::P, Base::at, Base::numbers, Base::own, Base::kept, Base::widest;
+  using Base::w, Base::C, Base::L, Base::P, Base::c, Base::n, Base::k, Base::q, Base::v, Base::index, Base::fresh;
+  using Base::at, Base::rows, Base::row, Base::numbers, Base::own, Base::kept, Base::started, Base::target, Base::widest;
   using Base::times, Base::times_transposed, Base::transposed_times;
 
  public:
-  explicit Reader(const Work& work) : Base(work), scores(static_cast<long>(C) * C), inverse(C) {
-    const long row = static_cast<long>(C) * widest;
-    read.resize(row);
-    asked.resize(row);
+  explicit Reader(const Work& work) : Base(work), scores(rows(C)), inverse(C), read(rows(widest)), asked(rows(widest)) {
     for (int i = 0; i < L; ++i) {
-      seen.emplace_back(i ? static_cast<long>(C) * w.sizes[i] : 0);
-      slopes.emplace_back(static_cast<long>(C) * w.sizes[i + 1]);
-      errors.emplace_back(static_cast<long>(C) * w.sizes[i + 1]);
+      seen.emplace_back(i ? rows(w.sizes[i]) : 0);
+      slopes.emplace_back(rows(w.sizes[i + 1]));
+      errors.emplace_back(rows(w.sizes[i + 1]));
     }
   }
 
   void memory(int n) {
-    for (int g = 0; g < w.G; ++g) chunk(g, n);
+    for (int g = 0; g < w.G; ++g) {
+      this->enter(g, n);
+      chunk(g);
+    }
   }
 
  private:
   std::vector<T> scores, inverse, read, asked;
   std::vector<std::vector<T>> seen, slopes, errors;
 
-  void keep(void* const* group, int i, long index, const T* rows) const {
-    if (group[i]) std::copy(rows, rows + static_cast<long>(C) * w.sizes[i + 1], kept(group, i, index));
+  void keep(void* const* group, int i, const T* from) const {
+    if (group[i]) std::copy_n(from, static_cast<long>(c) * w.sizes[i + 1], kept(group, i));
   }
 
-  void chunk(int g, int n) {
-    const long index = static_cast<long>(g) * w.N + n, K = w.sizes[0], V = w.sizes[L];
-    const bool fresh = w.fresh[index];
-    const T* k = at(w.k, index * C * K);
-    const T* v = at(w.v, index * C * V);
+  void chunk(int g) {
+    const long K = w.sizes[0], V = w.sizes[L];
     for (int i = 0; i < L; ++i) {
-      if (w.start[i]) std::copy_n(own(w.weights, i, n), numbers(i), own(w.start, i, index));
-      if (w.start_moving[i]) std::copy_n(own(w.moving, i, n), numbers(i), own(w.start_moving, i, index));
+      if (w.start[i]) std::copy_n(own(w.weights, i), numbers(i), started(w.start, i));
+      if (w.start_moving[i]) std::copy_n(own(w.moving, i), numbers(i), started(w.start_moving, i));
     }
     // What the weights make of the keys, and the errors sent back.
-    const T* x = k;
+    const T* x = k.data();
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       T* a = errors[i].data();
-      times(C, in, out, x, own(fresh ? w.weights : w.anchor, i, n), a);
-      keep(w.before, i, index, a);
+      times(c, in, out, x, own(fresh ? w.weights : w.anchor, i), a);
+      keep(w.before, i, a);
       if (i + 1 < L) {
         x = seen[i + 1].data();
-        activate<T>(w.activation, static_cast<long>(C) * out, a, seen[i + 1].data(), slopes[i].data(), nullptr);
+        activate<T>(w.activation, static_cast<long>(c) * out, a, seen[i + 1].data(), slopes[i].data(), nullptr);
       }
     }
     this->normalise(errors[L - 1].data(), inverse.data());
-    for (int t = 0; t < C; ++t) {
-      T* row = errors[L - 1].data() + t * V;
-      const T loss = this->output_error(row, k + t * K, v + t * V, asked.data());
-      this->through_norm(row, inverse[t], asked.data(), row);
-      if (w.loss) at(w.loss, index * C)[t] = loss;
+    for (int t = 0; t < c; ++t) {
+      T* to = errors[L - 1].data() + t * V;
+      const T loss = this->output_error(to, k.data() + t * K, v.data() + t * V, asked.data());
+      this->through_norm(to, inverse[t], asked.data(), to);
+      if (w.loss) *at(w.loss, row(t)) = loss;
     }
-    keep(w.sent, L - 1, index, errors[L - 1].data());
+    keep(w.sent, L - 1, errors[L - 1].data());
     for (int i = L - 1; i > 0; --i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       T* d = errors[i - 1].data();
-      times_transposed(C, out, in, errors[i].data(), own(fresh ? w.weights : w.anchor, i, n), d);
-      keep(w.sent, i - 1, index, d);
+      times_transposed(c, out, in, errors[i].data(), own(fresh ? w.weights : w.anchor, i), d);
+      keep(w.sent, i - 1, d);
       const T* slope = slopes[i - 1].data();
-      for (long j = 0; j < static_cast<long>(C) * in; ++j) d[j] *= slope[j];
+      for (long j = 0; j < static_cast<long>(c) * in; ++j) d[j] *= slope[j];
     }
-    if (w.gradient_norm) norms(index, k);
-    ask(index, n, k);
-    if (fresh && (g + 1 == w.G || !w.fresh[index + w.N]))
-      for (int i = 0; i < L; ++i) std::copy_n(own(w.weights, i, n), numbers(i), own(w.anchor, i, n));
-    write(index, n, k);
+    if (w.gradient_norm) norms();
+    ask();
+    if (fresh && (g + 1 == w.G || !this->is_fresh(g + 1)))
+      for (int i = 0; i < L; ++i) std::copy_n(own(w.weights, i), numbers(i), own(w.anchor, i));
+    write();
   }
 
-  void norms(long index, const T* k) {
-    for (int t = 0; t < C; ++t) {
-      T sum = 0;
+  void norms() {
+    for (int t = 0; t < c; ++t) {
+      T squares = 0;
       for (int i = 0; i < L; ++i) {
         const int in = w.sizes[i], out = w.sizes[i + 1];
-        const T* x = (i ? seen[i].data() : k) + static_cast<long>(t) * in;
-        const T* d = errors[i].data() + static_cast<long>(t) * out;
-        T a = 0, b = 0;
-        for (int j = 0; j < in; ++j) a += x[j] * x[j];
-        for (int j = 0; j < out; ++j) b += d[j] * d[j];
-        sum += a * b;
+        const T *x = (i ? seen[i].data() : k.data()) + static_cast<long>(t) * in;
+        const T *d = errors[i].data() + static_cast<long>(t) * out;
+        squares += dot<T>(in, x, x) * dot<T>(out, d, d);
       }
-      static_cast<T*>(w.gradient_norm)[index * C + t] = std::sqrt(sum);
+      *at(w.gradient_norm, row(t)) = std::sqrt(squares);
     }
   }
 
-  void ask(long index, int n, const T* k) {
-    const T *base = at(w.base, index * C * P), *mix = at(w.mix, index * C * C);
-    const T* z = at(w.q, index * C * w.sizes[0]);
+  void ask() {
+    const T* z = q.data();
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
-      const T *x = i ? seen[i].data() : k, *d = errors[i].data();
-      T* to = i + 1 < L ? read.data() : static_cast<T*>(w.last) + index * C * out;
-      const T* part[3] = {own(w.weights, i, n)};
+      const T *x = i ? seen[i].data() : k.data(), *d = errors[i].data();
+      const T* part[3] = {own(w.weights, i)};
       int parts = 1;
-      if (w.targets) part[parts++] = at(w.target[i], n * numbers(i));
-      if (w.momentum) part[parts++] = own(w.moving, i, n);
+      if (w.targets) part[parts++] = target(i);
+      if (w.momentum) part[parts++] = own(w.moving, i);
       for (int p = 0; p < parts; ++p) {
         Scale<T> scale;
-        scale.row = base + p, scale.row_stride = P, scale.add = p > 0;
-        times(C, in, out, z, part[p], to, scale);
+        scale.row = this->base_row(p, this->read_row()), scale.add = p > 0;
+        times(c, in, out, z, part[p], read.data(), scale);
       }
       Scale<T> lower, minus;
       lower.lower = true;
-      times_transposed(C, in, C, z, x, scores.data(), lower);
-      this->mix_scores(scores.data(), mix);
+      times_transposed(c, in, c, z, x, scores.data(), lower);
+      this->mix_scores(scores.data());
       minus.sign = -1, minus.add = minus.causal = true;
-      times(C, C, out, scores.data(), d, to, minus);
-      if (i + 1 < L) {
-        keep(w.asked, i, index, to);
-        activate<T>(w.activation, static_cast<long>(C) * out, to, asked.data(), nullptr, nullptr);
-        z = asked.data();
-      }
+      times(c, c, out, scores.data(), d, read.data(), minus);
+      if (i + 1 == L) break;
+      keep(w.asked, i, read.data());
+      activate<T>(w.activation, static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
+      z = asked.data();
     }
+    this->scatter(read.data(), w.sizes[L], w.last);
   }
 
-  void write(long index, int n, const T* k) {
-    const T *left = at(w.base_last, index * P), *shares = at(w.shares, index * (1 + w.momentum) * C);
+  void write() {
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       const long count = numbers(i);
-      T *m = own(w.weights, i, n), *s = w.momentum ? own(w.moving, i, n) : nullptr;
-      const T* target = w.targets ? at(w.target[i], n * count) : nullptr;
-      const T keep = left[0], pull = w.targets ? left[1] : 0, push = left[P - 1], carry = s ? *at(w.carry, index) : 0;
-      if (s && target)
-        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * target[j] + push * s[j], s[j] *= carry;
+      T *m = own(w.weights, i), *s = w.momentum ? own(w.moving, i) : nullptr;
+      const T *towards = w.targets ? target(i) : nullptr, keep = *this->base_row(0, c);
+      const T pull = w.targets ? *this->base_row(1, c) : T(0), push = s ? *this->base_row(P - 1, c) : T(0);
+      const T carry = this->left[c];
+      if (s && towards)
+        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * towards[j] + push * s[j], s[j] *= carry;
       else if (s)
         for (long j = 0; j < count; ++j) m[j] = keep * m[j] + push * s[j], s[j] *= carry;
-      else if (target)
-        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * target[j];
-      else
+      else if (towards)
+        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * towards[j];
+      else if (w.decays)
         for (long j = 0; j < count; ++j) m[j] *= keep;
-      const T *x = i ? seen[i].data() : k, *d = errors[i].data();
+      const T *x = i ? seen[i].data() : k.data(), *d = errors[i].data();
       Scale<T> scale;
-      scale.sign = -1, scale.add = true, scale.inner = shares;
-      transposed_times(C, in, out, x, d, m, scale);
-      scale.inner = shares + C;
-      if (s) transposed_times(C, in, out, x, d, s, scale);
+      scale.sign = -1, scale.add = true, scale.inner = this->shares_row(c);
+      transposed_times(c, in, out, x, d, m, scale);
+      scale.inner = this->writes_row(c);
+      if (s) transposed_times(c, in, out, x, d, s, scale);
     }
   }
 };
@@ -343,67 +372,72 @@ template <typename T> class Reader : Place<T> {
 // and the errors d_i = (d_{i+1} W^T) * act'(a_i) send back to a_i through the second derivative of the non-linearity.
 template <typename T> class WayBack : Place<T> {
   using Base = Place<T>;
-  using Base::w, Base::C, Base::L, Base::P, Base::at, Base::numbers, Base::own, Base::kept, Base::widest;
+  using Base::w, Base::C, Base::L, Base::P, Base::c, Base::n, Base::k, Base::q, Base::v, Base::index, Base::fresh;
+  using Base::at, Base::rows, Base::row, Base::numbers, Base::own, Base::kept, Base::started, Base::target, Base::widest;
   using Base::times, Base::times_transposed, Base::transposed_times;
 
  public:
-  explicit WayBack(const Work& work) : Base(work), scores(square()), plain(square()), inverse(C) {
-    const long row = static_cast<long>(C) * widest;
-    for (auto* one : {&back, &to_z, &to_read, &rows}) one->resize(row);
+  explicit WayBack(const Work& work)
+      : Base(work), scores(rows(C)), plain(rows(C)), inverse(C), to_k(rows(w.sizes[0])), to_v(rows(w.sizes[L])) {
+    for (auto* one : {&back, &to_z, &to_read, &wide}) one->resize(rows(widest));
     for (int i = 0; i < L; ++i) {
-      for (auto* group : {&seen, &queries, &to_seen}) group->emplace_back(static_cast<long>(C) * w.sizes[i]);
+      for (auto* group : {&seen, &queries, &to_seen}) group->emplace_back(rows(w.sizes[i]));
       for (auto* group : {&slopes, &curves, &errors, &to_error, &to_before})
-        group->emplace_back(static_cast<long>(C) * w.sizes[i + 1]);
+        group->emplace_back(rows(w.sizes[i + 1]));
     }
   }
 
   void memory(int n) {
-    for (int g = w.G - 1; g >= 0; --g) chunk(g, n);
+    for (int g = w.G - 1; g >= 0; --g) {
+      this->enter(g, n);
+      chunk(g);
+    }
   }
 
  private:
-  std::vector<T> scores, plain, inverse, back, to_z, to_read, rows;
+  std::vector<T> scores, plain, inverse, to_k, to_v, back, to_z, to_read, wide;
   std::vector<std::vector<T>> seen, queries, to_seen, slopes, curves, errors, to_error, to_before;
 
-  long square() const { return static_cast<long>(C) * C; }
-
-  const T* anchor(int g, int i, long n) const {
+  const T* anchor(int g, int i) const {
     for (; g >= 0; --g)
-      if (w.fresh[static_cast<long>(g) * w.N + n]) return own(w.start, i, static_cast<long>(g) * w.N + n);
+      if (this->is_fresh(g)) return at(w.start[i], (g * static_cast<long>(w.B) * w.H + n) * numbers(i));
     return at(w.first_anchor[i], n * numbers(i));
   }
 
-  void chunk(int g, int n) {
-    const long index = static_cast<long>(g) * w.N + n, K = w.sizes[0], V = w.sizes[L];
-    const T *k = at(w.k, index * C * K), *q = at(w.q, index * C * K);
+  void chunk(int g) {
+    const int K = w.sizes[0], V = w.sizes[L];
+    this->clear();
     for (int i = 0; i < L; ++i) {
-      const long count = static_cast<long>(C) * w.sizes[i + 1];
-      const T* sent = kept(w.sent, i, index);
+      const long count = static_cast<long>(c) * w.sizes[i + 1];
+      const T* sent = kept(w.sent, i);
       if (i + 1 == L) {
         std::copy_n(sent, count, errors[i].data());
         break;
       }
-      activate<T>(w.activation, count, kept(w.before, i, index), seen[i + 1].data(), slopes[i].data(), curves[i].data());
-      activate<T>(w.activation, count, kept(w.asked, i, index), queries[i + 1].data(), nullptr, nullptr);
+      activate<T>(w.activation, count, kept(w.before, i), seen[i + 1].data(), slopes[i].data(), curves[i].data());
+      activate<T>(w.activation, count, kept(w.asked, i), queries[i + 1].data(), nullptr, nullptr);
       for (long j = 0; j < count; ++j) errors[i][j] = sent[j] * slopes[i][j];
     }
-    std::copy_n(at(w.to_last, index * C * V), C * V, to_read.data());
+    this->gather(w.to_last, V, to_read.data());
     for (int i = L - 1; i >= 0; --i) {
-      layer(i, index, n, i ? queries[i].data() : q, i ? seen[i].data() : k);
+      layer(i, i ? queries[i].data() : q.data(), i ? seen[i].data() : k.data());
       if (!i) break;
-      const long count = static_cast<long>(C) * w.sizes[i];
-      activate<T>(w.activation, count, kept(w.asked, i - 1, index), nullptr, rows.data(), nullptr);
-      for (long j = 0; j < count; ++j) to_read[j] = to_z[j] * rows[j];
+      const long count = static_cast<long>(c) * w.sizes[i];
+      activate<T>(w.activation, count, kept(w.asked, i - 1), nullptr, wide.data(), nullptr);
+      for (long j = 0; j < count; ++j) to_read[j] = to_z[j] * wide[j];
     }
-    std::copy_n(to_z.data(), C * K, at(w.to_q, index * C * K));
-    inner_gradient(g, index, n, k);
+    this->scatter(to_z.data(), K, w.to_q);
+    inner_gradient(g);
+    this->scatter(to_k.data(), K, w.to_k);
+    this->scatter(to_v.data(), V, w.to_v);
+    this->roll_back(at(w.to_step_size, row(0)), at(w.to_log_momentum, row(0)), at(w.to_log_decay, row(0)), w.H);
     for (int i = 0; i < L; ++i) {
-      if (w.fresh[index]) {
-        T *m = own(w.weights, i, n), *a = own(w.anchor, i, n);
+      if (fresh) {
+        T *m = own(w.weights, i), *a = own(w.anchor, i);
         for (long j = 0; j < numbers(i); ++j) m[j] += a[j], a[j] = 0;
       }
-      shorten(own(w.weights, i, n), numbers(i));
-      if (w.momentum) shorten(own(w.moving, i, n), numbers(i));
+      shorten(own(w.weights, i), numbers(i));
+      if (w.momentum) shorten(own(w.moving, i), numbers(i));
     }
   }
 
@@ -415,74 +449,73 @@ template <typename T> class WayBack : Place<T> {
   }
 
   // What was read and written with one layer.
-  void layer(int i, long index, long n, const T* z, const T* x) {
+  void layer(int i, const T* z, const T* x) {
     const int in = w.sizes[i], out = w.sizes[i + 1];
     const long count = numbers(i);
-    const T *base = at(w.base, index * C * P), *mix = at(w.mix, index * C * C), *left = at(w.base_last, index * P);
-    const T *shares = at(w.shares, index * (1 + w.momentum) * C), *d = errors[i].data();
-    T *to_base = at(w.to_base, index * C * P), *to_mix = at(w.to_mix, index * C * C);
-    T *to_left = at(w.to_base_last, index * P), *to_shares = at(w.to_shares, index * (1 + w.momentum) * C);
+    const T* d = errors[i].data();
     T *to_x = to_seen[i].data(), *to_d = to_error[i].data();
-    const T* part[3] = {own(w.start, i, index)};
+    const T* part[3] = {started(w.start, i)};
     int parts = 1;
-    if (w.targets) part[parts++] = at(w.target[i], n * count);
-    if (w.momentum) part[parts++] = own(w.start_moving, i, index);
-    T *after = own(w.weights, i, n), *after_moving = w.momentum ? own(w.moving, i, n) : nullptr;
+    if (w.targets) part[parts++] = target(i);
+    if (w.momentum) part[parts++] = started(w.start_moving, i);
+    T *after = own(w.weights, i), *after_moving = w.momentum ? own(w.moving, i) : nullptr;
 
     // What was read of each part.
-    std::fill_n(to_z.data(), static_cast<long>(C) * in, T(0));
+    std::fill_n(to_z.data(), static_cast<long>(c) * in, T(0));
     for (int p = 0; p < parts; ++p) {
-      times_transposed(C, out, in, to_read.data(), part[p], back.data());
-      for (long t = 0; t < C; ++t) {
-        const T weight = base[t * P + p];
-        to_base[t * P + p] += dot(in, back.data() + t * in, z + t * in);
-        for (int j = 0; j < in; ++j) to_z[t * in + j] += weight * back[t * in + j];
+      times_transposed(c, out, in, to_read.data(), part[p], back.data());
+      const T* base = this->base_row(p, this->read_row());
+      T* to_base = this->to_base_row(p, this->read_row());
+      for (long t = 0; t < c; ++t) {
+        to_base[t] += dot<T>(in, back.data() + t * in, z + t * in);
+        for (int j = 0; j < in; ++j) to_z[t * in + j] += base[t] * back[t * in + j];
       }
     }
     // What was written.
-    for (int p = 0; p < parts; ++p) to_left[p] += dot(count, part[p], after);
-    if (after_moving) *at(w.to_carry, index) += dot(count, part[parts - 1], after_moving);
-    std::fill_n(to_x, static_cast<long>(C) * in, T(0));
+    for (int p = 0; p < parts; ++p) *this->to_base_row(p, c) += dot<T>(count, part[p], after);
+    if (after_moving) this->to_left[c] += dot<T>(count, part[parts - 1], after_moving);
+    std::fill_n(to_x, static_cast<long>(c) * in, T(0));
     for (int j = 0; j < 1 + w.momentum; ++j) {
-      const T *grad = j ? after_moving : after, *share = shares + j * C;
-      times_transposed(C, out, in, d, grad, back.data());
-      for (long t = 0; t < C; ++t) {
-        to_shares[j * C + t] -= dot(in, back.data() + t * in, x + t * in);
-        for (int c = 0; c < in; ++c) to_x[t * in + c] -= share[t] * back[t * in + c];
+      const T *grad = j ? after_moving : after, *share = j ? this->writes_row(c) : this->shares_row(c);
+      T* to_share = j ? this->to_writes_row(c) : this->to_shares_row(c);
+      times_transposed(c, out, in, d, grad, back.data());
+      for (long t = 0; t < c; ++t) {
+        to_share[t] -= dot<T>(in, back.data() + t * in, x + t * in);
+        for (int u = 0; u < in; ++u) to_x[t * in + u] -= share[t] * back[t * in + u];
       }
       Scale<T> scale;
       scale.row = share, scale.sign = -1, scale.add = j > 0;
-      times(C, in, out, x, grad, to_d, scale);
+      times(c, in, out, x, grad, to_d, scale);
     }
     // What was read of other tokens' writes.
     Scale<T> lower, minus, more;
     lower.lower = true;
-    minus.sign = -1, minus.add = true;
-    more.add = true;
-    times_transposed(C, in, C, z, x, plain.data(), lower);
-    times_transposed(C, out, C, to_read.data(), d, scores.data(), lower);
-    for (long t = 0; t < C; ++t)
-      for (long s = 0; s < C; ++s) {
-        const long j = t * C + s;
-        if (s > t) {
-          scores[j] = plain[j] = 0;
-          continue;
-        }
-        const T sent = scores[j];
-        to_mix[j] -= plain[j] * sent;
-        scores[j] = -sent * mix[j];
-        plain[j] *= mix[j];
+    times_transposed(c, in, c, z, x, plain.data(), lower);
+    times_transposed(c, out, c, to_read.data(), d, scores.data(), lower);
+    for (long t = 0; t < c; ++t) {
+      const int r = static_cast<int>(t) + this->read_row();
+      const T* mix = this->shares_row(r);
+      T *to_mix = this->to_shares_row(r), *score = scores.data() + t * c, *product = plain.data() + t * c;
+      for (long s = 0; s <= t; ++s) {
+        const T grad = score[s];
+        to_mix[s] -= product[s] * grad;
+        score[s] = -grad * mix[s];
+        product[s] *= mix[s];
       }
-    minus.anticausal = more.anticausal = true;
-    transposed_times(C, C, out, plain.data(), to_read.data(), to_d, minus);
-    transposed_times(C, C, in, scores.data(), z, to_x, more);
+      std::fill(score + t + 1, score + c, T(0));
+      std::fill(product + t + 1, product + c, T(0));
+    }
+    minus.sign = -1, minus.add = minus.anticausal = true;
+    transposed_times(c, c, out, plain.data(), to_read.data(), to_d, minus);
+    more.add = more.anticausal = true;
+    transposed_times(c, c, in, scores.data(), z, to_x, more);
     more.causal = true, more.anticausal = false;
-    times(C, C, in, scores.data(), x, to_z.data(), more);
+    times(c, c, in, scores.data(), x, to_z.data(), more);
 
     // What is left of the derivatives of what the chunk left, and what was read of its start.
-    T* to_target = w.targets ? at(w.to_target[i], n * count) : nullptr;
-    const T keep = left[0], pull = w.targets ? left[1] : 0, push = left[P - 1];
-    const T carry = after_moving ? *at(w.carry, index) : 0;
+    T* to_target = w.targets ? own(w.to_target, i) : nullptr;
+    const T keep = *this->base_row(0, c), pull = w.targets ? *this->base_row(1, c) : T(0);
+    const T push = after_moving ? *this->base_row(P - 1, c) : T(0), carry = this->left[c];
     for (long j = 0; j < count; ++j) {
       const T grad = after[j];
       if (to_target) to_target[j] += pull * grad;
@@ -495,42 +528,42 @@ template <typename T> class WayBack : Place<T> {
     if (w.momentum) to_part[parts++] = after_moving;
     for (int p = 0; p < parts; ++p) {
       Scale<T> scale;
-      scale.inner = base + p, scale.inner_stride = P, scale.add = true;
-      transposed_times(C, in, out, z, to_read.data(), to_part[p], scale);
+      scale.inner = this->base_row(p, this->read_row()), scale.add = true;
+      transposed_times(c, in, out, z, to_read.data(), to_part[p], scale);
     }
   }
 
   // What the gradient of the inner loss was taken with.
-  void inner_gradient(int g, long index, long n, const T* k) {
+  void inner_gradient(int g) {
     const long K = w.sizes[0], V = w.sizes[L];
-    const T* v = at(w.v, index * C * V);
-    T *to_k = at(w.to_k, index * C * K), *to_v = at(w.to_v, index * C * V);
+    std::fill(to_k.begin(), to_k.end(), T(0));
     Scale<T> more;
     more.add = true;
     for (int i = 0; i + 1 < L; ++i) {  // the errors, from the first layer to the last
       const int in = w.sizes[i + 1], out = w.sizes[i + 2];
-      const T* sent = kept(w.sent, i, index);
+      const T* sent = kept(w.sent, i);
       T* error = to_error[i].data();
-      for (long j = 0; j < static_cast<long>(C) * in; ++j) {
+      for (long j = 0; j < static_cast<long>(c) * in; ++j) {
         to_before[i][j] = sent[j] * error[j] * curves[i][j];
         error[j] *= slopes[i][j];
       }
-      times(C, in, out, error, anchor(g, i + 1, n), to_error[i + 1].data(), more);
-      transposed_times(C, in, out, error, errors[i + 1].data(), own(w.anchor, i + 1, n), more);
+      times(c, in, out, error, anchor(g, i + 1), to_error[i + 1].data(), more);
+      transposed_times(c, in, out, error, errors[i + 1].data(), own(w.anchor, i + 1), more);
     }
-    T* normed = rows.data();
-    std::copy_n(kept(w.before, L - 1, index), C * V, normed);
+    T* normed = wide.data();
+    std::copy_n(kept(w.before, L - 1), c * V, normed);
     this->normalise(normed, inverse.data());
-    for (long t = 0; t < C; ++t)
-      last_error(normed + t * V, inverse[t], k + t * K, v + t * V, errors[L - 1].data() + t * V,
-                 to_error[L - 1].data() + t * V, to_before[L - 1].data() + t * V, to_k + t * K, to_v + t * V);
+    for (long t = 0; t < c; ++t)
+      last_error(normed + t * V, inverse[t], k.data() + t * K, v.data() + t * V, errors[L - 1].data() + t * V,
+                 to_error[L - 1].data() + t * V, to_before[L - 1].data() + t * V, to_k.data() + t * K,
+                 to_v.data() + t * V);
     for (int i = L - 1; i >= 0; --i) {  // what the layers made of the keys
       const int in = w.sizes[i], out = w.sizes[i + 1];
       const T* sent = to_before[i].data();
-      transposed_times(C, in, out, i ? seen[i].data() : k, sent, own(w.anchor, i, n), more);
+      transposed_times(c, in, out, i ? seen[i].data() : k.data(), sent, own(w.anchor, i), more);
       T* to_x = to_seen[i].data();
-      times_transposed(C, out, in, sent, anchor(g, i, n), to_x, more);
-      for (long j = 0; j < static_cast<long>(C) * in; ++j)
+      times_transposed(c, out, in, sent, anchor(g, i), to_x, more);
+      for (long j = 0; j < static_cast<long>(c) * in; ++j)
         if (i) to_before[i - 1][j] += to_x[j] * slopes[i - 1][j];
         else to_k[j] += to_x[j];
     }
@@ -555,13 +588,8 @@ template <typename T> class WayBack : Place<T> {
       if (w.residual) to_key[j] = to_last[j];
     }
     if (!w.norm) return;
-    T straight = 0, along = 0, scaled = 0;
-    for (int j = 0; j < V; ++j) {
-      straight += sent[j] * normed[j];
-      along += grad[j] * normed[j];
-      scaled += grad[j] * error[j];
-    }
-    straight /= V, along /= V, scaled /= V;
+    const T straight = dot<T>(V, sent, normed) / V, along = dot<T>(V, grad, normed) / V;
+    const T scaled = dot<T>(V, grad, error) / V;
     for (int j = 0; j < V; ++j) to_last[j] -= inverse * (grad[j] * straight + sent[j] * along);
     this->through_norm(normed, inverse, to_last, to_last);
     for (int j = 0; j < V; ++j) to_last[j] -= inverse * scaled * normed[j];
@@ -572,10 +600,14 @@ template <typename T> class WayBack : Place<T> {
 
 extern "C" {
 void read_chunks(const Work* work) {
-  work->double_precision ? run_all<Reader<double>>(*work, work->N, work->threads) : run_all<Reader<float>>(*work, work->N, work->threads);
+  const int memories = work->B * work->H;
+  if (work->double_precision) run_all<Reader<double>>(*work, memories, work->threads);
+  else run_all<Reader<float>>(*work, memories, work->threads);
 }
 void go_back(const Work* work) {
-  work->double_precision ? run_all<WayBack<double>>(*work, work->N, work->threads) : run_all<WayBack<float>>(*work, work->N, work->threads);
+  const int memories = work->B * work->H;
+  if (work->double_precision) run_all<WayBack<double>>(*work, memories, work->threads);
+  else run_all<WayBack<float>>(*work, memories, work->threads);
 }
 int size_of_work() { return sizeof(Work); }
 }

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemonist.memory.gates import ChunkGates
 from mnemonist.memory.kernels import native
 from mnemonist.memory.network import ACTIVATION_GAIN, NORM_EPS
 from mnemonist.memory.rule import MemoryRule
@@ -34,21 +33,20 @@ class _Work(native.Structure):
     """As `Work` in the source."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("G", "N", "C", "depth", "threads", "double_precision")),
-        *((name, ctypes.c_int32) for name in ("activation", "objective", "norm", "residual", "denominator")),
-        *((name, ctypes.c_int32) for name in ("targets", "momentum")),
+        *((name, ctypes.c_int32) for name in ("B", "T", "H", "C", "G", "phase", "depth", "threads")),
+        *((name, ctypes.c_int32) for name in ("double_precision", "activation", "objective", "norm", "residual")),
+        *((name, ctypes.c_int32) for name in ("denominator", "targets", "momentum", "decays", "read_before")),
         ("sizes", ctypes.c_int32 * (MOST_LAYERS + 1)),
-        ("huber_delta", ctypes.c_double),
-        ("norm_eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "base", "mix", "base_last", "shares", "carry", "fresh")),
+        *((name, ctypes.c_double) for name in ("huber_delta", "norm_eps", "longest")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "step_size", "log_momentum", "log_decay")),
+        *((name, ctypes.c_void_p) for name in ("valid", "begins", "ends")),
         *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("target", "weights", "moving", "anchor")),
         *((name, ctypes.c_void_p) for name in ("last", "loss", "gradient_norm")),
         *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("start", "start_moving", "before", "sent", "asked")),
         ("first_anchor", ctypes.c_void_p * MOST_LAYERS),
-        *((name, ctypes.c_void_p) for name in ("to_last", "to_q", "to_k", "to_v", "to_base", "to_mix", "to_base_last")),
-        *((name, ctypes.c_void_p) for name in ("to_shares", "to_carry")),
+        *((name, ctypes.c_void_p) for name in ("to_last", "to_q", "to_k", "to_v")),
+        *((name, ctypes.c_void_p) for name in ("to_step_size", "to_log_momentum", "to_log_decay")),
         ("to_target", ctypes.c_void_p * MOST_LAYERS),
-        ("longest", ctypes.c_double),
     ]
 
 
@@ -73,43 +71,52 @@ def read_chunks(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: ChunkGates,
-    fresh: Tensor,
+    gates: Sequence[Tensor],
     weights: Sequence[Tensor],
     momentum: Sequence[Tensor],
     anchor: Sequence[Tensor],
-    targets: Sequence[Tensor] | None,
+    targets: Sequence[Tensor],
+    place: Place,
     trace: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], tuple[Tensor, Tensor] | None]:
-    """Read G chunks, one after the other.
+    """Read T tokens, chunk by chunk.
 
     Args:
         rule: with one decay per head, or none.
-        q: queries ``[G, N, C, K]``.
-        k: keys ``[G, N, C, K]``.
-        v: values ``[G, N, C, V]``.
-        gates: of all layers, ``[G, N, ...]``.
-        fresh: ``[G, N]`` bool: whether the gradient is taken at the weights as they are when the chunk begins.
-        weights: ``[N, D_in, D_out]`` per layer, as momentum, anchor and targets.
+        q: queries ``[B, T, H, K]``.
+        k: keys ``[B, T, H, K]``.
+        v: values ``[B, T, H, V]``.
+        gates: step size, then log momentum and log decay if the rule has them, ``[B, T, H]``, neutral at padding.
+        weights: ``[B, H, D_in, D_out]`` per layer, as momentum and anchor.
         momentum: empty, if the rule has none.
-        anchor: where gradients are taken in chunks that are not fresh.
-        targets: what the memory decays to, if not to zero.
+        anchor: where gradients are taken until the first chunk of a row ends.
+        targets: what the memory decays to, ``[H, D_in, D_out]`` per layer; empty, if that is zero.
+        place: where in their chunks the tokens are.
         trace: whether losses and gradient norms are wanted.
 
     Returns:
-        What the last layer gives for the queries ``[G, N, C, V]``; weights, momentum and anchor after the last chunk;
-        losses and gradient norms ``[G, N, C]``.
+        What the last layer gives for the queries ``[B, T, H, V]``; weights, momentum and anchor after the last token;
+        losses and gradient norms ``[B, T, H]``.
     """
-    shares = [gates.mix_last] if gates.momentum_last is None else [gates.mix_last, gates.momentum_last]
-    carry = [] if gates.carry is None else [gates.carry]
-    layout = _Layout(rule, fresh.to(torch.uint8), trace, targets is not None)
-    out = _ReadChunks.apply(
-        layout, q, k, v, torch.cat(gates.base, -1), gates.mix, torch.cat(gates.base_last, -1), torch.stack(shares, 2),
-        *carry, *weights, *anchor, *momentum, *(targets or []),
-    )  # fmt: skip
+    layout = _Layout(rule, place, trace)
+    out = _ReadChunks.apply(layout, q, k, v, *gates, *weights, *anchor, *momentum, *targets)
     depth = rule.depth
     after = [list(out[i : i + depth]) for i in range(1, len(out) - 2 * trace, depth)]
     return out[0], after[0], after[2] if rule.momentum else [], after[1], (out[-2], out[-1]) if trace else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in their chunks the tokens of a piece are."""
+
+    phase: int
+    """Tokens of its chunk that stand before the first column; chunks begin where every row's would."""
+    begins: Tensor
+    """``[B]`` int64: tokens of its chunk that a row has read; where it is 0, its first chunk begins in this piece."""
+    ends: Tensor
+    """``[B]`` int64: the column after the last token of each row, counted from where the first chunk would begin."""
+    valid: Tensor | None
+    """``[B, T]`` bool: False on padding."""
 
 
 @dataclass(frozen=True)
@@ -117,92 +124,100 @@ class _Layout:
     """How the tensors of a reading stand in a row, which is what autograd functions take."""
 
     rule: MemoryRule
-    fresh: Tensor
+    place: Place
     trace: bool
-    targets: bool
+
+    def groups(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Sequence[Tensor]]]:
+        """The tensors of tokens, and those of memories, layer by layer, by their names in `Work`."""
+        rule, depth = self.rule, self.rule.depth
+        names = ["q", "k", "v", "step_size"]
+        names += ["log_momentum"] * rule.momentum + ["log_decay"] * (rule.retention != "none")
+        states = ["weights", "anchor"] + ["moving"] * rule.momentum + ["target"] * (rule.decay_to == "initial")
+        of_tokens = dict(zip(names, tensors, strict=False))
+        return of_tokens, {
+            name: tensors[len(names) + i * depth : len(names) + (i + 1) * depth] for i, name in enumerate(states)
+        }
 
     def work(self, tensors: Sequence[Tensor]) -> _Work:
         """What the kernel is given, but for what it writes."""
-        q, k, v, base, mix, base_last, shares, *rest = tensors
-        rule, depth = self.rule, self.rule.depth
-        G, N, C, K = q.shape
+        rule, place = self.rule, self.place
+        of_tokens, of_memories = self.groups(tensors)
+        (B, T, H, K), v, C = of_tokens["q"].shape, of_tokens["v"], rule.chunk_size
         work = _Work(
-            G=G, N=N, C=C, depth=depth, threads=torch.get_num_threads(), double_precision=v.dtype == torch.float64,
+            B=B, T=T, H=H, C=min(C, place.phase + T), G=-(-(place.phase + T) // C), phase=place.phase, depth=rule.depth,
+            threads=torch.get_num_threads(), double_precision=v.dtype == torch.float64,
             activation=ACTIVATIONS.index(rule.activation), objective=OBJECTIVES.index(rule.objective), norm=rule.norm,
-            residual=rule.residual, denominator=rule.denominator, targets=self.targets, momentum=rule.momentum,
+            residual=rule.residual, denominator=rule.denominator, targets=rule.decay_to == "initial",
+            momentum=rule.momentum, decays=rule.retention != "none", read_before=rule.read_at == "before",
             huber_delta=rule.huber_delta, norm_eps=NORM_EPS, longest=ADJOINT_LIMIT,
-            q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), base=base.data_ptr(), mix=mix.data_ptr(),
-            base_last=base_last.data_ptr(), shares=shares.data_ptr(), fresh=self.fresh.data_ptr(),
+            begins=place.begins.data_ptr(), ends=place.ends.data_ptr(),
         )  # fmt: skip
-        if rule.momentum:
-            work.carry = rest.pop(0).data_ptr()
-        for i, size in enumerate([K, *(weight.shape[2] for weight in rest[:depth])]):
+        for name, tensor in of_tokens.items():
+            setattr(work, name, tensor.data_ptr())
+        if place.valid is not None:
+            work.valid = place.valid.data_ptr()
+        for i, size in enumerate([K, *(weight.shape[-1] for weight in of_memories["weights"])]):
             work.sizes[i] = size
-        if self.targets:
-            native.point(work.target, rest[-depth:])
+        native.point(work.target, of_memories.get("target", ()))
         return work
 
 
 class _ReadChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: _Layout, *tensors: Tensor) -> tuple[Tensor, ...]:
-        kernel, rule, depth = chunk_kernel(), layout.rule, layout.rule.depth
+        kernel = chunk_kernel()
         assert kernel is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        v, (G, N, C, _) = tensors[2], tensors[0].shape
-        first = 7 + rule.momentum
-        groups = [tensors[first + i * depth : first + (i + 1) * depth] for i in range(2 + rule.momentum)]
-        weights, anchor, *momentum = ([w.clone() for w in group] for group in groups)
-        last = torch.empty_like(v)
+        of_memories, v = layout.groups(tensors)[1], tensors[2]
         work = layout.work(tensors)
-        work.last = last.data_ptr()
-        native.point(work.weights, weights)
-        native.point(work.anchor, anchor)
-        native.point(work.moving, momentum[0] if momentum else [])
-        seen = [v.new_empty(G, N, C) for _ in range(2 * layout.trace)]
+        state = {name: [w.clone() for w in group] for name, group in of_memories.items() if name != "target"}
+        last = torch.empty_like(v)
+        seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
         if seen:
             work.loss, work.gradient_norm = (tensor.data_ptr() for tensor in seen)
-        kept: list[list[Tensor]] = []
+        work.last = last.data_ptr()
+        kept: dict[str, list[Tensor]] = {}
         if any(ctx.needs_input_grad):
-            rows = [v.new_empty(G, N, C, w.shape[2]) for w in weights]
-            starts = [[w.new_empty(G, *w.shape) for w in weights] for _ in range(1 + rule.momentum)]
-            kept = [rows, [torch.empty_like(r) for r in rows], [torch.empty_like(r) for r in rows[:-1]], *starts]
-            for pointers, group in zip(
-                (work.before, work.sent, work.asked, work.start, work.start_moving), kept, strict=False
-            ):
-                native.point(pointers, group)
+            weights = state["weights"]
+            rows = [v.new_empty(work.G, work.B * work.H, work.C, w.shape[-1]) for w in weights]
+            kept = {"before": rows, "sent": [torch.empty_like(r) for r in rows]}
+            kept["asked"] = [torch.empty_like(r) for r in rows[:-1]]
+            for name, of in (("start", "weights"), ("start_moving", "moving")):
+                kept[name] = [w.new_empty(work.G, *w.shape) for w in state.get(of, ())]
+        for name, group in (state | kept).items():
+            native.point(getattr(work, name), group)
         kernel.read_chunks(ctypes.byref(work))
-        ctx.layout, ctx.groups = layout, [len(group) for group in kept]
-        ctx.save_for_backward(*tensors, *itertools.chain(*kept))
+        ctx.layout, ctx.kept = layout, {name: len(group) for name, group in kept.items()}
+        ctx.save_for_backward(*tensors, *itertools.chain(*kept.values()))
         ctx.mark_non_differentiable(*seen)
-        return last, *weights, *anchor, *(momentum[0] if momentum else []), *seen
+        return last, *itertools.chain(*state.values()), *seen
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         kernel, layout = chunk_kernel(), ctx.layout
         assert kernel is not None
-        depth, momentum = layout.rule.depth, layout.rule.momentum
+        depth = layout.rule.depth
         tensors = ctx.saved_tensors  # once: checkpointing computes them again when asked
-        inputs, rest = tensors[: len(tensors) - sum(ctx.groups)], iter(tensors[len(tensors) - sum(ctx.groups) :])
-        kept = [list(itertools.islice(rest, count)) for count in ctx.groups]
+        count = len(tensors) - sum(ctx.kept.values())
+        inputs, rest = tensors[:count], iter(tensors[count:])
+        of_tokens, of_memories = layout.groups(inputs)
         work = layout.work(inputs)
-        for pointers, group in zip(
-            (work.before, work.sent, work.asked, work.start, work.start_moving), kept, strict=False
-        ):
-            native.point(pointers, group)
-        first = 7 + momentum
-        native.point(work.first_anchor, inputs[first + depth : first + 2 * depth])
+        for name, length in ctx.kept.items():
+            native.point(getattr(work, name), list(itertools.islice(rest, length)))
+        native.point(work.first_anchor, of_memories["anchor"])
         to_last = grads[0].contiguous()
         work.to_last = to_last.data_ptr()
-        per_token = [torch.zeros_like(tensor) for tensor in inputs[:first]]
-        names = ("to_q", "to_k", "to_v", "to_base", "to_mix", "to_base_last", "to_shares", "to_carry")
-        for name, tensor in zip(names, per_token, strict=False):
-            setattr(work, name, tensor.data_ptr())
-        state = [grad.clone(memory_format=torch.contiguous_format) for grad in grads[1 : 1 + (2 + momentum) * depth]]
-        for i, pointers in enumerate((work.weights, work.anchor, work.moving)):
-            native.point(pointers, state[i * depth : (i + 1) * depth])
-        targets = [torch.zeros_like(tensor) for tensor in inputs[first + (2 + momentum) * depth :]]
-        native.point(work.to_target, targets)
+        to_tokens = {name: torch.empty_like(tensor) for name, tensor in of_tokens.items()}
+        for name, tensor in to_tokens.items():
+            setattr(work, f"to_{name}", tensor.data_ptr())
+        to_state = [
+            grad.clone(memory_format=torch.contiguous_format)
+            for grad in grads[1 : 1 + depth * len(of_memories.keys() - {"target"})]
+        ]
+        for i, name in enumerate(name for name in of_memories if name != "target"):
+            native.point(getattr(work, name), to_state[i * depth : (i + 1) * depth])
+        to_target = [tensor.new_zeros(work.B, *tensor.shape) for tensor in of_memories.get("target", ())]
+        native.point(work.to_target, to_target)
         kernel.go_back(ctypes.byref(work))
-        return None, *per_token, *state, *targets
+        return None, *to_tokens.values(), *to_state, *(tensor.sum(0) for tensor in to_target)

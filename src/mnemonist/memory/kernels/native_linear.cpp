@@ -1,18 +1,12 @@
 // Linear memories, exact at every token: the equations of exact.py, one memory at a time, block of tokens by block.
 //
-// What is left at token t of the writes before it follows a recursion as the memory itself does, with a the decay, eta
-// the momentum and theta the step size of a token (rows count from 0, the block's start):
-//
-//     W[t,s] = eta_t W[t-1,s] + [s = t] theta_t              G[t,s] = a_t G[t-1,s] + W[t,s]
-//     m_t = eta_t m_{t-1}     f_t = a_t f_{t-1} + m_t     beta_t = a_t beta_{t-1}     tau_t = a_t tau_{t-1} + 1 - a_t
-//
-// so that M_t = beta_t M_0 + tau_t target + f_t S_0 - sum_s G[t,s] k_s e_s^T, and S_t = m_t S_0 - sum_s W[t,s] k_s e_s^T.
-// Where every channel of the keys forgets at its own rate, a, G, beta, tau and f are vectors over channels.
+// Each error depends on the writes before it, linearly: the errors of a block solve a triangular system. What is left of
+// every write at every token is in native_gates.h.
 //
 // Tensors of tokens are [B, T, H, ...]; a memory n = b * H + h reads every H-th row of them. Shapes: C tokens of a block,
 // K and V the widths of keys and values, R rates of decay (1 or K), P parts a block starts from (M, target, S).
 
-#include "native_matrix.h"
+#include "native_gates.h"
 
 extern "C" {
 
@@ -39,38 +33,36 @@ struct Work {
 namespace {
 
 // One block of a memory: its rows, what its gates amount to, and the scores of its tokens.
-template <typename T> class Block {
+template <typename T> class Block : protected Gates<T> {
  public:
   explicit Block(const Work& work)
-      : w(work), C(w.C), K(w.K), V(w.V), R(w.rates), P(1 + w.targets + w.momentum), stride(w.H),
-        strip(2L * Vector<T>::width * std::max({C, K, V})), decay(rows(R)), pull(rows(R)), eta(C), theta(C), real(C),
-        left(C + 1), met(P * rows(R)), writes((C + 1) * rows(1) * 1L * C), shares(writes.size()), keys(rows(C)),
-        queries(rows(C)), L(rows(C)), A(rows(C)), wide(rows(K)), last(rows(K)), log_base(R) {
-    base.assign(P * (C + 1L) * R, T(0));
-  }
+      : Gates<T>(work.C, work.rates, work.decays, work.momentum, work.targets), w(work), K(w.K), V(w.V), stride(w.H),
+        strip(2L * Vector<T>::width * std::max({C, K, V})), met(P * rows(R)), keys(rows(C)), queries(rows(C)),
+        L(rows(C)), A(rows(C)), wide(rows(K)), last(rows(K)) {}
 
  protected:
+  using Base = Gates<T>;
+  using Base::C, Base::R, Base::P, Base::c, Base::decay, Base::pull, Base::real;
+  using Base::base_row, Base::writes_row, Base::shares_row;
+
   const Work& w;
-  const int C, K, V, R, P;
+  const int K, V;
   const long stride;  // rows of other heads stand between those of one memory
   long b = 0, h = 0, n = 0, first = 0;
-  int c = 0;          // tokens of this block
-  std::vector<T> strip, decay, pull, eta, theta, real, left, met, writes, shares, keys, queries, L, A, wide, last, log_base, base;
+  std::vector<T> strip, met, keys, queries, L, A, wide, last;
 
   long rows(long width) const { return C * width; }
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
   static T* at(void* p, long index) { return static_cast<T*>(p) + index; }
-  template <typename P> auto row(P* p, long t, long width) const { return at(p, ((b * w.T + first + t) * w.H + h) * width); }
+  template <typename P> auto row(P* p, long t, long width) const {
+    return at(p, ((b * w.T + first + t) * w.H + h) * width);
+  }
   template <typename P> auto own(P* p) const { return at(p, n * K * V); }
   template <typename P> auto kept(P* p) const {
     return at(p, ((first / C) * static_cast<long>(w.B) * w.H + n) * K * V);
   }
 
-  T* base_row(int p, int t) { return base.data() + (p * (C + 1L) + t) * R; }
-  T* writes_row(int t) { return writes.data() + static_cast<long>(t) * C; }  // W[t, :]
-  T* shares_row(int t) { return shares.data() + static_cast<long>(t) * C; }  // G[t, :], with one rate
   int read_row(int t) const { return w.read_before ? t : t + 1; }
-  int moving_part() const { return P - 1; }
 
   // c (+)= a @ b for rows of one memory (`far`) or of a block's own (`near`).
   void times(int rows, int inner, int columns, const T* a, long ars, long acs, const T* b, long brs, long bcs, T* c,
@@ -80,66 +72,9 @@ template <typename T> class Block {
 
   void enter(long memory, long token) {
     n = memory, b = n / w.H, h = n % w.H, first = token;
-    c = static_cast<int>(std::min<long>(C, w.T - first));
-    gates();
-    scores();
-  }
-
-  // Of R logs; what is too small for a number is zero.
-  void exponentials(const T* log, T* to) const {
-    constexpr int W = Vector<T>::width;
-    const T least = sizeof(T) == 4 ? -87 : -708;
-    for (int j = 0; j < R; j += W) {
-      T in[W] = {}, out[W];
-      const int count = std::min(W, R - j);
-      std::copy_n(log + j, count, in);
-      store(out, exponential<T>(load(in)));
-      for (int i = 0; i < count; ++i) to[j + i] = in[i] < least ? T(0) : out[i];
-    }
-  }
-
-  void gates() {
-    for (int t = 0; t < c; ++t) {
-      theta[t] = *row(w.step_size, t, 1);
-      eta[t] = w.momentum ? std::exp(*row(w.log_momentum, t, 1)) : T(0);
-      real[t] = !w.valid || w.valid[b * w.T + first + t];
-      if (!w.decays) {
-        decay[t] = 1, pull[t] = 0;
-        continue;
-      }
-      const T* log = row(w.log_decay, t, R);
-      exponentials(log, decay.data() + t * R);
-      if (w.targets)
-        for (int j = 0; j < R; ++j) pull[t * R + j] = -std::expm1(log[j]);
-    }
-    left[0] = 1;
-    T log_left = 0;
-    std::fill_n(log_base.data(), R, T(0));
-    for (int p = 0; p < P; ++p) std::fill_n(base_row(p, 0), R, T(p == 0));
-    std::fill_n(writes_row(0), C, T(0));
-    std::fill_n(shares_row(0), C, T(0));
-    for (int t = 0; t < c; ++t) {
-      const T *a = decay.data() + t * R, *pulled = pull.data() + t * R;
-      // What goes on from block to block is the exponential of a sum: a decay near 1, rounded at every token, is another.
-      left[t + 1] = w.momentum ? std::exp(log_left += *row(w.log_momentum, t, 1)) : T(0);
-      if (w.decays)
-        for (int j = 0; j < R; ++j) log_base[j] += row(w.log_decay, t, R)[j];
-      exponentials(log_base.data(), base_row(0, t + 1));
-      if (w.targets)
-        for (int j = 0; j < R; ++j) base_row(1, t + 1)[j] = a[j] * base_row(1, t)[j] + pulled[j];
-      if (w.momentum)
-        for (int j = 0; j < R; ++j)
-          base_row(moving_part(), t + 1)[j] = a[j] * base_row(moving_part(), t)[j] + real[t] * left[t + 1];
-      T *old = writes_row(t), *now = writes_row(t + 1);
-      for (int s = 0; s < t; ++s) now[s] = eta[t] * old[s];
-      now[t] = theta[t];
-      if (R > 1) continue;
-      T *held = shares_row(t), *share = shares_row(t + 1);
-      for (int s = 0; s < t; ++s) share[s] = a[0] * held[s] + real[t] * now[s];
-      share[t] = real[t] * now[t];
-      std::fill(now + t + 1, now + C, T(0));
-      std::fill(share + t + 1, share + C, T(0));
-    }
+    const uint8_t* valid = w.valid ? w.valid + b * w.T + first : nullptr;
+    this->unroll(static_cast<int>(std::min<long>(C, w.T - first)), row(w.step_size, 0, 1), row(w.log_momentum, 0, 1),
+                 row(w.log_decay, 0, R), stride, valid);
     for (int p = 0; p < P; ++p)
       for (int t = 0; t < c; ++t)
         for (int j = 0; j < R; ++j) {
@@ -148,6 +83,7 @@ template <typename T> class Block {
           value *= decay[t * R + j];
           if (w.targets && p == 1) value += pull[t * R + j];
         }
+    scores();
   }
 
   bool meets() const { return w.solves || w.loss; }
@@ -332,14 +268,14 @@ template <typename T> class Reader : Block<T> {
 template <typename T> class WayBack : Block<T> {
   using Base = Block<T>;
   using Base::w, Base::C, Base::K, Base::V, Base::R, Base::P, Base::b, Base::h, Base::n, Base::c, Base::stride;
-  using Base::at, Base::row, Base::own, Base::times, Base::decay, Base::real, Base::eta;
+  using Base::at, Base::row, Base::own, Base::times, Base::decay, Base::real;
+  using Base::to_base_row, Base::to_writes_row, Base::to_shares_row, Base::to_decay, Base::to_theta, Base::to_left;
 
  public:
   explicit WayBack(const Work& work)
       : Base(work), to_error(this->rows(V)), to_q(this->rows(K)), to_k(this->rows(K)), back(this->rows(K)),
-        written(this->rows(K)), to_L(this->rows(C)), to_A(this->rows(C)), to_writes((C + 1L) * C),
-        to_shares((C + 1L) * C), to_base(P * (C + 1L) * R), to_decay(this->rows(R)), to_eta(C), to_theta(C),
-        to_left(C + 1), next((1L + w.momentum) * K * V), path((C + 1L) * K), to_held(K), products(K) {}
+        written(this->rows(K)), to_L(this->rows(C)), to_A(this->rows(C)), path((C + 1L) * K), to_held(K),
+        products(K) {}
 
   void memory(int index) {
     for (long t = (w.T - 1) / C * C; t >= 0; t -= C) {
@@ -349,16 +285,11 @@ template <typename T> class WayBack : Block<T> {
   }
 
  private:
-  std::vector<T> to_error, to_q, to_k, back, written, to_L, to_A, to_writes, to_shares, to_base, to_decay, to_eta;
-  std::vector<T> to_theta, to_left, next, path, to_held, products;
-
-  T* to_base_row(int p, int t) { return to_base.data() + (p * (C + 1L) + t) * R; }
-  T* to_writes_row(int t) { return to_writes.data() + static_cast<long>(t) * C; }
-  T* to_shares_row(int t) { return to_shares.data() + static_cast<long>(t) * C; }
+  std::vector<T> to_error, to_q, to_k, back, written, to_L, to_A, path, to_held, products;
 
   void block() {
-    for (auto* one : {&to_q, &to_k, &to_writes, &to_shares, &to_base, &to_decay, &to_eta, &to_theta, &to_left})
-      std::fill(one->begin(), one->end(), T(0));
+    this->clear();
+    for (auto* one : {&to_q, &to_k}) std::fill(one->begin(), one->end(), T(0));
     const T *k = row(w.k, 0, K), *q = row(w.q, 0, K), *e = row(w.errors, 0, V), *to_y = row(w.to_y, 0, V);
     T *after = own(w.weights), *after_moving = w.momentum ? own(w.moving) : nullptr;
     errors(k, to_y, after, after_moving);
@@ -374,7 +305,7 @@ template <typename T> class WayBack : Block<T> {
     times(c, V, c, to_y, stride * V, 1, e, 1, stride * V, to_A.data(), C, minus);
     if (w.solves) times(c, V, c, to_error.data(), V, 1, e, 1, stride * V, to_L.data(), C, minus);
     R > 1 ? scored_by_channel() : scored(q, k);
-    gated();
+    this->roll_back(row(w.to_step_size, 0, 1), row(w.to_log_momentum, 0, 1), row(w.to_log_decay, 0, R), stride);
     for (int t = 0; t < c; ++t) {
       std::copy_n(to_q.data() + t * K, K, row(w.to_q, t, K));
       std::copy_n(to_k.data() + t * K, K, row(w.to_k, t, K));
@@ -579,48 +510,6 @@ template <typename T> class WayBack : Block<T> {
       to_held[j] += grad * x[j] * key[j];
       to_x[j] += grad * key[j] * share[j];
       to_key[j] += grad * x[j] * share[j];
-    }
-  }
-
-  void gated() {
-    for (int t = c - 1; t >= 0; --t) {
-      T* to_a = to_decay.data() + t * R;
-      if (R == 1) {
-        const T *to_share = to_shares_row(t + 1), *held = this->shares_row(t), a = decay[t];
-        T *to_old = to_shares_row(t), *to_write = to_writes_row(t + 1);
-        for (int s = 0; s < t; ++s) to_old[s] += a * to_share[s];
-        to_a[0] += dot<T>(t, to_share, held);
-        if (w.momentum)
-          for (int s = 0; s <= t; ++s) to_write[s] += real[t] * to_share[s];
-        else
-          to_theta[t] += real[t] * to_share[t];
-      }
-      for (int p = 0; p < P; ++p) {
-        const T *to_now = to_base_row(p, t + 1), *old = this->base_row(p, t), *a = decay.data() + t * R;
-        T* to_old = to_base_row(p, t);
-        for (int j = 0; j < R; ++j) {
-          to_a[j] += to_now[j] * (old[j] - T(w.targets && p == 1));
-          to_old[j] += a[j] * to_now[j];
-        }
-        if (w.momentum && p == this->moving_part()) {
-          T sum = 0;
-          for (int j = 0; j < R; ++j) sum += to_now[j];
-          to_left[t + 1] += real[t] * sum;
-        }
-      }
-      if (w.momentum) {
-        const T *to_write = to_writes_row(t + 1), *old = this->writes_row(t);
-        T* to_old = to_writes_row(t);
-        to_theta[t] += to_write[t];
-        to_eta[t] += dot<T>(t, to_write, old) + to_left[t + 1] * this->left[t];
-        for (int s = 0; s < t; ++s) to_old[s] += eta[t] * to_write[s];
-        to_left[t] += eta[t] * to_left[t + 1];
-        *row(w.to_log_momentum, t, 1) = to_eta[t] * eta[t];
-      }
-      *row(w.to_step_size, t, 1) = to_theta[t];
-      if (!w.decays) continue;
-      T* to = row(w.to_log_decay, t, R);
-      for (int j = 0; j < R; ++j) to[j] = to_a[j] * decay[t * R + j];
     }
   }
 };

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -152,7 +152,7 @@ class _ReadTokens(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kernel, layout = linear_kernel(), ctx.layout
+        kernel, layout = linear_kernel(), cast(_Layout, ctx.layout)
         assert kernel is not None
         saved = ctx.saved_tensors  # once: checkpointing computes them again when asked
         inputs, kept = saved[: 3 + len(layout.names)], saved[3 + len(layout.names) :]
@@ -170,8 +170,7 @@ class _ReadTokens(torch.autograd.Function):
         }
         if "target" in layout.names:
             to_inputs["to_target"] = torch.zeros_like(to_state["weights"])
-        pointed: dict[str, Tensor] = dict(zip(ctx.kept, kept, strict=True)) | to_state | to_inputs | {"to_y": to_y}
-        for name, tensor in pointed.items():
+        for name, tensor in [*zip(ctx.kept, kept, strict=True), *(to_state | to_inputs).items(), ("to_y", to_y)]:
             setattr(work, name, tensor.data_ptr())
         kernel.go_back(ctypes.byref(work))
         if "target" in layout.names:

@@ -151,6 +151,17 @@ template <typename T> T dot(long count, const T* a, const T* b) {
   return sum;
 }
 
+template <typename T> T sum(long count, const T* a) {
+  constexpr int W = Vector<T>::width;
+  vec<T> sums{};
+  long j = 0;
+  for (; j + W <= count; j += W) sums += load(a + j);
+  T total = 0;
+  for (int u = 0; u < W; ++u) total += sums[u];
+  for (; j < count; ++j) total += a[j];
+  return total;
+}
+
 // Memory after memory, on several threads.
 template <typename Worker, typename Work> void run_all(const Work& work, int memories, int threads) {
   std::atomic<int> next{0};
