@@ -137,7 +137,7 @@ class CausalAttention(nn.Module):
     def _read(self, x_BTE: Tensor, state: AttentionState, counts: Tensor | None) -> tuple[Tensor, AttentionState]:
         """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
         B, T, _ = x_BTE.shape
-        q, k, v = self.project(x_BTE, state.length)
+        q, k, v = self.project(x_BTE, state.length[:, None] + torch.arange(T, device="cpu"))
         if self.window is None:
             keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
             y = self._attend(q, keys, values, state.length)
@@ -159,9 +159,9 @@ class CausalAttention(nn.Module):
         return self.out_proj(y.reshape(B, T, -1)), AttentionState(*after, length)
 
     def project(self, x_BTE: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[B, T, H, D]`` of tokens that begin at ``position`` (``[B]`` or ``[1]``)."""
+        """Queries, keys and values ``[B, T, H, D]`` of tokens at ``position``, ``[B or 1, T]`` int64 on the CPU."""
         q, k, v = self.in_proj(x_BTE).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        cos, sin = self._rotations(position, x_BTE.shape[1], x_BTE)
+        cos, sin = self._rotations(position, x_BTE)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
     def _attend_in_blocks(
@@ -234,14 +234,13 @@ class CausalAttention(nn.Module):
         _, k, v = self.in_proj(self.persistent).view(-1, 3, self.heads, self.head_dim).unbind(1)
         return k.expand(N, *k.shape), v.expand(N, *v.shape)
 
-    def _rotations(self, length: Tensor, T: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine, and sine signed for `_rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.
 
         Angles are float64, so that the millionth position is as exact as the first.
         """
-        if int(length.min()) == int(length.max()):
-            length = length[:1]
-        position = length[:, None] + torch.arange(T, device="cpu")
+        if bool((position[:1] == position).all()):
+            position = position[:1]
         angle = position[..., None].double() * torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
         cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
         dtype = torch.promote_types(x.dtype, torch.float32)

@@ -137,43 +137,59 @@ class MemoryContext(nn.Module):
         learn: bool,
         surprise: bool,
     ) -> tuple[Tensor, Tensor, ContextState, Surprise | None]:
-        """Read columns from ``phase`` on; segments begin at multiples of ``C``, and rows end at ``ends [B]``."""
-        C, last = self.segment, phase + x_BTE.shape[1]
-        question = F.normalize(
-            F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim)), dim=-1
-        )
-        near, far, reports = [], [], []
-        for begin in range(phase - phase % C, last, C):
-            columns = slice(max(begin, phase) - phase, min(begin + C, last) - phase)
+        """Read columns from ``phase`` on; segments begin at multiples of ``C``, and rows end at ``ends [B]``.
+
+        What depends on the text alone is done for all segments at once, before the loop, and what nothing in the loop
+        waits for behind it.
+        """
+        C, T = self.segment, x_BTE.shape[1]
+        begins = range(phase - phase % C, phase + T, C)
+        lengths = [min(begin + C, phase + T) - max(begin, phase) for begin in begins]
+        position = (torch.arange(phase, phase + T, device="cpu") % C)[None]
+        question = F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim))
+        question = F.normalize(question, dim=-1)
+        # `split`, not slices: the derivative of a slice is as large as the whole, and there is one a segment.
+        pieces = [tensor.split(lengths, 1) for tensor in (question, *self.attention.project(x_BTE, position))]
+        valids = [None] * len(lengths) if valid_BT is None else valid_BT.split(lengths, 1)
+        near, learnt, answers, reports = [], [], [], []
+        for begin, valid, asked, q, k, v in zip(begins, valids, *pieces, strict=True):
             if begin > phase:  # a segment begins in the rows that still have tokens
                 state = self._begin_segment(state, ends > begin)
-            valid = None if valid_BT is None else valid_BT[:, columns]
-            slot = columns.start + phase - begin
-            y, state = self._attend(x_BTE[:, columns], question[:, columns], state, valid, slot)
-            z, memory, seen = self.memory(self.norm(y), state.memory, valid, learn=learn, surprise=surprise)
+            y, state = self._attend(asked, q, k, v, state, valid, max(phase - begin, 0))
+            x = self.norm(y)
+            if valid is not None:
+                x = x.masked_fill(~valid[..., None], 0)
+            z, memory, seen = self.memory.read(x, state.memory, valid, learn=learn, surprise=surprise)
             state = replace(state, memory=memory)
             near.append(y)
-            far.append(z)
+            learnt.append(x)
+            answers.append(z)
             if seen is not None:
                 reports.append(seen)
         state = self._begin_segment(state, ends % C == 0)
         state = replace(state, phase=ends % C)
-        return torch.cat(near, 1), torch.cat(far, 1), state, Surprise.join(reports) if reports else None
+        far = self.memory.finish(torch.cat(learnt, 1), torch.cat(answers, 1))
+        return torch.cat(near, 1), far, state, Surprise.join(reports) if reports else None
 
     def _begin_segment(self, state: ContextState, rows_B: Tensor) -> ContextState:
         """From here on some rows recall from the memory as it is now."""
         return replace(state, recalled=_where(rows_B, state.memory.memory.weights, state.recalled))
 
     def _attend(
-        self, x_BLE: Tensor, question: Tensor, state: ContextState, valid_BL: Tensor | None, slot: int
+        self,
+        question: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: ContextState,
+        valid_BL: Tensor | None,
+        slot: int,
     ) -> tuple[Tensor, ContextState]:
         """Attention for tokens in slots ``slot``, ``slot + 1``, ... of their segment; recalls, and keeps their keys."""
-        end = slot + x_BLE.shape[1]
+        end = slot + q.shape[1]
         answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
         h_BLE = self.recalled_proj(self.recalled_norm(answers).flatten(2))
-        position = torch.tensor([slot])
-        q, k, v = self.attention.project(x_BLE, position)
-        _, h_k, h_v = self.attention.project(h_BLE, position)
+        _, h_k, h_v = self.attention.project(h_BLE, torch.arange(slot, end, device="cpu")[None])
         keys = _put(state.keys, torch.stack([h_k, k], 1), valid_BL, slot)
         values = _put(state.values, torch.stack([h_v, v], 1), valid_BL, slot)
         column, row = torch.arange(end, device=q.device), torch.arange(slot, end, device=q.device)[:, None]

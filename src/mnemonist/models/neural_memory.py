@@ -137,14 +137,27 @@ class NeuralMemory(nn.Module):
         Raises:
             ValueError: see `mnemonist.memory.memorize`; or the state belongs to another batch size.
         """
+        if mask_BT is not None:
+            x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # what stands at padding reaches nothing: 0 * NaN is NaN
+        y, after, seen = self.read(x_BTE, state, mask_BT, learn=learn, surprise=surprise)
+        return self.finish(x_BTE, y), after, seen
+
+    def read(
+        self,
+        x_BTE: Tensor,
+        state: NeuralMemoryState | None,
+        mask_BT: Tensor | None,
+        *,
+        learn: bool = True,
+        surprise: bool = False,
+    ) -> tuple[Tensor, NeuralMemoryState, Surprise | None]:
+        """What the memory itself answers, ``[B, T, H, D]``; zeros must stand at padding. `forward` explains the rest."""
         B, T, _ = x_BTE.shape
         H, D = self.heads, self.head_dim
         if state is not None and state.tail.shape[0] != B:
             raise ValueError(
                 f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
             )
-        if mask_BT is not None:
-            x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # what stands at padding reaches nothing: 0 * NaN is NaN
         qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
         gates = self._gates(x_BTE)
@@ -167,8 +180,11 @@ class NeuralMemory(nn.Module):
             surprise=surprise,
         )
         after = read.state if learn or state is None else replace(read.state, momentum=state.memory.momentum)
-        y = self.norm(read.y).reshape(B, T, H * D) * F.silu(self.out_gate(x_BTE))
-        return self.out_proj(y), NeuralMemoryState(after, tail), read.surprise
+        return read.y, NeuralMemoryState(after, tail), read.surprise
+
+    def finish(self, x_BTE: Tensor, y_BTHD: Tensor) -> Tensor:
+        """What the layer makes of its input and of the memory's answers to it: ``[B, T, E]``."""
+        return self.out_proj(self.norm(y_BTHD).flatten(2) * F.silu(self.out_gate(x_BTE)))
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""
