@@ -20,7 +20,7 @@ from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
 from mnemonist.memory.stream import Gates, Trace
 
-Backend = Literal["auto", "recurrent", "chunked", "exact"]
+Backend = Literal["auto", "recurrent", "chunked", "exact", "fla"]
 
 DENOMINATOR_FLOOR = 1e-6
 
@@ -105,7 +105,9 @@ def memorize(
             memory allows. Every piece of a stream is given the same one: it is also what a memory may decay to.
         state: what an earlier call returned, or None at the beginning of a stream.
         mask: ``[B, T]`` bool, False on padding.
-        backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it.
+        backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it; on a GPU
+            it takes the kernels of flash-linear-attention (fla) for a linear memory, where they are installed and
+            compute the rule exactly, in the type of the tokens. They report no surprise.
         feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
         surprise: whether to also report the surprise of every token.
 
@@ -134,12 +136,17 @@ def memorize(
             state = MemoryState.fresh(rule, weights, B)
         _check_state(rule, state, weights, B)
 
-        chosen = _choose(rule, backend)
+        chosen = _choose(rule, backend, queries, v.dtype, surprise)
         trace: Trace | None
         if chosen == "recurrent":
             y, after, trace = read_recurrent(queries, keys, values, gates, weights, state, mask)
         elif chosen == "exact":
             y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
+        elif chosen == "fla":
+            from mnemonist.memory.kernels.flash_linear_attention import read_fla
+
+            y, after = read_fla(queries, keys, values, gates, weights, state, mask, v.dtype)
+            trace = None
         else:
             y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
         y = _normalised(rule, y)
@@ -180,12 +187,21 @@ def _normalised(rule: MemoryRule, y: Tensor) -> Tensor:
     return y[..., :-1] / torch.where(total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total)
 
 
-def _choose(rule: MemoryRule, backend: str) -> str:
+def _choose(rule: MemoryRule, backend: str, q: Tensor, dtype: torch.dtype, trace: bool) -> str:
     able = {"recurrent": True, "exact": rule.solvable, "chunked": not rule.per_token}
+    if backend == "fla" or (backend == "auto" and rule.linear and q.is_cuda):
+        from mnemonist.memory.kernels.flash_linear_attention import obstacle, say_once
+
+        reason = obstacle(rule, q, dtype, trace)
+        if reason is None:
+            return "fla"
+        if backend == "fla":
+            raise ValueError(f"backend 'fla' cannot read rule {rule.name!r} here: {reason}; use auto.")
+        say_once(reason)
     if backend == "auto":
         return "exact" if able["exact"] else "chunked" if able["chunked"] else "recurrent"
     if backend not in able:
-        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}.")
+        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}, fla.")
     if not able[backend]:
         reason = (
             "it takes gradients at the chunk's start"
