@@ -1,0 +1,445 @@
+"""Everything that needs a GPU, in one call of some minutes: what must be right there, and how fast it is.
+
+    python benchmarks/gpu.py                 writes benchmarks/results/gpu.json
+    python benchmarks/gpu.py --rehearse      the same at tiny sizes on a CPU: no figures, but no typo waits for a GPU
+
+It needs torch and, for the kernels, triton; flash-linear-attention and titans-pytorch are compared with where they are
+installed. Every section has its time; what breaks or takes too long is recorded, and the others go on. The file is
+written anew after every result. The exit code is 1 if a check failed or a section or timing of ours broke.
+
+A result's `ratio` says how many times faster ours is than theirs (run by run, alternating), or, where `ratio_of` says
+so, which part of the bfloat16 matmul rate of the same run ours reaches. `target` is what its median should be at least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import gpu_checks
+from gpu_timing import FULL, TINY, Bench, Sizes, Work, free, spread
+
+from mnemonist.memory import RULES, MemoryRule, initial_weights, memorize
+
+KERNEL_MODULES = ("deep_memory", "triton_deep_memory")
+
+
+class OutOfTime(BaseException):
+    """A section's time is up. No `Exception`, so that whatever expects failures lets it pass."""
+
+
+# --- the machine
+
+
+def environment(bench: Bench) -> None:
+    machine, sizes = bench.report["machine"], bench.sizes
+    machine["processor"] = platform.processor() or platform.machine()
+    if bench.on_gpu:
+        machine["gpu"] = torch.cuda.get_device_name()
+        machine["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
+        machine["cuda"] = torch.version.cuda
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+        machine["driver"] = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+    rates: dict[str, dict[str, float]] = {}
+    N, C, D, X = sizes.matmul, sizes.chunk, sizes.dim, sizes.batches[0] * sizes.heads
+    wide = int(sizes.expansion * D)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    for kind, dtype in (("bfloat16", torch.bfloat16), ("tf32", torch.float32), ("float32", torch.float32)):
+        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        for shape, (a, b) in {
+            f"{N} x {N} x {N}": ((N, N), (N, N)),
+            f"{X} x ({C} x {D} x {wide})": ((X, C, D), (X, D, wide)),
+        }.items():
+            left, right = (torch.randn(*s, device=bench.device, dtype=dtype) for s in (a, b))
+            flops = 2 * math.prod(a) * b[-1]
+            repeats = 4 if len(a) == 2 else 50
+            times = bench.alternate(lambda x=left, y=right, n=repeats: [x @ y for _ in range(n)])[0]
+            rates[f"{kind}, {shape}"] = spread([repeats * flops / s for s in times])
+            if kind == "bfloat16" and len(a) == 2:
+                bench.rate = rates[f"{kind}, {shape}"]["median"]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    machine["matmul_flops_per_second"] = rates
+    data = torch.empty(sizes.copied, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(data)
+    times = bench.alternate(lambda: target.copy_(data))[0]
+    machine["copy_bytes_per_second"] = spread([2 * sizes.copied / s for s in times])
+    for name, rate in {**rates, "copy (bytes)": machine["copy_bytes_per_second"]}.items():
+        print(f"  {name}: {rate['median'] / 1e12:.3f} T/s", flush=True)
+
+
+# --- what must be right
+
+
+def find_deep_kernels(bench: Bench) -> None:
+    """Take the Triton kernels where they are; a GPU without them is a failed check, a CPU is none."""
+    case = gpu_checks.Case("tiny", gpu_checks.DEEP.replace(chunk_size=16), 20, 16)
+    given = gpu_checks.inputs_of(case, bench.device)
+    try:
+        memorize(case.rule, **given, backend="triton")
+        bench.deep_backend = "triton"
+    except Exception as broken:
+        bench.report["machine"]["deep_kernels"] = why = f"{type(broken).__name__}: {broken}"[:600]
+        if bench.on_gpu:
+            bench.check({"name": "the kernels of deep memories can be used", "passed": False, "broken": why})
+        else:
+            print(f"  without kernels of deep memories: {why}", flush=True)
+
+
+def check_deep(bench: Bench) -> None:
+    cases = gpu_checks.deep_cases(tiny=not bench.on_gpu)
+    gpu_checks.run(cases, "deep", bench.device, bench.deep_backend, bench.check)
+
+
+def check_linear(bench: Bench) -> None:
+    cases = gpu_checks.linear_cases(tiny=not bench.on_gpu)
+    gpu_checks.run(cases, "linear", bench.device, "auto", bench.check)
+
+
+# --- how fast it is
+
+
+def tokens(bench: Bench, rule: MemoryRule, batch: int, dim: int, length: int, graph: bool) -> dict[str, Any]:
+    """Tokens in bfloat16 with gates in float32, as layers under mixed precision make them."""
+    H, device = bench.sizes.heads, bench.device
+    shape = (batch, length, H)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device=device)
+
+    given: dict[str, Any] = {n: F.normalize(normal(*shape, dim), dim=-1).bfloat16() for n in ("q", "k")}
+    given |= {"v": normal(*shape, dim).bfloat16(), "step_size": torch.rand(shape, device=device) * 0.01}
+    if rule.momentum:
+        given["log_momentum"] = F.logsigmoid(normal(*shape) + 2)
+    if rule.retention != "none":
+        channels = (rule.decay_channels(dim, dim),) if rule.retention == "channel" else ()
+        given["log_decay"] = F.logsigmoid(normal(*shape, *channels) + 4)
+    for x in given.values():
+        x.requires_grad_(graph)
+    given["initial"] = [w.to(device).requires_grad_(graph) for w in initial_weights(rule, H, dim, dim)]
+    return given
+
+
+def reading(bench: Bench, rule: MemoryRule, dim: int, back: bool, backend: str) -> Callable[[int], Work]:
+    """Reading a whole stream with a bare memory, forward or both ways, for a number of rows."""
+
+    def make(batch: int) -> Work:
+        given = tokens(bench, rule, batch, dim, bench.sizes.tokens, back)
+        leaves = [x for x in [*given.values(), *given["initial"]] if isinstance(x, torch.Tensor)]
+        outer = torch.randn_like(given["v"])
+
+        def work() -> None:
+            with torch.set_grad_enabled(back):
+                read = memorize(rule, **given, surprise=False, backend=backend)  # type: ignore[arg-type]
+                if back:
+                    torch.autograd.grad(read.y, leaves, outer, allow_unused=True)
+
+        return work
+
+    return make
+
+
+WAYS = (("forward", False), ("forward and backward", True))
+
+
+def deep_rule(sizes: Sizes, expansion: float) -> MemoryRule:
+    return RULES["titans"].replace(expansion=expansion, chunk_size=sizes.chunk)
+
+
+def flops(sizes: Sizes, dim: int, expansion: float, batch: int, back: bool) -> float:
+    """Of reading: 11 a weight and token, the triangles inside a chunk, the gates; both ways it is three times that."""
+    weights = 2 * expansion * dim * dim
+    each = 11 * weights + 4 * sizes.chunk * dim * (1 + expansion) + 2 * sizes.chunk**2
+    return (3 if back else 1) * each * batch * sizes.heads * sizes.tokens
+
+
+def deep_fraction(bench: Bench, name: str, dim: int, expansion: float, back: bool, target: float | None) -> None:
+    """Time of the bare deep memory, as a part of the matmul rate."""
+    sizes = bench.sizes
+    rule = deep_rule(sizes, expansion)
+    bench.compare(name, reading(bench, rule, dim, back, bench.deep_backend), None, target=target)
+    entry = bench.report["results"][-1]
+    if entry["ours_seconds"] is None or bench.rate is None:
+        return
+    work = flops(sizes, dim, expansion, entry["batch"], back)
+    rate = spread([work / s for s in entry["ours_seconds"].values()])
+    entry |= {"flops_per_second": rate, "ratio_of": "bfloat16 matmul rate"}
+    entry["ratio"] = {n: r / bench.rate for n, r in rate.items()}
+    if target is not None:
+        entry["met"] = entry["ratio"]["median"] >= target
+    print(f"    {rate['median'] / 1e12:.2f} TFLOP/s, {entry['ratio']['median']:.3f} of the matmul rate", flush=True)
+    bench.save()
+
+
+def deep_speed(bench: Bench) -> None:
+    sizes = bench.sizes
+    rule = deep_rule(sizes, sizes.expansion)
+    for way, back in WAYS:
+        deep_fraction(bench, f"deep memory, {way}", sizes.dim, sizes.expansion, back, 0.35)
+    for way, back in WAYS:
+        bench.compare(
+            f"deep memory, {way}, kernels against torch",
+            reading(bench, rule, sizes.dim, back, bench.deep_backend),
+            reading(bench, rule, sizes.dim, back, "chunked"),
+        )
+    against_titans_pytorch(bench)
+
+
+def against_titans_pytorch(bench: Bench) -> None:
+    """The layers, under mixed precision. Theirs has one step size, momentum and decay a chunk; ours one a token."""
+    sizes = bench.sizes
+    width = sizes.heads * sizes.dim
+
+    def layer_work(layer: torch.nn.Module, batch: int, back: bool) -> Work:
+        layer.to(bench.device)
+        x = torch.randn(batch, sizes.tokens, width, device=bench.device)
+
+        def work() -> None:
+            layer.zero_grad(set_to_none=True)
+            with torch.set_grad_enabled(back), torch.autocast(bench.device.type, torch.bfloat16):
+                y = layer(x)[0]
+                if back:
+                    y.float().square().mean().backward()
+
+        return work
+
+    def ours(back: bool) -> Callable[[int], Work]:
+        from mnemonist.models import NeuralMemory
+
+        rule = deep_rule(sizes, sizes.expansion)
+        return lambda batch: layer_work(NeuralMemory(width, sizes.heads, sizes.dim, rule), batch, back)
+
+    def theirs(back: bool) -> Callable[[int], Work]:
+        from titans_pytorch import MemoryMLP, NeuralMemory
+
+        def make(batch: int) -> Work:
+            memory = MemoryMLP(dim=sizes.dim, depth=2, expansion_factor=sizes.expansion)
+            layer = NeuralMemory(dim=width, chunk_size=sizes.chunk, heads=sizes.heads, dim_head=sizes.dim, model=memory)
+            return layer_work(layer, batch, back)
+
+        return make
+
+    for way, back in WAYS:
+        name = f"layer of deep memory, {way}, against titans-pytorch with chunks of {sizes.chunk}"
+        try:
+            peer: Callable[[int], Work] | None = theirs(back)
+            fields: dict[str, Any] = {"target": 10.0}
+        except ImportError as absent:
+            peer, fields = None, {"note": f"no titans-pytorch: {absent}"}
+        bench.compare(name, ours(back), peer, **fields)
+
+
+def deep_scan(bench: Bench) -> None:
+    """Other sizes, then other numbers of warps where the kernels name theirs."""
+    sizes = bench.sizes
+    for dim in sizes.dims:
+        for expansion in sizes.expansions:
+            for way, back in WAYS:
+                deep_fraction(bench, f"scan: dim {dim}, expansion {expansion:g}, {way}", dim, expansion, back, None)
+    for module in KERNEL_MODULES:
+        try:
+            kernels = importlib.import_module(f"mnemonist.memory.kernels.{module}")
+        except ImportError:
+            continue
+        for constant, usual in list(vars(kernels).items()):
+            if "WARPS" not in constant or not isinstance(usual, int):
+                continue
+            for warps in (2, 4, 8, 16):
+                setattr(kernels, constant, warps)
+                try:
+                    for way, back in WAYS:
+                        name = f"scan: {constant} {warps} (usually {usual}), {way}"
+                        deep_fraction(bench, name, sizes.dim, sizes.expansion, back, None)
+                finally:
+                    setattr(kernels, constant, usual)
+
+
+def linear_speed(bench: Bench) -> None:
+    """Linear rules as they are read by default, against the gated delta rule and against our own path in torch."""
+    sizes = bench.sizes
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    except Exception as absent:
+        chunk_gated_delta_rule, why = None, f"no flash-linear-attention: {absent}"
+
+    def theirs(back: bool) -> Callable[[int], Work]:
+        def make(batch: int) -> Work:
+            given = tokens(bench, RULES["gated-deltanet"], batch, sizes.dim, sizes.tokens, back)
+            start = given.pop("initial")[0].detach().expand(batch, -1, -1, -1).contiguous()
+            outer = torch.randn_like(given["v"])
+            named = {"g": given.pop("log_decay"), "beta": given.pop("step_size"), **given}
+
+            def work() -> None:
+                with torch.set_grad_enabled(back):
+                    y, _ = chunk_gated_delta_rule(**named, scale=1.0, initial_state=start, output_final_state=True)
+                    if back:
+                        torch.autograd.grad(y, list(named.values()), outer)
+
+            return work
+
+        return make
+
+    linear = RULES["titans-linear"].replace(chunk_size=sizes.chunk)
+    for way, back in WAYS:
+        name = f"titans-linear, {way}, against the gated delta rule of flash-linear-attention"
+        peer = None if chunk_gated_delta_rule is None else theirs(back)
+        # At most 1.3 times its time, for a rule that carries momentum besides.
+        fields = {"note": why} if peer is None else {"target": 1 / 1.3}
+        bench.compare(name, reading(bench, linear, sizes.dim, back, "auto"), peer, **fields)
+    for rule in (rule for rule in RULES.values() if rule.solvable and rule is not RULES["titans-linear"]):
+        for way, back in WAYS:
+            ours, torch_path = (reading(bench, rule, sizes.dim, back, backend) for backend in ("auto", "exact"))
+            bench.compare(f"{rule.name}, {way}, as chosen against torch", ours, torch_path)
+
+
+def decoding(bench: Bench) -> None:
+    """One token at a time: a deep memory alone, then a whole model."""
+    how: dict[str, Any] = {"surprise": False, "backend": bench.deep_backend}
+    sizes = bench.sizes
+    rule = deep_rule(sizes, sizes.expansion)
+    for batch in (1, 64) if bench.on_gpu else (1, 2):
+        given = tokens(bench, rule, batch, sizes.dim, sizes.decoded, graph=False)
+        initial = given.pop("initial")
+        pieces = [{n: x[:, t : t + 1].contiguous() for n, x in given.items()} for t in range(sizes.decoded)]
+
+        def work(pieces: list[dict[str, Any]] = pieces, initial: list[torch.Tensor] = initial) -> None:
+            state = None
+            with torch.no_grad():
+                for piece in pieces:
+                    read = memorize(rule, **piece, initial=initial, state=state, **how)
+                    state = read.state
+
+        bench.peak(work)
+        per_token = [s / sizes.decoded for s in bench.alternate(work)[0]]
+        bench.result(
+            f"decoding, deep memory, {batch} rows, per token",
+            ours_seconds=spread(per_token),
+            batch=batch,
+            ours_peak_bytes=bench.peak(work),
+        )
+    whole_model(bench)
+
+
+def whole_model(bench: Bench) -> None:
+    from mnemonist.models import LanguageModel, find_preset
+
+    sizes = bench.sizes
+    model = LanguageModel(find_preset(sizes.preset)).to(bench.device).eval()
+    ids = torch.randint(0, model.config.vocab_size, (1, sizes.decoded), device=bench.device)
+
+    def decode() -> None:
+        state = None
+        for t in range(sizes.decoded):
+            state = model(ids[:, t : t + 1], state).state
+
+    def prefill() -> None:
+        model(ids.repeat(1, 16), positions=slice(-1, None))
+
+    for name, work, count in (("decoding", decode, sizes.decoded), ("prefill", prefill, 16 * sizes.decoded)):
+        with torch.inference_mode(), torch.autocast(bench.device.type, torch.bfloat16):
+            times = [s / count for s in bench.alternate(work)[0]]
+            peak = bench.peak(work)
+        bench.result(
+            f"{name}, model {sizes.preset}, 1 row, per token",
+            ours_seconds=spread(times),
+            tokens_per_second=1 / statistics.median(times),
+            ours_peak_bytes=peak,
+        )
+
+
+# --- all of it
+
+
+def run(bench: Bench, name: str, section: Callable[[Bench], None], seconds: float) -> bool:
+    """Run a section within its time; whether it came to its end."""
+    print(f"{name} (at most {seconds:.0f} s)", flush=True)
+
+    def late(*_: object) -> None:
+        raise OutOfTime
+
+    entry: dict[str, Any] = {"limit_seconds": seconds}
+    bench.report["sections"][name] = entry
+    began = time.perf_counter()
+    timed = hasattr(signal, "SIGALRM")
+    if timed:
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        section(bench)
+        entry["finished"] = True
+    except OutOfTime:
+        entry |= {"finished": False, "error": "its time was up; what it found until then is recorded"}
+    except Exception:
+        entry |= {"finished": False, "error": traceback.format_exc()}
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    entry["seconds"] = time.perf_counter() - began
+    if not entry["finished"]:
+        print(f"  not finished: {entry['error']}", flush=True)
+    bench.save()
+    try:
+        free(bench)
+    except RuntimeError as broken:  # a kernel that broke the GPU's context breaks everything after it
+        print(f"  {broken}", flush=True)
+    return bool(entry["finished"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU; the figures mean nothing")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="the sections to run; environment always runs")
+    options = parser.parse_args()
+    if not options.rehearse and not torch.cuda.is_available():
+        print("There is no GPU here; --rehearse runs the same at tiny sizes on the CPU.", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    bench = Bench(TINY if options.rehearse else FULL, device, options.out)
+    # Seconds: less than eight minutes in all. Checks are mostly waiting for kernels to be compiled.
+    sections: dict[str, tuple[Callable[[Bench], None], float]] = {
+        "environment": (environment, 20),
+        "kernels": (find_deep_kernels, 20),
+        "deep-checks": (check_deep, 130),
+        "linear-checks": (check_linear, 60),
+        "deep-speed": (deep_speed, 100),
+        "linear-speed": (linear_speed, 60),
+        "decoding": (decoding, 40),
+        "deep-scan": (deep_scan, 40),
+    }
+    wanted = {"environment", "kernels", *(options.only or sections)}
+    if unknown := wanted - set(sections):
+        print(f"There is no section {', '.join(sorted(unknown))}; known: {', '.join(sections)}.", file=sys.stderr)
+        return 2
+    finished = [run(bench, name, *section) for name, section in sections.items() if name in wanted]
+    wrong = [check["name"] for check in bench.report["checks"] if not check["passed"]]
+    missed = [r["name"] for r in bench.report["results"] if r.get("met") is False] if bench.on_gpu else []
+    broken = [r["name"] for r in bench.report["results"] if r["ours_seconds"] is None]
+    count = len(bench.report["checks"])
+    bench.report["summary"] = {"checks": count, "wrong": wrong, "broken": broken, "targets_missed": missed}
+    bench.save()
+    print(
+        f"{count} checks, {len(wrong)} wrong; {len(broken)} timings broken; targets missed: {', '.join(missed) or 'none'}"
+    )
+    print(f"written to {bench.out}")
+    return 0 if all(finished) and not wrong and not broken else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
