@@ -17,7 +17,8 @@ from torch import Tensor
 from mnemonist.memory import RULES, MemoryRead, MemoryRule, initial_weights, memorize
 
 PER_TOKEN = ("q", "k", "v", "step_size", "log_momentum", "log_decay")
-TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.03}
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+ROWS = 2
 DEEP = RULES["titans"].replace(expansion=2.0, chunk_size=64)
 
 
@@ -40,10 +41,10 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def inputs_of(case: Case, device: torch.device, rows: int = 2, heads: int = 2) -> dict[str, Any]:
+def inputs_of(case: Case, device: torch.device, heads: int) -> dict[str, Any]:
     """Random tokens, gates and initial weights: keyword arguments of `memorize`."""
     generator = torch.Generator().manual_seed(0)
-    rule, B, T, H, D = case.rule, rows, case.tokens, heads, case.dim
+    rule, B, T, H, D = case.rule, ROWS, case.tokens, heads, case.dim
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -77,7 +78,7 @@ def read(case: Case, given: dict[str, Any], backend: str, whole: bool = False) -
     # Every row has padding of its own, at the front, in the middle and at the end.
     mask = None
     if case.padded:
-        mask = torch.rand(2, T, generator=torch.Generator().manual_seed(1)) < 0.8
+        mask = torch.rand(ROWS, T, generator=torch.Generator().manual_seed(1)) < 0.8
         mask[0, :5], mask[1, -7:] = False, False
         mask = mask.to(given["q"].device)
     state, reads = None, []
@@ -90,12 +91,12 @@ def read(case: Case, given: dict[str, Any], backend: str, whole: bool = False) -
     return reads
 
 
-def errors_of(case: Case, device: torch.device, backend: str) -> tuple[dict[str, float], str]:
+def errors_of(case: Case, device: torch.device, backend: str, heads: int) -> tuple[dict[str, float], str]:
     """Relative errors of a backend by what they are errors of, and which backend it was that read.
 
     Where nothing keeps a graph, the definition reads the stream whole: cuts must not matter.
     """
-    given = inputs_of(case, device)
+    given = inputs_of(case, device, heads)
     sides: list[dict[str, Tensor]] = []
     for name in ("recurrent", backend):
         leaves = {
@@ -188,13 +189,17 @@ def run(
     prefix: str,
     device: torch.device,
     backend: str,
+    heads: int,
     record: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Check the cases and record what came of each; one that breaks does not keep the others from being checked."""
+    """Check the cases and record what came of each; one that breaks does not keep the others from being checked.
+
+    Use as many heads as what is timed afterwards has: kernels are compiled for their number.
+    """
     for case in cases:
         check: dict[str, Any] = {"name": f"{prefix}: {case.name}", "backend": backend}
         try:
-            errors, check["backend"] = errors_of(case, device, backend)
+            errors, check["backend"] = errors_of(case, device, backend, heads)
             worst = max(errors, key=lambda n: errors[n])
             tolerance = TOLERANCES[case.dtype]
             check |= {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}

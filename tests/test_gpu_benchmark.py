@@ -114,6 +114,6 @@ def test_a_wrong_backend_fails_its_check(bench, monkeypatch) -> None:
 
     monkeypatch.setattr(checks, "memorize", wrong)
     case = checks.Case("scaled values", checks.DEEP.replace(chunk_size=4), 11, 4)
-    checks.run(iter([case]), "deep", one.device, "auto", one.check)
+    checks.run(iter([case]), "deep", one.device, "auto", 2, one.check)
     (check,) = one.report["checks"]
     assert check["passed"] is False and check["error"] > check["tolerance"]
