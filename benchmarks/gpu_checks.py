@@ -113,8 +113,10 @@ def errors_of(case: Case, device: torch.device, backend: str, heads: int) -> tup
                 for part in ("loss", "gradient_norm"):
                     found[part] = torch.cat([getattr(r.surprise, part) for r in reads if r.surprise is not None], 1)
         if not case.decodes:
+            # At random: with weights that follow a pattern most of a derivative cancels, and what is left is rounding.
+            generator = torch.Generator().manual_seed(2)
             weighed = [x.float() for x in found.values() if x.requires_grad]
-            total = sum((x * torch.linspace(-1, 1, x.numel(), device=device).view(x.shape)).sum() for x in weighed)
+            total = sum((x * torch.randn(x.shape, generator=generator).to(device)).sum() for x in weighed)
             assert isinstance(total, Tensor)
             total.backward()
             for n, x in leaves.items():

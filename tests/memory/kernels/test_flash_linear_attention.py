@@ -334,13 +334,15 @@ def test_the_kernels_themselves(rule, T):
     assert fast.backend == "fla"
     assert_close_in_norm(fast.y, slow.y)
     assert_close_in_norm(fast.state.weights[0], slow.state.weights[0])
-    scalar_of(slow).backward()
-    scalar_of(fast).backward()
+    weigh = [torch.randn_like(x, dtype=torch.float32) for x in (slow.y, *slow.state.weights)]
+    for read in (slow, fast):
+        parts = zip((read.y, *read.state.weights), weigh, strict=True)
+        sum((x.float() * w).sum() for x, w in parts).backward()
     expected = leaves(slow_in)
     for name, tensor in leaves(fast_in).items():
         assert_close_in_norm(tensor.grad, expected[name].grad)
 
 
-def assert_close_in_norm(one, other, tolerance=0.02):
+def assert_close_in_norm(one, other, tolerance=0.05):
     assert one.isfinite().all()
     assert (one.float() - other.float()).norm() <= tolerance * other.float().norm() + 1e-5
