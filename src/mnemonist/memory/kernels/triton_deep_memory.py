@@ -417,7 +417,7 @@ def read_kernel(
             if DEPTH == 2:
                 at, inside = _tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
                 before = _dot(k_CK, tl.load(point + at, inside, 0.0), OPERAND, PRECISION)
-                slope, _ = _activation_back(before, ACTIVATION)
+                slope, unused = _activation_back(before, ACTIVATION)
                 x = _activation(before, ACTIVATION)
                 w = tl.load(point + LAST + _tile(hidden, value, V), (hidden < D)[:, None] & real, 0.0)
                 d = _dot(error, tl.trans(w), OPERAND, PRECISION) * slope
@@ -440,7 +440,7 @@ def read_kernel(
             last_scores = first_scores
         r -= _dot(last_scores * G, error, OPERAND, PRECISION)
         if NORM:
-            r, _ = _normalise(r, real, V, EPS)
+            r, deviation = _normalise(r, real, V, EPS)
         if RESIDUAL:
             r += q_CK
         tl.store(y + _tile(token, value, V), r, tokens_V)
@@ -517,7 +517,7 @@ def read_back_kernel(
                 )
             w = tl.load(point + LAST + _tile(hidden, value, V), (hidden < D)[:, None] & real, 0.0)
             u += _dot(x, w, OPERAND, PRECISION)
-        normed, inverse, sent, error, off, _ = _inner_error(
+        normed, inverse, sent, error, off, each_loss = _inner_error(
             u, k_CK, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
         )
         first_scores = _dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION)
@@ -532,7 +532,7 @@ def read_back_kernel(
             if DEPTH == 2:
                 at, inside = _tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
                 before = _dot(k_CK, tl.load(point + at, inside, 0.0), OPERAND, PRECISION)
-                slope, _ = _activation_back(before, ACTIVATION)
+                slope, unused = _activation_back(before, ACTIVATION)
                 d = _dot(error, tl.trans(tl.load(point + at_last, inside_last, 0.0)), OPERAND, PRECISION) * slope
                 asked = _read(q_CK, at, inside, weights, target, momentum, beta, pull, f,
                               TARGETS, MOMENTUM, OPERAND, PRECISION)  # fmt: skip
@@ -555,9 +555,10 @@ def read_back_kernel(
         to_G = -last_scores * to_scores
         to_error = -_dot(tl.trans(last_scores * G), to_r, OPERAND, PRECISION)
         to_first_scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-        to_beta, to_pull, to_f = (tl.zeros([BLOCK_C], tl.float32),) * 3
-        to_mix_last, to_moved = (tl.zeros([BLOCK_C], tl.float32),) * 2
-        to_beta_last, to_pull_last, to_f_last, to_carry = (tl.sum(tl.zeros([BLOCK_C], tl.float32), 0),) * 4
+        none = tl.zeros([BLOCK_C], tl.float32)
+        nothing = tl.sum(none, 0)
+        to_beta, to_pull, to_f, to_mix_last, to_moved = none, none, none, none, none
+        to_beta_last, to_pull_last, to_f_last, to_carry = nothing, nothing, nothing, nothing
         for start in range(0, D, BLOCK_D):
             hidden = start + tl.arange(0, BLOCK_D)
             at_last, inside_last = LAST + _tile(hidden, value, V), (hidden < D)[:, None] & real
@@ -595,7 +596,7 @@ def read_back_kernel(
                 grad_q += to_z
                 grad_k += to_x
             else:
-                asked_slope, _ = _activation_back(asked, ACTIVATION)
+                asked_slope, unused = _activation_back(asked, ACTIVATION)
                 to_asked = to_z * asked_slope
                 to_z, to_k, to_d, b0, b1, b2, l0, l1, l2, l3, l4, l5 = _matrix_back(
                     q_CK, k_CK, d, to_asked, at, inside, weights, target, momentum, to_weights, to_initial, to_momentum,
@@ -647,7 +648,7 @@ def read_back_kernel(
                 at, inside = _tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
                 w = tl.load(point + at, inside, 0.0)
                 before = _dot(k_CK, w, OPERAND, PRECISION)
-                slope, _ = _activation_back(before, ACTIVATION)
+                slope, unused = _activation_back(before, ACTIVATION)
                 x = _activation(before, ACTIVATION)
                 to_before = to_x * slope
                 grad_k += _dot(to_before, tl.trans(w), OPERAND, PRECISION)
