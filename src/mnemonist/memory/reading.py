@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,9 +22,12 @@ from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
 from mnemonist.memory.stream import Gates, Trace
 
-Backend = Literal["auto", "recurrent", "chunked", "exact", "fla"]
+Backend = Literal["auto", "recurrent", "chunked", "exact", "fla", "triton"]
+
+log = logging.getLogger(__name__)
 
 DENOMINATOR_FLOOR = 1e-6
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def memorize(
     initial: Sequence[Tensor] | None = None,
     state: MemoryState | None = None,
     mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
     feature_map: Callable[[Tensor], Tensor] | None = None,
     surprise: bool = True,
@@ -105,9 +111,13 @@ def memorize(
             memory allows. Every piece of a stream is given the same one: it is also what a memory may decay to.
         state: what an earlier call returned, or None at the beginning of a stream.
         mask: ``[B, T]`` bool, False on padding.
-        backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it; on a GPU
-            it takes the kernels of flash-linear-attention (fla) for a linear memory, where they are installed and
-            compute the rule exactly, in the type of the tokens. They report no surprise.
+        cu_seqlens: ``[N + 1]`` int32 or int64: where each of N sequences begins that stand one after the other in one
+            row (``B = 1``), and at last their ``total`` of tokens. Answers and surprise are packed alike; a state has N
+            rows. Not together with a mask.
+        backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it. On an NVIDIA
+            GPU it takes, where they are installed and know the rule, triton in place of chunked, and for a linear
+            memory the kernels of flash-linear-attention (fla), which report no surprise. Both multiply in the type of
+            the tokens.
         feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
         surprise: whether to also report the surprise of every token.
 
@@ -116,6 +126,7 @@ def memorize(
     """
     rule = find_rule(rule)
     _check_tokens(q, k, v, mask)
+    lengths = None if cu_seqlens is None else _check_sequences(cu_seqlens, q, mask)
     # Under mixed precision the algebra below would be run in half precision, and the state would be no better.
     with torch.autocast(q.device.type, enabled=False):
         if mask is not None and bool(mask.all()):
@@ -125,7 +136,8 @@ def memorize(
         phi = _feature_map(rule, feature_map, q)
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
         queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
-        B, _, H, K = queries.shape
+        H, K = queries.shape[2:]
+        B = q.shape[0] if lengths is None else lengths.numel()
         gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
         weights = _check_initial(rule, initial, H, K, v.shape[-1], dtype, q.device)
         if rule.denominator:
@@ -136,19 +148,19 @@ def memorize(
             state = MemoryState.fresh(rule, weights, B)
         _check_state(rule, state, weights, B)
 
-        chosen = _choose(rule, backend, queries, v.dtype, surprise)
+        operand = v.dtype if q.dtype == k.dtype == v.dtype and v.dtype in HALF else dtype
+        chosen = _choose(rule, backend, queries, values, operand, surprise)
+        tokens = (queries, keys, values)
         trace: Trace | None
-        if chosen == "recurrent":
-            y, after, trace = read_recurrent(queries, keys, values, gates, weights, state, mask)
-        elif chosen == "exact":
-            y, after, trace = read_exact(queries, keys, values, gates, weights, state, mask, surprise)
-        elif chosen == "fla":
-            from mnemonist.memory.kernels.flash_linear_attention import read_fla
-
-            y, after = read_fla(queries, keys, values, gates, weights, state, mask, v.dtype)
-            trace = None
+        if chosen == "triton":
+            halved = tuple(x.to(operand) for x in tokens)
+            y, after, trace = _read_triton(halved, gates, weights, state, mask, lengths, surprise)
         else:
-            y, after, trace = read_chunked(queries, keys, values, gates, weights, state, mask, surprise)
+            read = functools.partial(_read, chosen, operand, surprise)
+            if lengths is not None:
+                y, after, trace = _read_sequences(read, tokens, gates, weights, state, lengths)
+            else:
+                y, after, trace = read(tokens, gates, weights, state, mask)
         y = _normalised(rule, y)
         report = _surprise(trace, gates) if surprise and trace is not None else None
         return MemoryRead(y.to(v.dtype), after, report, chosen)
@@ -187,21 +199,18 @@ def _normalised(rule: MemoryRule, y: Tensor) -> Tensor:
     return y[..., :-1] / torch.where(total.abs() < DENOMINATOR_FLOOR, torch.full_like(total, DENOMINATOR_FLOOR), total)
 
 
-def _choose(rule: MemoryRule, backend: str, q: Tensor, dtype: torch.dtype, trace: bool) -> str:
+def _choose(rule: MemoryRule, backend: str, q: Tensor, v: Tensor, operand: torch.dtype, trace: bool) -> str:
     able = {"recurrent": True, "exact": rule.solvable, "chunked": not rule.per_token}
-    if backend == "fla" or (backend == "auto" and rule.linear and q.is_cuda):
-        from mnemonist.memory.kernels.flash_linear_attention import obstacle, say_once
-
-        reason = obstacle(rule, q, dtype, trace)
+    if backend not in {"auto", "fla", "triton", *able}:
+        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}, fla or triton.")
+    for kernels, reason in _refusals(rule, backend, q, v, operand, trace):
         if reason is None:
-            return "fla"
-        if backend == "fla":
-            raise ValueError(f"backend 'fla' cannot read rule {rule.name!r} here: {reason}; use auto.")
-        say_once(reason)
+            return kernels
+        if backend != "auto":
+            raise ValueError(f"backend {kernels!r} cannot read rule {rule.name!r} here: {reason}; use auto.")
+        _say_once(f"Reading through torch, not {kernels}: {reason}.")
     if backend == "auto":
         return "exact" if able["exact"] else "chunked" if able["chunked"] else "recurrent"
-    if backend not in able:
-        raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}, fla.")
     if not able[backend]:
         reason = (
             "it takes gradients at the chunk's start"
@@ -212,6 +221,105 @@ def _choose(rule: MemoryRule, backend: str, q: Tensor, dtype: torch.dtype, trace
         )
         raise ValueError(f"backend {backend!r} cannot read rule {rule.name!r}: {reason}; use auto.")
     return backend
+
+
+def _refusals(
+    rule: MemoryRule, backend: str, q: Tensor, v: Tensor, operand: torch.dtype, trace: bool
+) -> Iterator[tuple[str, str | None]]:
+    """The kernels for a GPU that are asked for or would be the choice, and why they cannot read here, if they cannot.
+
+    They are imported here: it takes a while, and registers operations of torch.
+    """
+    if backend == "fla" or (backend == "auto" and v.is_cuda and rule.linear):
+        from mnemonist.memory.kernels.flash_linear_attention import obstacle
+
+        yield "fla", obstacle(rule, q, operand, trace)
+    if backend == "triton" or (backend == "auto" and v.is_cuda and not rule.per_token):
+        from mnemonist.memory.kernels.triton_reading import refusal
+
+        yield "triton", refusal(rule, v.device, v.dtype, q.shape[-1], v.shape[-1])
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    log.info(line)
+
+
+Tokens = tuple[Tensor, Tensor, Tensor]
+Read = tuple[Tensor, MemoryState, Trace | None]
+
+
+def _read(
+    chosen: str,
+    operand: torch.dtype,
+    surprise: bool,
+    tokens: Tokens,
+    gates: Gates,
+    weights: list[Tensor],
+    state: MemoryState,
+    mask: Tensor | None,
+) -> Read:
+    if chosen == "recurrent":
+        return read_recurrent(*tokens, gates, weights, state, mask)
+    if chosen == "fla":
+        from mnemonist.memory.kernels.flash_linear_attention import read_fla
+
+        return *read_fla(*tokens, gates, weights, state, mask, operand), None
+    reader = read_exact if chosen == "exact" else read_chunked
+    return reader(*tokens, gates, weights, state, mask, surprise)
+
+
+def _read_sequences(
+    read: Callable[[Tokens, Gates, list[Tensor], MemoryState, Tensor | None], Read],
+    tokens: Tokens,
+    gates: Gates,
+    weights: list[Tensor],
+    state: MemoryState,
+    lengths: Tensor,
+) -> Read:
+    """Sequences that stand in one row get rows of their own, padded; what comes of it is packed again."""
+    column = torch.arange(int(lengths.max()))
+    mask = column < lengths[:, None]
+    first = lengths.cumsum(0) - lengths
+    source = ((first[:, None] + column) * mask).to(tokens[0].device)
+    mask = mask.to(source.device)
+    padded = (tokens[0][0, source], tokens[1][0, source], tokens[2][0, source])
+    rows = gates.each(lambda g: g[0, source]).without_padding(mask)
+    y, after, trace = read(padded, rows, weights, state, None if bool(mask.all()) else mask)
+    packed = None if trace is None else Trace(trace.loss[mask][None], trace.gradient_norm[mask][None])
+    return y[mask][None], after, packed
+
+
+def _read_triton(
+    tokens: tuple[Tensor, ...],
+    gates: Gates,
+    weights: list[Tensor],
+    state: MemoryState,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    surprise: bool,
+) -> Read:
+    """The real tokens of all rows in one row, which is what the kernels read."""
+    from mnemonist.memory.kernels.triton_reading import read_packed
+
+    shape, device = tokens[0].shape[:2], tokens[0].device
+    real = None
+    if mask is not None:
+        real, lengths = mask.flatten().nonzero().squeeze(1), mask.sum(1).cpu()
+    elif lengths is None:
+        lengths = torch.full((shape[0],), shape[1])
+
+    def pack(x: Tensor) -> Tensor:
+        return x.flatten(0, 1) if real is None else x.flatten(0, 1)[real]
+
+    def unpack(x: Tensor) -> Tensor:
+        if real is not None:
+            x = torch.zeros(shape.numel(), *x.shape[1:], dtype=x.dtype, device=device).index_copy(0, real, x)
+        return x.unflatten(0, shape)
+
+    q, k, v = (pack(x) for x in tokens)
+    y, after, trace = read_packed(state.rule, q, k, v, gates.each(pack), weights, state, lengths, surprise)
+    return unpack(y), after, None if trace is None else Trace(unpack(trace.loss), unpack(trace.gradient_norm))
 
 
 def _feature_map(rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: Tensor) -> Callable[[Tensor], Tensor]:
@@ -244,6 +352,24 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
             f"mask is {mask.dtype} {list(mask.shape)}; it must be torch.bool [B, T] = "
             f"{list(q.shape[:2])}, False on padding."
         )
+
+
+def _check_sequences(cu_seqlens: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens of each sequence: ``[N]`` int64 on the CPU."""
+    if mask is not None:
+        raise ValueError("cu_seqlens and mask exclude each other: packed sequences have no padding; give one of them.")
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seqlens is given with B = {q.shape[0]}; pack the sequences into one row, [1, total, H, K].")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
+        raise ValueError(
+            f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}; it must be int32 or int64 [N + 1] for N "
+            "sequences."
+        )
+    borders = cu_seqlens.detach().to("cpu", torch.int64)
+    lengths = borders.diff()
+    if int(borders[0]) != 0 or int(borders[-1]) != q.shape[1] or bool((lengths < 0).any()):
+        raise ValueError(f"cu_seqlens must rise from 0 to the {q.shape[1]} tokens there are; it is {borders.tolist()}.")
+    return lengths
 
 
 def _check_gates(

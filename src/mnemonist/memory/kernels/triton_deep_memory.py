@@ -598,7 +598,7 @@ def read_back_kernel(
             else:
                 asked_slope, unused = _activation_back(asked, ACTIVATION)
                 to_asked = to_z * asked_slope
-                to_z, to_k, to_d, b0, b1, b2, l0, l1, l2, l3, l4, l5 = _matrix_back(
+                to_z, sent_k, to_d, b0, b1, b2, l0, l1, l2, l3, l4, l5 = _matrix_back(
                     q_CK, k_CK, d, to_asked, at, inside, weights, target, momentum, to_weights, to_initial, to_momentum,
                     beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
                     TARGETS, MOMENTUM, OPERAND, PRECISION,
@@ -613,7 +613,7 @@ def read_back_kernel(
                 to_moved += l4
                 to_carry += l5
                 grad_q += to_z
-                grad_k += to_k
+                grad_k += sent_k
                 to_first_scores += _dot(to_asked, tl.trans(d), OPERAND, PRECISION)
                 to_d -= _dot(tl.trans(first_scores * G), to_asked, OPERAND, PRECISION)
                 # The inner gradient: d = (error W_2^T) * act'(before), x = act(before).
@@ -652,9 +652,9 @@ def read_back_kernel(
                 x = _activation(before, ACTIVATION)
                 to_before = to_x * slope
                 grad_k += _dot(to_before, tl.trans(w), OPERAND, PRECISION)
-                handed = tl.load(to_last_anchor + at, inside & last, 0.0)
+                handed = tl.where(last, tl.load(to_last_anchor + at, inside, 0.0), 0.0)
                 _add(to_point + at, _dot(tl.trans(k_CK), to_before, OPERAND, PRECISION) + handed, inside)
-            handed = tl.load(to_last_anchor + at_last, inside_last & last, 0.0)
+            handed = tl.where(last, tl.load(to_last_anchor + at_last, inside_last, 0.0), 0.0)
             _add(to_point + at_last, _dot(tl.trans(x), to_u, OPERAND, PRECISION) + handed, inside_last)
 
         to_theta, to_log_eta, to_log_left = _gates_back(
