@@ -359,7 +359,9 @@ def _check_sequences(cu_seqlens: Tensor, q: Tensor, mask: Tensor | None) -> Tens
     if mask is not None:
         raise ValueError("cu_seqlens and mask exclude each other: packed sequences have no padding; give one of them.")
     if q.shape[0] != 1:
-        raise ValueError(f"cu_seqlens is given with B = {q.shape[0]}; pack the sequences into one row, [1, total, H, K].")
+        raise ValueError(
+            f"cu_seqlens is given with B = {q.shape[0]}; pack the sequences into one row, [1, total, H, K]."
+        )
     if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} {list(cu_seqlens.shape)}; it must be int32 or int64 [N + 1] for N "

@@ -1,4 +1,4 @@
-"""The Triton kernels equal the definition, derivatives included: run by Triton's interpreter, in float32, without a GPU."""
+"""The Triton kernels equal the definition, derivatives included: interpreted, in float32, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from test_equivalence import leaves, require_grad
 from mnemonist.memory import MemoryRule, memorize, reading
 from mnemonist.memory.kernels import triton_reading
 
-# Triton decides when it is first imported whether it interprets, and other tests (or torch's compiler) may have imported
-# it by then; nor may they find the variable set. So without it one test runs this file in a process of its own.
+# Triton decides when it is first imported whether it interprets, and other tests (or torch's compiler) may have
+# imported it by then; nor may they find the variable set. So without it one test runs this file in a process of its own.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 within = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_all_of_this_interpreted")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")
@@ -182,9 +182,7 @@ def test_padding_is_a_no_op():
 def test_packed_sequences_equal_separate_calls(backend, dtype):
     inputs, borders = gentle(FULL, B=1, T=29), [0, 9, 9, 29]
     packed = memorize(FULL, **inputs, cu_seqlens=torch.tensor(borders, dtype=dtype), backend=backend)
-    again = memorize(
-        FULL, **inputs, cu_seqlens=torch.tensor(borders, dtype=dtype), state=packed.state, backend=backend
-    )
+    again = memorize(FULL, **inputs, cu_seqlens=torch.tensor(borders, dtype=dtype), state=packed.state, backend=backend)
     assert packed.y.shape == (1, 29, 1, 16)
     assert packed.state.batch == 3
     for n, start, stop in ((0, 0, 9), (2, 9, 29)):
@@ -340,4 +338,7 @@ def test_rows_of_different_phases():
         for g in ("weights", "momentum", "anchor")
     }
     joined = type(joined)(FULL, **groups, phase=torch.cat([s.phase for s in states]))
-    same(memorize(FULL, **inputs, state=joined, backend="triton"), memorize(FULL, **inputs, state=joined, backend="recurrent"))
+    same(
+        memorize(FULL, **inputs, state=joined, backend="triton"),
+        memorize(FULL, **inputs, state=joined, backend="recurrent"),
+    )

@@ -1,12 +1,12 @@
 """The chunk loop for NVIDIA GPUs, in Triton: the equations of `chunked` and `gates`, and their derivatives by hand.
 
-One program reads one sequence for one head, chunk after chunk. Tokens of all sequences stand in a row, ``[total, H, D]``,
-and a plan says where each sequence is, so nothing is cut, padded or copied outside. The weights of a memory are one row
-of ``P`` numbers: ``W_1 [K, D]`` then ``W_2 [D, V]``, or ``W_1 [K, V]`` alone. Hidden columns ``D`` are taken in blocks.
+One program reads one sequence for one head, chunk after chunk. Tokens of all sequences stand in a row,
+``[total, H, D]``, and a plan says where each sequence is, so nothing is cut or padded outside. The weights of a memory
+are one row of ``P`` numbers: ``W_1 [K, D]`` then ``W_2 [D, V]``, or ``W_1 [K, V]`` alone. Hidden columns ``D`` are taken in blocks.
 
 A memory's states stand in *slots*: the one before each chunk and the last one if the derivative is wanted, else two by
-turns. The way back computes the rest of a chunk again. No ``[C, C]`` matrix leaves the chip, and every program owns what
-it writes: what heads of several sequences share is summed up outside.
+turns. The way back computes the rest of a chunk again. No ``[C, C]`` matrix leaves the chip, and every program owns
+what it writes: what heads of several sequences share is summed up outside.
 
 This module imports triton; only `triton_reading` imports it.
 """
@@ -96,7 +96,7 @@ def _normalise_back(normed, inverse, error, real, width):
     return tl.where(real, inverse[:, None] * rest, 0.0)
 
 
-# --- gates: the algebra of `gates.chunk_gates`. BEFORE is 1 where a token reads the memory it meets, which is one row up.
+# --- gates: the algebra of `gates.chunk_gates`. BEFORE is 1 where a token reads the memory it meets, one row up.
 
 
 @triton.jit
@@ -125,7 +125,9 @@ def _gates(theta, log_momentum, log_decay, row, length, BEFORE: tl.constexpr, MO
         E, m, moved, f, f_last, carry = A, beta, left, beta, 0.0, 0.0
         G = A * theta[None, :]
         mix_last = left * theta
-    return A, E, G, beta, pull, f, m, left, moved, mix_last, moved * theta, _exp(total), _one_minus_exp(total), f_last, carry  # fmt: skip
+    return (
+        A, E, G, beta, pull, f, m, left, moved, mix_last, moved * theta, _exp(total), _one_minus_exp(total), f_last, carry,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -247,7 +249,9 @@ def _matrix_back(
         tl.store(to_momentum + at, new_moving, inside)
     tl.debug_barrier()  # all of the tile has been read before any of it is replaced
     tl.store(to_weights + at, new, inside)
-    return to_z, to_x, to_d, to_beta, to_pull, to_f, to_beta_last, to_pull_last, to_f_last, to_mix_last, to_moved, to_carry  # fmt: skip
+    return (
+        to_z, to_x, to_d, to_beta, to_pull, to_f, to_beta_last, to_pull_last, to_f_last, to_mix_last, to_moved, to_carry,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Reading on an NVIDIA GPU: what stands around the kernels of `triton_deep_memory`.
 
-Both ways are operations of torch (``mnemonist::read_deep_memory`` and ``..._backward``), so that compilers, meta tensors
-and counters of FLOPs know them. With ``TRITON_INTERPRET=1`` the kernels run, slowly, on CPU tensors: that is how they
+Both ways are operations of torch (``mnemonist::read_deep_memory`` and ``..._backward``), so that compilers, meta
+tensors and counters of FLOPs know them. With ``TRITON_INTERPRET=1`` the kernels run, slowly, on CPU tensors: that is how they
 are tested. Second derivatives need ``backend="chunked"`` or ``"recurrent"``.
 
 Importing this module does not import triton.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -281,7 +280,7 @@ def read_deep_memory_backward(
 
     choices = _rule(rule)
     N, H, P = to_weights.shape
-    counts, between, given = (x[:, None, None] for x in _ends(plan, choices.chunk_size))
+    between, given = (x[:, None, None] for x in _ends(plan, choices.chunk_size)[1:])
     # The anchor that was handed on is the weights themselves, the one that was given, or the start of the last chunk.
     none = torch.zeros_like(to_anchor)
     back_weights = (to_weights + torch.where(between, to_anchor, none)).contiguous()
@@ -294,7 +293,8 @@ def read_deep_memory_backward(
         to_y.contiguous(), to_last_anchor, *per_token, back_initial, back_weights, back_momentum, back_anchor,
         LIMIT=ADJOINT_LIMIT, **_choices(choices, q, v, hidden, longest, P),
     )  # fmt: skip
-    return *per_token, back_initial.sum(0), back_weights, back_momentum, back_anchor
+    to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
+    return to_q, to_k, to_v, to_step, to_eta, to_decay, back_initial.sum(0), back_weights, back_momentum, back_anchor
 
 
 def _back_room(
@@ -363,7 +363,7 @@ def read_flops(tokens: int, heads: int, key_dim: int, value_dim: int, hidden: in
 
 
 def _count(q_shape: Sequence[int], v_shape: Sequence[int], rule: str, hidden: int) -> int:
-    return read_flops(math.prod(q_shape[:-2]), *q_shape[-2:], v_shape[-1], hidden, _rule(rule))
+    return read_flops(q_shape[0], q_shape[1], q_shape[2], v_shape[2], hidden, _rule(rule))
 
 
 def _register_flops() -> None:
