@@ -19,7 +19,7 @@ from mnemonist.memory import MemoryRule, memorize, reading
 from mnemonist.memory.kernels import triton_reading
 
 # Triton decides when it is first imported whether it interprets, and other tests (or torch's compiler) may have
-# imported it by then; nor may they find the variable set. So without it one test runs this file in a process of its own.
+# imported it by then; nor may they find the variable set. So without it one test runs this file in its own process.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 within = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_all_of_this_interpreted")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")

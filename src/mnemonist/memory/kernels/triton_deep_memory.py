@@ -2,7 +2,8 @@
 
 One program reads one sequence for one head, chunk after chunk. Tokens of all sequences stand in a row,
 ``[total, H, D]``, and a plan says where each sequence is, so nothing is cut or padded outside. The weights of a memory
-are one row of ``P`` numbers: ``W_1 [K, D]`` then ``W_2 [D, V]``, or ``W_1 [K, V]`` alone. Hidden columns ``D`` are taken in blocks.
+are one row of ``P`` numbers: ``W_1 [K, D]`` then ``W_2 [D, V]``, or ``W_1 [K, V]`` alone. Hidden columns ``D`` are
+taken in blocks.
 
 A memory's states stand in *slots*: the one before each chunk and the last one if the derivative is wanted, else two by
 turns. The way back computes the rest of a chunk again. No ``[C, C]`` matrix leaves the chip, and every program owns
@@ -125,8 +126,9 @@ def _gates(theta, log_momentum, log_decay, row, length, BEFORE: tl.constexpr, MO
         E, m, moved, f, f_last, carry = A, beta, left, beta, 0.0, 0.0
         G = A * theta[None, :]
         mix_last = left * theta
+    beta_last, pull_last = _exp(total), _one_minus_exp(total)
     return (
-        A, E, G, beta, pull, f, m, left, moved, mix_last, moved * theta, _exp(total), _one_minus_exp(total), f_last, carry,
+        A, E, G, beta, pull, f, m, left, moved, mix_last, moved * theta, beta_last, pull_last, f_last, carry,
     )  # fmt: skip
 
 
@@ -250,7 +252,8 @@ def _matrix_back(
     tl.debug_barrier()  # all of the tile has been read before any of it is replaced
     tl.store(to_weights + at, new, inside)
     return (
-        to_z, to_x, to_d, to_beta, to_pull, to_f, to_beta_last, to_pull_last, to_f_last, to_mix_last, to_moved, to_carry,
+        to_z, to_x, to_d, to_beta, to_pull, to_f, to_beta_last, to_pull_last, to_f_last,
+        to_mix_last, to_moved, to_carry,
     )  # fmt: skip
 
 

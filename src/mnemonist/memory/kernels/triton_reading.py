@@ -1,8 +1,8 @@
 """Reading on an NVIDIA GPU: what stands around the kernels of `triton_deep_memory`.
 
 Both ways are operations of torch (``mnemonist::read_deep_memory`` and ``..._backward``), so that compilers, meta
-tensors and counters of FLOPs know them. With ``TRITON_INTERPRET=1`` the kernels run, slowly, on CPU tensors: that is how they
-are tested. Second derivatives need ``backend="chunked"`` or ``"recurrent"``.
+tensors and counters of FLOPs know them. With ``TRITON_INTERPRET=1`` the kernels run, slowly, on CPU tensors: that is
+how they are tested. Second derivatives need ``backend="chunked"`` or ``"recurrent"``.
 
 Importing this module does not import triton.
 """
@@ -209,10 +209,11 @@ def read_deep_memory(
     if momentum is not None:
         momentum_at[first] = momentum
     N, H, P = weights.shape
-    read_kernel[(N * H,)](
-        q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan, y, loss, norm,
-        TRACE=trace, KEEP=keep, **_choices(choices, q, v, hidden, longest, P),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        read_kernel[(N * H,)](
+            q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan, y, loss, norm,
+            TRACE=trace, KEEP=keep, **_choices(choices, q, v, hidden, longest, P),
+        )  # fmt: skip
     counts, between, given = _ends(plan, choices.chunk_size)
     last, anchored = counts, (counts - 1).clamp_min(0)
     if not keep:
@@ -288,11 +289,12 @@ def read_deep_memory_backward(
     to_last_anchor = torch.where(~between & ~given, to_anchor, none).contiguous()
     back_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     per_token, back_initial = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
-    read_back_kernel[(N * H,)](
-        q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan,
-        to_y.contiguous(), to_last_anchor, *per_token, back_initial, back_weights, back_momentum, back_anchor,
-        LIMIT=ADJOINT_LIMIT, **_choices(choices, q, v, hidden, longest, P),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        read_back_kernel[(N * H,)](
+            q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan,
+            to_y.contiguous(), to_last_anchor, *per_token, back_initial, back_weights, back_momentum, back_anchor,
+            LIMIT=ADJOINT_LIMIT, **_choices(choices, q, v, hidden, longest, P),
+        )  # fmt: skip
     to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
     return to_q, to_k, to_v, to_step, to_eta, to_decay, back_initial.sum(0), back_weights, back_momentum, back_anchor
 
