@@ -14,7 +14,6 @@ so, which part of the bfloat16 matmul rate of the same run ours reaches. `target
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import platform
 import signal
@@ -36,8 +35,9 @@ import gpu_checks
 from gpu_timing import FULL, TINY, Bench, Sizes, Work, free, spread
 
 from mnemonist.memory import RULES, MemoryRule, initial_weights, memorize
+from mnemonist.memory.kernels import triton_reading
 
-KERNEL_MODULES = ("deep_memory", "triton_deep_memory")
+SCANNED = {"WARPS": (4, 8, 16), "HIDDEN_BLOCK": (32, 64, 128)}
 
 
 class OutOfTime(BaseException):
@@ -245,28 +245,22 @@ def against_titans_pytorch(bench: Bench) -> None:
 
 
 def deep_scan(bench: Bench) -> None:
-    """Other sizes, then other numbers of warps where the kernels name theirs."""
+    """Other sizes, then other choices for the kernels."""
     sizes = bench.sizes
     for dim in sizes.dims:
         for expansion in sizes.expansions:
             for way, back in WAYS:
                 deep_fraction(bench, f"scan: dim {dim}, expansion {expansion:g}, {way}", dim, expansion, back, None)
-    for module in KERNEL_MODULES:
-        try:
-            kernels = importlib.import_module(f"mnemonist.memory.kernels.{module}")
-        except ImportError:
-            continue
-        for constant, usual in list(vars(kernels).items()):
-            if "WARPS" not in constant or not isinstance(usual, int):
-                continue
-            for warps in (2, 4, 8, 16):
-                setattr(kernels, constant, warps)
-                try:
-                    for way, back in WAYS:
-                        name = f"scan: {constant} {warps} (usually {usual}), {way}"
-                        deep_fraction(bench, name, sizes.dim, sizes.expansion, back, None)
-                finally:
-                    setattr(kernels, constant, usual)
+    for constant, choices in SCANNED.items():
+        usual = getattr(triton_reading, constant)
+        for choice in choices:
+            setattr(triton_reading, constant, choice)
+            try:
+                for way, back in WAYS:
+                    name = f"scan: {constant} {choice} (usually {usual}), {way}"
+                    deep_fraction(bench, name, sizes.dim, sizes.expansion, back, None)
+            finally:
+                setattr(triton_reading, constant, usual)
 
 
 def linear_speed(bench: Bench) -> None:

@@ -151,7 +151,7 @@ class NeuralMemory(nn.Module):
         learn: bool = True,
         surprise: bool = False,
     ) -> tuple[Tensor, NeuralMemoryState, Surprise | None]:
-        """What the memory itself answers, ``[B, T, H, D]``; zeros must stand at padding. `forward` explains the rest."""
+        """What the memory itself answers, ``[B, T, H, D]``; zeros must stand at padding. The rest: see `forward`."""
         B, T, _ = x_BTE.shape
         H, D = self.heads, self.head_dim
         if state is not None and state.tail.shape[0] != B:

@@ -253,10 +253,10 @@ def on_a_gpu(monkeypatch):
     """As if the tokens were on a GPU and the package were installed."""
     monkeypatch.setattr(fla, "kernel", stand_in)
     fla.missing.cache_clear()
-    fla.say_once.cache_clear()
+    reading._say_once.cache_clear()
     yield lambda T=128, K=8: SimpleNamespace(is_cuda=True, device=torch.device("cuda"), shape=(2, T, 2, K))
     fla.missing.cache_clear()
-    fla.say_once.cache_clear()
+    reading._say_once.cache_clear()
 
 
 def test_by_name_it_must_be_installed(on_a_gpu, monkeypatch):
@@ -271,23 +271,23 @@ def test_by_name_it_must_be_installed(on_a_gpu, monkeypatch):
 def test_auto_takes_it_on_a_gpu_and_says_once_where_it_does_not(on_a_gpu, monkeypatch, caplog):
     half = torch.bfloat16
     q, cpu = on_a_gpu(), SimpleNamespace(is_cuda=False)
-    with caplog.at_level(logging.INFO, logger=fla.__name__):
+    with caplog.at_level(logging.INFO, logger=reading.__name__):
         for rule in SERVED.values():
-            assert reading._choose(rule, "auto", q, half, False) == "fla"
-            assert reading._choose(rule, "auto", cpu, half, False) == "exact"
-            assert reading._choose(rule, "exact", q, half, False) == "exact"
-        assert reading._choose(RULES["titans"], "auto", q, half, False) == "chunked"
+            assert reading._choose(rule, "auto", q, q, half, False) == "fla"
+            assert reading._choose(rule, "auto", cpu, cpu, half, False) == "exact"
+            assert reading._choose(rule, "exact", q, q, half, False) == "exact"
+        assert reading._choose(RULES["titans"], "chunked", q, q, half, False) == "chunked"
         assert not caplog.records
         for _ in range(2):
-            assert reading._choose(RULES["titans-linear"], "auto", q, half, False) == "exact"
-            assert reading._choose(DELTA, "auto", q, half, True) == "exact"
-        assert [r.message.partition("attention: ")[2] for r in caplog.records] == [
-            "none of them carries momentum",
-            "its kernels report no surprise (surprise=False does without)",
+            assert reading._choose(RULES["titans-linear"], "auto", q, q, half, False) == "exact"
+            assert reading._choose(DELTA, "auto", q, q, half, True) == "exact"
+        assert [r.message.partition("not fla: ")[2] for r in caplog.records] == [
+            "none of them carries momentum.",
+            "its kernels report no surprise (surprise=False does without).",
         ]
         fla.missing.cache_clear()
         monkeypatch.setattr(fla, "kernel", absent)
-        assert reading._choose(DELTA, "auto", q, half, False) == "exact"
+        assert reading._choose(DELTA, "auto", q, q, half, False) == "exact"
         assert "cannot be imported" in caplog.records[-1].message
 
 

@@ -296,7 +296,7 @@ def test_what_it_cannot_read_is_refused_or_read_through_torch(monkeypatch, caplo
         (FULL, torch.float64, "float64"),
         (FULL.replace(chunk_size=256), torch.float32, "chunk_size is 256"),
     ):
-        with pytest.raises(ValueError, match=f"backend 'triton' cannot read here: .*{reason}.*; use auto"):
+        with pytest.raises(ValueError, match=f"backend 'triton' cannot read rule .* here: .*{reason}.*; use auto"):
             memorize(rule, **gentle(rule, dtype=dtype, T=2), backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="not on an NVIDIA GPU"):
@@ -305,11 +305,11 @@ def test_what_it_cannot_read_is_refused_or_read_through_torch(monkeypatch, caplo
     class OnGpu:  # all that the choice looks at
         is_cuda, device, dtype, shape = True, torch.device("cuda"), torch.float32, (1, 1, 1, 16)
 
-    assert reading._choose(FULL, "auto", OnGpu, 16) == "triton"
+    assert reading._choose(FULL, "auto", OnGpu, OnGpu, torch.float32, True) == "triton"
     reading._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="mnemonist"):
         for _ in range(2):
-            assert reading._choose(deep("three", depth=3), "auto", OnGpu, 16) == "chunked"
+            assert reading._choose(deep("three", depth=3), "auto", OnGpu, OnGpu, torch.float32, True) == "chunked"
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert memorize(FULL, **gentle(FULL, T=2)).backend == "chunked"
 

@@ -17,7 +17,6 @@ and goes through the tokens one by one for the last state of a length that its c
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,8 +28,6 @@ from torch import Tensor
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates
-
-log = logging.getLogger(__name__)
 
 DEVICES = ("cuda",)
 MAX_KEY_DIM = 256
@@ -99,12 +96,6 @@ def missing(operation: str) -> str | None:
     except (ImportError, AttributeError) as error:
         return f"flash-linear-attention cannot be imported ({error})"
     return None
-
-
-@lru_cache
-def say_once(reason: str) -> None:
-    """Tell once why a memory on the GPU is read through torch."""
-    log.info("linear memories are read through torch here, not through flash-linear-attention: %s", reason)
 
 
 def kernel(operation: str, short: bool) -> Kernel:

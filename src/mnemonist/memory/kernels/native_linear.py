@@ -132,7 +132,7 @@ class _ReadTokens(torch.autograd.Function):
         given = dict(zip(layout.names, tensors[3:], strict=True))
         state = {name: given[name].clone() for name in ("weights", "moving") if name in given}
         y = torch.empty_like(v)
-        written = {"y": y, **state}
+        written: dict[str, Tensor] = {"y": y, **state}
         seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
         written |= dict(zip(("loss", "gradient_norm"), seen, strict=False))
         kept: dict[str, Tensor] = {}
@@ -157,8 +157,8 @@ class _ReadTokens(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: checkpointing computes them again when asked
         inputs, kept = saved[: 3 + len(layout.names)], saved[3 + len(layout.names) :]
         work = layout.work(inputs)
-        state = [name for name in ("weights", "moving") if name in layout.names]
-        to_state = {
+        state = [name for name in layout.names if name in ("weights", "moving")]
+        to_state: dict[str, Tensor] = {
             name: grad.clone(memory_format=torch.contiguous_format)
             for name, grad in zip(state, grads[1 : 1 + len(state)], strict=True)
         }
@@ -175,5 +175,5 @@ class _ReadTokens(torch.autograd.Function):
         kernel.go_back(ctypes.byref(work))
         if "target" in layout.names:
             to_inputs["to_target"] = to_inputs["to_target"].sum(0)
-        order = (to_state.get(name, to_inputs.get(f"to_{name}")) for name in ("q", "k", "v", *layout.names))
-        return None, *order
+        found = {**to_inputs, **to_state}
+        return None, *(found[name if name in to_state else f"to_{name}"] for name in ("q", "k", "v", *layout.names))

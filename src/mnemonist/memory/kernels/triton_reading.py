@@ -41,11 +41,11 @@ def interpreted() -> bool:
 def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim: int, value_dim: int) -> str | None:
     """Why the kernels cannot read for ``rule`` on such tensors, as the end of a sentence, or None if they can."""
     if rule.per_token:
-        return f"rule {rule.name!r} takes a gradient at every token"
+        return "it takes a gradient at every token"
     if rule.depth > 2:
-        return f"rule {rule.name!r} has a memory of {rule.depth} layers, and the kernels know 1 and 2"
+        return f"its memory has {rule.depth} layers, and the kernels know 1 and 2"
     if rule.retention == "channel":
-        return f"rule {rule.name!r} forgets per channel"
+        return "it forgets per channel"
     if rule.chunk_size > LONGEST_CHUNK:
         return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
     if max(key_dim, value_dim) > WIDEST:
