@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mnemonist.files import FileError, atomic_path
@@ -53,10 +54,20 @@ def kernel(source: str, functions: tuple[str, ...], work: type[Structure]) -> ct
             function.argtypes, function.restype = [ctypes.POINTER(work)], None
         if library.size_of_work() != ctypes.sizeof(work):
             raise OSError("its arguments have another size")
+        library.share_team(_team())
     except (OSError, FileError, subprocess.SubprocessError, AttributeError) as error:
         log.warning("The kernel %s could not be made (%s); memories are read through torch.", source, error)
         return None
     return library
+
+
+def _team() -> ctypes.c_void_p:
+    """OpenMP's way into the threads of torch, or null where torch has none."""
+    name = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(name)).GOMP_parallel, ctypes.c_void_p)  # found among what torch depends on
+    except (OSError, AttributeError):
+        return ctypes.c_void_p()
 
 
 def compiled(compiler: str, source: Path, folder: Path) -> Path:

@@ -74,7 +74,7 @@ extern "C" {
 
 constexpr int MOST_LAYERS = 8;
 
-// As `_Work` in chunk_kernel.py. Pointers are to float or double.
+// As `_Work` in native_chunks.py. Pointers are to float or double.
 struct Work {
   int32_t B, T, H, C, G, phase, depth, threads, double_precision;
   int32_t activation, objective, norm, residual, denominator, targets, momentum, decays, read_before;

@@ -130,9 +130,9 @@ class _ReadTokens(torch.autograd.Function):
         v = tensors[2]
         work = layout.work(tensors)
         given = dict(zip(layout.names, tensors[3:], strict=True))
-        state = {name: given[name].clone() for name in ("weights", "moving") if name in given}
+        state: dict[str, Tensor] = {name: given[name].clone() for name in ("weights", "moving") if name in given}
         y = torch.empty_like(v)
-        written: dict[str, Tensor] = {"y": y, **state}
+        written = {"y": y, **state}
         seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
         written |= dict(zip(("loss", "gradient_norm"), seen, strict=False))
         kept: dict[str, Tensor] = {}

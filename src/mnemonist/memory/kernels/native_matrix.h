@@ -162,6 +162,11 @@ template <typename T> T sum(long count, const T* a) {
   return total;
 }
 
+// OpenMP's way into a team of threads, or null. It is given from outside, for it must be that of torch: while torch's
+// threads wait for more work they keep the cores busy, and threads of our own would have to share those with them.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Team team = nullptr;
+
 // Memory after memory, on several threads.
 template <typename Worker, typename Work> void run_all(const Work& work, int memories, int threads) {
   std::atomic<int> next{0};
@@ -170,12 +175,16 @@ template <typename Worker, typename Work> void run_all(const Work& work, int mem
     const unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);  // numbers too small to be normal are zero: they would cost many times the arithmetic
 #endif
-    Worker worker(work);
-    for (int n; (n = next++) < memories;) worker.memory(n);
+    if (next < memories) {
+      Worker worker(work);
+      for (int n; (n = next++) < memories;) worker.memory(n);
+    }
 #if defined(__SSE__)
     _mm_setcsr(mode);
 #endif
   };
+  if (std::min(threads, memories) < 2) return run();
+  if (team) return team([](void* one) { (*static_cast<decltype(run)*>(one))(); }, &run, threads, 0);
   std::vector<std::thread> others;
   for (int i = 1; i < std::min(threads, memories); ++i) others.emplace_back(run);
   run();
@@ -183,3 +192,5 @@ template <typename Worker, typename Work> void run_all(const Work& work, int mem
 }
 
 }  // namespace
+
+extern "C" void share_team(void* given) { team = reinterpret_cast<Team>(given); }
