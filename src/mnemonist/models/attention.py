@@ -137,7 +137,8 @@ class CausalAttention(nn.Module):
     def _read(self, x_BTE: Tensor, state: AttentionState, counts: Tensor | None) -> tuple[Tensor, AttentionState]:
         """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
         B, T, _ = x_BTE.shape
-        q, k, v = self.project(x_BTE, state.length[:, None] + torch.arange(T, device="cpu"))
+        position = state.length[:, None] + torch.arange(T, device="cpu")
+        q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
         if self.window is None:
             keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
             y = self._attend(q, keys, values, state.length)
@@ -158,11 +159,10 @@ class CausalAttention(nn.Module):
         length = state.length + (T if counts is None else counts)
         return self.out_proj(y.reshape(B, T, -1)), AttentionState(*after, length)
 
-    def project(self, x_BTE: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[B, T, H, D]`` of tokens at ``position``, ``[B or 1, T]`` int64 on the CPU."""
+    def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, T, H, D]`` of tokens, whose `rotations` are given."""
         q, k, v = self.in_proj(x_BTE).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        cos, sin = self._rotations(position, x_BTE)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+        return rotate(q, *rotations), rotate(k, *rotations), v
 
     def _attend_in_blocks(
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
@@ -205,7 +205,7 @@ class CausalAttention(nn.Module):
 
     def _attend_from_the_beginning(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """A whole text. Persistent tokens go first, as queries too: plainly causal, so no mask and half the work."""
-        p_keys, p_values = self._persistent(q)
+        p_keys, p_values = self.persistent_pair(q)
         n = p_keys.shape[1]
         if n:
             q = torch.cat([torch.zeros_like(p_keys), q], dim=1)
@@ -218,14 +218,13 @@ class CausalAttention(nn.Module):
 
         Every query sees itself under any ``seen`` (bool ``[T, S]`` or ``[N, 1, T, S]``), so no row is empty: no NaN.
         """
-        p_keys, p_values = self._persistent(q_NTHD)
+        p_keys, p_values = self.persistent_pair(q_NTHD)
         if p_keys.shape[1]:
             keys_NSHD, values_NSHD = torch.cat([p_keys, keys_NSHD], dim=1), torch.cat([p_values, values_NSHD], dim=1)
             seen = None if seen is None else F.pad(seen, (p_keys.shape[1], 0), value=True)
-        q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys_NSHD, values_NSHD))
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2)
+        return weigh(q_NTHD, keys_NSHD, values_NSHD, seen)
 
-    def _persistent(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def persistent_pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the persistent tokens for each row of ``like [N, T, H, D]``: ``[N, P, H, D]``."""
         N = like.shape[0]
         if self.persistent is None:
@@ -234,10 +233,11 @@ class CausalAttention(nn.Module):
         _, k, v = self.in_proj(self.persistent).view(-1, 3, self.heads, self.head_dim).unbind(1)
         return k.expand(N, *k.shape), v.expand(N, *v.shape)
 
-    def _rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine, and sine signed for `_rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.
+    def rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine, and sine signed for `rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.
 
-        Angles are float64, so that the millionth position is as exact as the first.
+        ``position`` is ``[B or 1, T]`` int64 on the CPU; the result is on the device of ``x``. Angles are float64, so
+        that the millionth position is as exact as the first.
         """
         if bool((position[:1] == position).all()):
             position = position[:1]
@@ -247,10 +247,16 @@ class CausalAttention(nn.Module):
         return torch.cat([cos, cos], -1).to(x.device, dtype), torch.cat([-sin, sin], -1).to(x.device, dtype)
 
 
-def _rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``(a, b) -> (a cos - b sin, b cos + a sin)`` for the halves of each head."""
     a, b = x_BTHD.chunk(2, dim=-1)
     return torch.addcmul(x_BTHD * cos, torch.cat([b, a], dim=-1), sin).to(x_BTHD.dtype)
+
+
+def weigh(q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
+    """Softmax attention over keys under a mask, bool or added to the scores: ``[N, T, H, D]``."""
+    q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys_NSHD, values_NSHD))
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2)
 
 
 def _tail(old: Tensor, new: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mnemonist.memory.eager import eager
 from mnemonist.memory.reading import Surprise, recall
 from mnemonist.memory.stream import align
-from mnemonist.models.attention import CausalAttention
+from mnemonist.models.attention import CausalAttention, rotate, weigh
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.state import StreamState
@@ -51,6 +51,27 @@ class ContextState(StreamState):
         """Raise ValueError unless the counter is one that reading could have left."""
         if bool(((self.phase < 0) | (self.phase >= self.keys.shape[2])).any()):
             raise ValueError("These tensors are not a state of memory as context: its counter is out of range.")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What is the same for all segments of a piece."""
+
+    persistent: tuple[Tensor, Tensor]
+    """Keys and values of the persistent tokens ``[B, P, H, D]``."""
+    to_seen: Tensor | None
+    """``[inner, 2 H D]``: brings recalled answers to keys and values at once; None goes through both projections."""
+    masks: dict[tuple[int, int], Tensor]
+    """By the first slot of a piece of a segment and the slot after its last: 0 where a key is seen, or else -inf."""
+
+    def mask(self, slot: int, end: int, like: Tensor) -> Tensor:
+        """``[L, P + 2 end]``: persistent tokens, then what was recalled for each token, then each token itself."""
+        if (slot, end) not in self.masks:
+            column, row = torch.arange(end, device=like.device), torch.arange(slot, end, device=like.device)[:, None]
+            seen = (column <= row).repeat(1, 2)  # what was recalled for a token is seen by it and those after it
+            unseen = ~F.pad(seen, (self.persistent[0].shape[1], 0), value=True)
+            self.masks[slot, end] = like.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)
+        return self.masks[slot, end]
 
 
 class MemoryContext(nn.Module):
@@ -145,17 +166,19 @@ class MemoryContext(nn.Module):
         C, T = self.segment, x_BTE.shape[1]
         begins = range(phase - phase % C, phase + T, C)
         lengths = [min(begin + C, phase + T) - max(begin, phase) for begin in begins]
-        position = (torch.arange(phase, phase + T, device="cpu") % C)[None]
+        rotations = self.attention.rotations((torch.arange(phase, phase + T, device="cpu") % C)[None], x_BTE)
+        shared = self._shared(x_BTE)
         question = F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim))
         question = F.normalize(question, dim=-1)
         # `split`, not slices: the derivative of a slice is as large as the whole, and there is one a segment.
-        pieces = [tensor.split(lengths, 1) for tensor in (question, *self.attention.project(x_BTE, position))]
+        tokens = (question, *self.attention.project(x_BTE, rotations), *rotations)
+        pieces = [tensor.split(lengths, 1) for tensor in tokens]
         valids = [None] * len(lengths) if valid_BT is None else valid_BT.split(lengths, 1)
         near, learnt, answers, reports = [], [], [], []
-        for begin, valid, asked, q, k, v in zip(begins, valids, *pieces, strict=True):
+        for begin, valid, piece in zip(begins, valids, zip(*pieces, strict=True), strict=True):
             if begin > phase:  # a segment begins in the rows that still have tokens
                 state = self._begin_segment(state, ends > begin)
-            y, state = self._attend(asked, q, k, v, state, valid, max(phase - begin, 0))
+            y, state = self._attend(piece, state, valid, max(phase - begin, 0), shared)
             x = self.norm(y)
             if valid is not None:
                 x = x.masked_fill(~valid[..., None], 0)
@@ -175,27 +198,39 @@ class MemoryContext(nn.Module):
         """From here on some rows recall from the memory as it is now."""
         return replace(state, recalled=_where(rows_B, state.memory.memory.weights, state.recalled))
 
+    def _shared(self, x_BTE: Tensor) -> _Shared:
+        persistent = self.attention.persistent_pair(x_BTE)
+        inner, seen = self.question_proj.out_features, self.attention.heads * self.attention.head_dim
+        to_seen = None
+        if x_BTE.shape[:2].numel() >= 2 * inner:
+            # Two projections in a row are one, whose rows are what they make of the unit vectors: for a long piece
+            # that is a third of the work. The queries that the second would also make are for nobody.
+            units = torch.eye(inner, dtype=x_BTE.dtype, device=x_BTE.device)
+            to_seen = self.attention.in_proj(self.recalled_proj(units))[:, seen:]
+        return _Shared(persistent, to_seen, {})
+
     def _attend(
         self,
-        question: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        tokens: tuple[Tensor, ...],
         state: ContextState,
         valid_BL: Tensor | None,
         slot: int,
+        shared: _Shared,
     ) -> tuple[Tensor, ContextState]:
         """Attention for tokens in slots ``slot``, ``slot + 1``, ... of their segment; recalls, and keeps their keys."""
+        question, q, k, v, cos, sin = tokens
         end = slot + q.shape[1]
         answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
-        h_BLE = self.recalled_proj(self.recalled_norm(answers).flatten(2))
-        _, h_k, h_v = self.attention.project(h_BLE, torch.arange(slot, end, device="cpu")[None])
-        keys = _put(state.keys, torch.stack([h_k, k], 1), valid_BL, slot)
-        values = _put(state.values, torch.stack([h_v, v], 1), valid_BL, slot)
-        column, row = torch.arange(end, device=q.device), torch.arange(slot, end, device=q.device)[:, None]
-        seen = (column <= row).repeat(1, 2)  # what was recalled for a token is seen by it and those after it
-        y = self.attention.attend(q, keys[:, :, :end].flatten(1, 2), values[:, :, :end].flatten(1, 2), seen)
-        return self.attention.out_proj(y.flatten(2)), replace(state, keys=keys, values=values)
+        recalled = self.recalled_norm(answers).flatten(2)
+        if shared.to_seen is None:
+            both = self.attention.in_proj(self.recalled_proj(recalled))[..., -2 * v.shape[2] * v.shape[3] :]
+        else:
+            both = recalled @ shared.to_seen
+        h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
+        keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, shared.persistent[0], valid_BL, slot)
+        values, kept_values = _seen((h_v, v), state.values, shared.persistent[1], valid_BL, slot)
+        y = weigh(q, keys, values, shared.mask(slot, end, q))
+        return self.attention.out_proj(y.flatten(2)), replace(state, keys=kept_keys, values=kept_values)
 
 
 def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -208,10 +243,20 @@ def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tupl
     return tuple(torch.where(chosen, n, o) for n, o in zip(new, old, strict=True))
 
 
-def _put(kept: Tensor, new: Tensor, valid_BL: Tensor | None, slot: int) -> Tensor:
-    """``kept [B, 2, C, H, D]`` with ``new [B, 2, L, H, D]`` from ``slot`` on, where it is valid."""
-    end = slot + new.shape[2]
-    new = new.to(kept.dtype)  # autocast must not change the size of a state
+def _seen(
+    new: tuple[Tensor, Tensor], kept: Tensor, persistent: Tensor, valid_BL: Tensor | None, slot: int
+) -> tuple[Tensor, Tensor]:
+    """Keys (or values) that a piece of a segment meets, ``[B, P + 2 end, H, D]``, and the kept, ``[B, 2, C, H, D]``.
+
+    ``new`` are those recalled and those of the tokens themselves, ``[B, L, H, D]`` each, from ``slot`` on.
+    """
+    P, C, end = persistent.shape[1], kept.shape[2], slot + new[0].shape[1]
+    recalled, own = (x.to(kept.dtype) for x in new)  # autocast must not change the size of a state
+    if valid_BL is None and end - slot == C:
+        whole = torch.cat([persistent, recalled, own], dim=1)
+        return whole, whole[:, P:].unflatten(1, (2, C)).to(kept.dtype)
+    both = torch.stack([recalled, own], 1)
     if valid_BL is not None:
-        new = torch.where(valid_BL[:, None, :, None, None], new, kept[:, :, slot:end])
-    return torch.cat([kept[:, :, :slot], new, kept[:, :, end:]], dim=2) if new.shape[2] < kept.shape[2] else new
+        both = torch.where(valid_BL[:, None, :, None, None], both, kept[:, :, slot:end])
+    after = torch.cat([kept[:, :, :slot], both, kept[:, :, end:]], dim=2)
+    return torch.cat([persistent, after[:, :, :end].flatten(1, 2)], dim=1), after

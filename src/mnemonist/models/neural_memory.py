@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.kernels import native_streams
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
@@ -152,14 +153,12 @@ class NeuralMemory(nn.Module):
         surprise: bool = False,
     ) -> tuple[Tensor, NeuralMemoryState, Surprise | None]:
         """What the memory itself answers, ``[B, T, H, D]``; zeros must stand at padding. The rest: see `forward`."""
-        B, T, _ = x_BTE.shape
-        H, D = self.heads, self.head_dim
+        B = x_BTE.shape[0]
         if state is not None and state.tail.shape[0] != B:
             raise ValueError(
                 f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
             )
-        qkv, tail = self._convolve(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
-        q, k, v = F.silu(qkv).view(B, T, 3, H, D).unbind(2)
+        q, k, v, tail = self._streams(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         gates = self._gates(x_BTE)
         memory = None if state is None else state.memory
         if not learn:  # no step, nothing fades (log 1), and no momentum carries the memory on
@@ -167,8 +166,8 @@ class NeuralMemory(nn.Module):
             memory = None if memory is None else replace(memory, momentum=tuple(map(torch.zeros_like, memory.momentum)))
         read = memorize(
             self.rule,
-            F.normalize(q, dim=-1),
-            F.normalize(k, dim=-1),
+            q,
+            k,
             v,
             step_size=gates["step_size"],
             log_momentum=gates.get("log_momentum"),
@@ -209,6 +208,18 @@ class NeuralMemory(nn.Module):
             )
         gates["step_size"] = step
         return gates
+
+    @eager
+    def _streams(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries and keys of norm 1 and values, ``[B, T, H, D]``, and the inputs the next call still needs."""
+        if self.conv is not None and (mask is None or not _has_padding(mask)):
+            before = x.new_zeros(x.shape[0], self.conv_size - 1, x.shape[2]) if tail is None else tail
+            if native_streams.applies((x, before, self.conv)):
+                return native_streams.send(x, before, self.conv, self.heads)
+        y, after = self._convolve(x, tail, mask)
+        y = F.silu(y).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k = F.normalize(y[:, :, :2], dim=-1).unbind(2)
+        return q, k, y[:, :, 2], after
 
     def _convolve(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The short causal convolution over real tokens, and the inputs its next call still needs."""

@@ -1,0 +1,104 @@
+"""What a token sends to a memory, compiled (`native_streams.cpp`, see `native`).
+
+The short convolution, the non-linearity and the norms of a memory's layer are little arithmetic on much data: in torch
+some twenty passes over it forward and three times as many back, here one each way. Second derivatives need
+``MNEMONIST_KERNELS=off``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mnemonist.memory.kernels import native
+
+SHORTEST = 1e-12
+"""Norms below it are taken as this, as `torch.nn.functional.normalize` does."""
+
+
+class _Work(native.Structure):
+    """As `Work` in the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("B", "T", "H", "D", "taps", "threads", "double_precision")),
+        ("shortest", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "tail", "conv", "q", "k", "v", "next_tail")),
+        *((name, ctypes.c_void_p) for name in ("to_q", "to_k", "to_v", "to_next_tail", "to_x", "to_tail", "to_conv")),
+    ]
+
+
+def stream_kernel() -> ctypes.CDLL | None:
+    """The compiled kernel, or None if there is no way to have it."""
+    return native.kernel("native_streams.cpp", ("send", "go_back"), _Work)
+
+
+def applies(tensors: Sequence[Tensor]) -> bool:
+    """Whether the kernel can work with these tensors, which are all that it would be given."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and stream_kernel() is not None
+    )
+
+
+def send(x: Tensor, tail: Tensor, conv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Convolve, bend, and bring queries and keys to norm 1.
+
+    Args:
+        x: ``[B, T, 3 H D]``: projections of T tokens to queries, keys and values.
+        tail: ``[B, taps - 1, 3 H D]``: those of the tokens before.
+        conv: ``[taps, 3 H D]``, the last for the present token.
+        heads: ``H``.
+
+    Returns:
+        Queries, keys and values ``[B, T, H, D]``, and the tail for the tokens that follow.
+    """
+    return _Send.apply(x, tail, conv, heads)
+
+
+def _work(x: Tensor, tail: Tensor, conv: Tensor, heads: int) -> _Work:
+    B, T, channels = x.shape
+    return _Work(
+        B=B, T=T, H=heads, D=channels // (3 * heads), taps=conv.shape[0], threads=torch.get_num_threads(),
+        double_precision=x.dtype == torch.float64, shortest=SHORTEST, x=x.data_ptr(), tail=tail.data_ptr(),
+        conv=conv.data_ptr(),
+    )  # fmt: skip
+
+
+def _point(work: _Work, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        setattr(work, name, tensor.data_ptr())
+
+
+class _Send(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tail: Tensor, conv: Tensor, heads: int) -> tuple[Tensor, ...]:
+        kernel = stream_kernel()
+        assert kernel is not None
+        inputs = (x.contiguous(), tail.contiguous(), conv.contiguous())
+        B, T, channels = x.shape
+        out = [x.new_empty(B, T, heads, channels // (3 * heads)) for _ in range(3)] + [torch.empty_like(inputs[1])]
+        work = _work(*inputs, heads)
+        _point(work, ("q", "k", "v", "next_tail"), out)
+        kernel.send(ctypes.byref(work))
+        ctx.heads = heads
+        ctx.save_for_backward(*inputs)
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kernel = stream_kernel()
+        assert kernel is not None
+        inputs: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors
+        given, out = [grad.contiguous() for grad in grads], [torch.empty_like(tensor) for tensor in inputs]
+        work = _work(*inputs, ctx.heads)
+        _point(work, ("to_q", "to_k", "to_v", "to_next_tail"), given)
+        _point(work, ("to_x", "to_tail", "to_conv"), out)
+        kernel.go_back(ctypes.byref(work))
+        return *out, None

@@ -1,0 +1,75 @@
+"""The compiled short convolution, non-linearity and norms equal those of torch, derivatives included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiler import needs_compiler
+
+from mnemonist.memory.kernels import native, native_streams
+from mnemonist.models import NeuralMemory
+
+pytestmark = needs_compiler
+
+
+def tensors(B, T, H, D, taps, dtype):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    return normal(B, T, 3 * H * D), normal(B, taps - 1, 3 * H * D), normal(taps, 3 * H * D)
+
+
+def by_torch(x, tail, conv, heads):
+    past = torch.cat([tail, x], dim=1)
+    y = F.silu(sum(past[:, i : i + x.shape[1]] * tap for i, tap in enumerate(conv)))
+    q, k, v = y.unflatten(-1, (3, heads, -1)).unbind(2)
+    return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, past[:, x.shape[1] :]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    ("B", "T", "H", "D", "taps"),
+    [(2, 9, 2, 5, 4), (1, 40, 3, 16, 4), (2, 2, 1, 33, 5), (1, 1, 2, 8, 2), (3, 6, 1, 4, 1)],
+)
+def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance):
+    inputs = tensors(B, T, H, D, taps, dtype)
+    twins = [x.detach().clone().requires_grad_() for x in inputs]
+    fast, slow = native_streams.send(*inputs, H), by_torch(*twins, H)
+    weights = [torch.randn(y.shape, dtype=dtype) for y in fast]
+    for ys in (fast, slow):
+        sum((y * w).sum() for y, w in zip(ys, weights, strict=True)).backward()
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    for one, other in zip(inputs, twins, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=tolerance, atol=tolerance * 10)
+
+
+def test_a_token_of_nothing_stays_nothing_and_has_finite_derivatives():
+    x, tail, conv = (torch.zeros(1, 3, 12).requires_grad_(), torch.zeros(1, 1, 12), torch.ones(2, 12))
+    q, k, v, _ = native_streams.send(x, tail, conv, 2)
+    assert not q.any() and not k.any() and not v.any()
+    q.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_it_is_what_the_layer_uses_and_changes_nothing(monkeypatch):
+    layer, x = NeuralMemory(12, 2, 4).double(), torch.randn(2, 7, 12, dtype=torch.float64)
+    calls = []
+    send = native_streams.send
+    monkeypatch.setattr(native_streams, "send", lambda *given: calls.append(1) or send(*given))
+    y, state, _ = layer(x)
+    assert calls
+    monkeypatch.setattr(native, "kernel", lambda *_: None)
+    other, other_state, _ = layer(x)
+    assert len(calls) == 1
+    torch.testing.assert_close(y, other)
+    torch.testing.assert_close(state.tail, other_state.tail)
+
+
+def test_half_precision_is_left_to_torch():
+    x, tail, conv = tensors(1, 3, 1, 4, 2, torch.bfloat16)
+    assert not native_streams.applies((x, tail, conv.float()))
+    assert not native_streams.applies((x, tail, conv))
