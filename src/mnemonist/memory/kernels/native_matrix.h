@@ -9,6 +9,7 @@
 #include <cstring>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -86,6 +87,49 @@ inline void tile(int first, int depth, const T* a, long ars, long acs, const T* 
   }
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+constexpr bool SHUFFLES = true;  // whether the compiler knows the builtin below
+#else
+constexpr bool SHUFFLES = false;
+#define __builtin_shufflevector(a, b, ...) (a)
+#endif
+
+// Lane l of the result, by whether bit `step` of l is set: from a and from b, which are swapped by blocks of `step`.
+template <typename T, int step, bool second, int... l>
+inline vec<T> swapped(vec<T> a, vec<T> b, std::integer_sequence<int, l...>) {
+  constexpr int W = Vector<T>::width;
+  return __builtin_shufflevector(a, b, (second ? (l & step ? l + W : l + step) : (l & step ? l - step + W : l))...);
+}
+
+template <typename T, int step = 1> inline void transpose(vec<T>* rows) {
+  constexpr int W = Vector<T>::width;
+  if constexpr (step < W) {
+    constexpr auto lanes = std::make_integer_sequence<int, W>{};
+    for (int i = 0; i < W; ++i) {
+      if (i & step) continue;
+      const vec<T> a = rows[i], b = rows[i + step];
+      rows[i] = swapped<T, step, false>(a, b, lanes);
+      rows[i + step] = swapped<T, step, true>(a, b, lanes);
+    }
+    transpose<T, 2 * step>(rows);
+  }
+}
+
+// A strip of two vectors of columns of b, whose columns are contiguous, scaled by `weight(k)`: square by square.
+template <typename T, typename Weight> void pack_columns(int depth, const T* b, long bcs, T* strip, Weight weight) {
+  constexpr int W = Vector<T>::width;
+  int k = 0;
+  for (; k + W <= depth; k += W)
+    for (int half = 0; half < 2; ++half) {
+      vec<T> square[W];
+      for (int j = 0; j < W; ++j) square[j] = load(b + (half * W + j) * bcs + k);
+      transpose<T>(square);
+      for (int j = 0; j < W; ++j) store(strip + (k + j) * 2 * W + half * W, square[j] * weight(k + j));
+    }
+  for (; k < depth; ++k)
+    for (int j = 0; j < 2 * W; ++j) strip[k * 2 * W + j] = b[j * bcs + k] * weight(k);
+}
+
 // c [rows, columns] (+)= scaled a [rows, depth] @ b [depth, columns]; a and b with strides of row and column.
 template <typename T>
 void product(int rows, int columns, int depth, const T* a, long ars, long acs, const T* b, long brs, long bcs, T* c,
@@ -93,8 +137,11 @@ void product(int rows, int columns, int depth, const T* a, long ars, long acs, c
   constexpr int W = 2 * Vector<T>::width;
   for (int n = 0; n < columns; n += W) {
     const int width = std::min(W, columns - n);
-    for (int k = 0; k < depth; ++k) {
-      const T weight = scale.inner ? scale.sign * scale.inner[k * scale.inner_stride] : scale.sign;
+    const auto weigh = [&](int k) { return scale.inner ? scale.sign * scale.inner[k * scale.inner_stride] : scale.sign; };
+    const bool packed = SHUFFLES && brs == 1 && bcs != 1 && width == W;
+    if (packed) pack_columns<T>(depth, b + n * bcs, bcs, strip, weigh);
+    for (int k = 0; k < depth && !packed; ++k) {
+      const T weight = weigh(k);
       const T* from = b + k * brs + n * bcs;
       T* to = strip + k * W;
       if (bcs == 1 && width == W) {
@@ -130,8 +177,13 @@ template <typename T> inline vec<T> exponential(vec<T> x) {
   const vec<T> r = x - n * T(single ? 0.693359375 : 0.693147180369123816490) -
                    n * T(single ? -2.12194440e-4 : 1.90821492927058770002e-10);
   constexpr int terms = single ? 7 : 13;
-  vec<T> sum = zero + T(1);
-  for (int i = terms; i >= 1; --i) sum = sum * r / T(i) + T(1);
+  constexpr auto over_factorial = [](int n) {
+    double value = 1;
+    for (int i = 2; i <= n; ++i) value /= i;
+    return T(value);
+  };
+  vec<T> sum = zero + over_factorial(terms);
+  for (int i = terms - 1; i >= 0; --i) sum = sum * r + over_factorial(i);
   const bits exponent = __builtin_convertvector(n, bits);
   const bits scale = (exponent + (single ? 127 : 1023)) << (single ? 23 : 52);
   return sum * reinterpret_cast<const vec<T>&>(scale);

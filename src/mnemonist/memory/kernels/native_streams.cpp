@@ -22,6 +22,8 @@ struct Work {
 
 namespace {
 
+constexpr long AHEAD = 8;  // tokens: how far what is needed soon is asked for
+
 template <typename T> class Streams {
   static constexpr int W = Vector<T>::width;
 
@@ -48,18 +50,26 @@ template <typename T> class Streams {
   const T* past(long b, long p) const {
     return p < kept ? at(w.tail, (b * kept + p) * channels + first) : at(w.x, (b * w.T + p - kept) * channels + first);
   }
+  // A head is a short piece of a long row, too far from the same piece of the next one for the processor to foresee it.
+  void expect(const T* ahead) const {
+    for (int j = 0; j < D; j += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(ahead + j);
+  }
   // Where a token's part of a tensor [B, T, H, D] is: of queries, keys or values, by the unit.
-  template <typename P> auto place(P* const (&streams)[3], int unit, long b, long t) const {
+  template <typename P> auto* place(P* const (&streams)[3], int unit, long b, long t) const {
     return at(streams[unit / w.H], ((b * w.T + t) * w.H + unit % w.H) * D);
+  }
+
+  // a += b * c
+  void add_product(T* a, const T* b, const T* c) const {
+    int j = 0;
+    for (; j + W <= D; j += W) store(a + j, load(a + j) + load(b + j) * load(c + j));
+    for (; j < D; ++j) a[j] += b[j] * c[j];
   }
 
   // The convolution and its non-linearity; returns what the token is divided by.
   T token(int unit, long b, long t, bool derive) {
     std::fill(sum.begin(), sum.end(), T(0));
-    for (int i = 0; i < w.taps; ++i) {
-      const T *row = past(b, t + i), *tap = taps.data() + i * padded;
-      for (int j = 0; j < D; ++j) sum[j] += tap[j] * row[j];
-    }
+    for (int i = 0; i < w.taps; ++i) add_product(sum.data(), taps.data() + i * padded, past(b, t + i));
     for (int j = 0; j < padded; j += W) {
       const vec<T> a = load(&sum[j]), gate = T(1) / (T(1) + exponential<T>(-a)), s = a * gate;
       store(&out[j], s);
@@ -67,7 +77,8 @@ template <typename T> class Streams {
     }
     if (unit / w.H == 2) return 1;
     const T norm = std::max(std::sqrt(dot<T>(padded, out.data(), out.data())), T(w.shortest));
-    for (int j = 0; j < padded; ++j) out[j] /= norm;
+    const T inverse = 1 / norm;
+    for (int j = 0; j < padded; ++j) out[j] *= inverse;
     return norm;
   }
 };
@@ -84,6 +95,8 @@ template <typename T> class Sender : Streams<T> {
     this->enter(unit);
     for (long b = 0; b < w.B; ++b) {
       for (long t = 0; t < w.T; ++t) {
+        this->expect(this->past(b, std::min(t + AHEAD, w.T + kept - 1L)));
+        this->expect(this->place(streams, unit, b, std::min(t + AHEAD, w.T - 1L)));
         this->token(unit, b, t, false);
         std::copy_n(out.data(), D, this->place(streams, unit, b, t));
       }
@@ -109,15 +122,16 @@ template <typename T> class WayBack : Streams<T> {
       std::fill(ring.begin(), ring.end(), T(0));  // derivatives of the last sums, by token modulo taps
       for (long p = 0; p < w.T + kept; ++p) {
         T* to_sum = ring.data() + p % w.taps * padded;
+        const long ahead = std::min(p + AHEAD, w.T - 1L);
+        this->expect(this->past(b, ahead + kept));
+        this->expect(this->place(streams, unit, b, ahead));
+        this->expect(this->at(w.to_x, (b * w.T + ahead) * channels + first));
         if (p < w.T) {
           const T *grad = this->place(streams, unit, b, p), norm = this->token(unit, b, p, true);
           const T along = unit / w.H == 2 || norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, out.data());
-          for (int j = 0; j < D; ++j) to_sum[j] = (grad[j] - along * out[j]) / norm * slope[j];
-          for (int i = 0; i < w.taps; ++i) {
-            const T* row = this->past(b, p + i);
-            T* to_tap = to_taps.data() + i * padded;
-            for (int j = 0; j < D; ++j) to_tap[j] += to_sum[j] * row[j];
-          }
+          const T inverse = 1 / norm, *o = out.data(), *s = slope.data();
+          for (int j = 0; j < D; ++j) to_sum[j] = (grad[j] - along * o[j]) * inverse * s[j];
+          for (int i = 0; i < w.taps; ++i) this->add_product(to_taps.data() + i * padded, to_sum, this->past(b, p + i));
         } else {
           std::fill_n(to_sum, D, T(0));
         }
@@ -125,10 +139,8 @@ template <typename T> class WayBack : Streams<T> {
                          : this->at(w.to_x, (b * w.T + p - kept) * channels + first);
         if (p < w.T) std::fill_n(to, D, T(0));
         else std::copy_n(this->at(w.to_next_tail, (b * kept + p - w.T) * channels + first), D, to);
-        for (int i = 0; i < w.taps; ++i) {
-          const T *tap = taps.data() + i * padded, *from = ring.data() + (p + w.taps - i) % w.taps * padded;
-          for (int j = 0; j < D; ++j) to[j] += tap[j] * from[j];
-        }
+        for (int i = 0; i < w.taps; ++i)
+          this->add_product(to, taps.data() + i * padded, ring.data() + (p + w.taps - i) % w.taps * padded);
       }
     }
     for (int i = 0; i < w.taps; ++i)
