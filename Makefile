@@ -42,8 +42,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# make bench ONLY=Layer measures a part.
 bench: $(PEERS)
-	$(BIN)/python benchmarks/memory_speed.py
+	$(BIN)/python benchmarks/cpu.py $(if $(ONLY),--only '$(ONLY)')
 
 # The peers that speed is compared with.
 $(PEERS): $(STAMP)

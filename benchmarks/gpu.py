@@ -32,7 +32,10 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import gpu_checks
-from gpu_timing import FULL, TINY, Bench, Sizes, Work, free, spread
+from gpu_targets import GPU_TARGETS
+from gpu_timing import FULL, TINY, Bench, Sizes, free
+from timing import Work, spread
+from work import DeepWork
 
 from mnemonist.memory import RULES, MemoryRule, initial_weights, memorize
 from mnemonist.memory.kernels import triton_reading
@@ -161,22 +164,16 @@ def deep_rule(sizes: Sizes, expansion: float) -> MemoryRule:
     return RULES["titans"].replace(expansion=expansion, chunk_size=sizes.chunk)
 
 
-def flops(sizes: Sizes, dim: int, expansion: float, batch: int, back: bool) -> float:
-    """Of reading: 11 a weight and token, the triangles inside a chunk, the gates; both ways it is three times that."""
-    weights = 2 * expansion * dim * dim
-    each = 11 * weights + 4 * sizes.chunk * dim * (1 + expansion) + 2 * sizes.chunk**2
-    return (3 if back else 1) * each * batch * sizes.heads * sizes.tokens
-
-
-def deep_fraction(bench: Bench, name: str, dim: int, expansion: float, back: bool, target: float | None) -> None:
+def deep_fraction(bench: Bench, name: str, dim: int, expansion: float, back: bool) -> None:
     """Time of the bare deep memory, as a part of the matmul rate."""
-    sizes = bench.sizes
+    sizes, target = bench.sizes, GPU_TARGETS.get(name)
     rule = deep_rule(sizes, expansion)
     bench.compare(name, reading(bench, rule, dim, back, bench.deep_backend), None, target=target)
     entry = bench.report["results"][-1]
     if entry["ours_seconds"] is None or bench.rate is None:
         return
-    work = flops(sizes, dim, expansion, entry["batch"], back)
+    each = DeepWork(sizes.heads, dim, expansion, sizes.chunk).flops
+    work = (3 if back else 1) * each * entry["batch"] * sizes.tokens
     rate = spread([work / s for s in entry["ours_seconds"].values()])
     entry |= {"flops_per_second": rate, "ratio_of": "bfloat16 matmul rate"}
     entry["ratio"] = {n: r / bench.rate for n, r in rate.items()}
@@ -190,7 +187,7 @@ def deep_speed(bench: Bench) -> None:
     sizes = bench.sizes
     rule = deep_rule(sizes, sizes.expansion)
     for way, back in WAYS:
-        deep_fraction(bench, f"deep memory, {way}", sizes.dim, sizes.expansion, back, 0.35)
+        deep_fraction(bench, f"deep memory, {way}", sizes.dim, sizes.expansion, back)
     for way, back in WAYS:
         bench.compare(
             f"deep memory, {way}, kernels against torch",
@@ -238,7 +235,7 @@ def against_titans_pytorch(bench: Bench) -> None:
         name = f"layer of deep memory, {way}, against titans-pytorch with chunks of {sizes.chunk}"
         try:
             peer: Callable[[int], Work] | None = theirs(back)
-            fields: dict[str, Any] = {"target": 10.0}
+            fields: dict[str, Any] = {"target": GPU_TARGETS.get(name)}
         except ImportError as absent:
             peer, fields = None, {"note": f"no titans-pytorch: {absent}"}
         bench.compare(name, ours(back), peer, **fields)
@@ -250,7 +247,7 @@ def deep_scan(bench: Bench) -> None:
     for dim in sizes.dims:
         for expansion in sizes.expansions:
             for way, back in WAYS:
-                deep_fraction(bench, f"scan: dim {dim}, expansion {expansion:g}, {way}", dim, expansion, back, None)
+                deep_fraction(bench, f"scan: dim {dim}, expansion {expansion:g}, {way}", dim, expansion, back)
     for constant, choices in SCANNED.items():
         usual = getattr(triton_reading, constant)
         for choice in choices:
@@ -258,7 +255,7 @@ def deep_scan(bench: Bench) -> None:
             try:
                 for way, back in WAYS:
                     name = f"scan: {constant} {choice} (usually {usual}), {way}"
-                    deep_fraction(bench, name, sizes.dim, sizes.expansion, back, None)
+                    deep_fraction(bench, name, sizes.dim, sizes.expansion, back)
             finally:
                 setattr(triton_reading, constant, usual)
 
@@ -292,8 +289,7 @@ def linear_speed(bench: Bench) -> None:
     for way, back in WAYS:
         name = f"titans-linear, {way}, against the gated delta rule of flash-linear-attention"
         peer = None if chunk_gated_delta_rule is None else theirs(back)
-        # At most 1.3 times its time, for a rule that carries momentum besides.
-        fields = {"note": why} if peer is None else {"target": 1 / 1.3}
+        fields = {"note": why} if peer is None else {"target": GPU_TARGETS[name]}
         bench.compare(name, reading(bench, linear, sizes.dim, back, "auto"), peer, **fields)
     for rule in (rule for rule in RULES.values() if rule.solvable and rule is not RULES["titans-linear"]):
         for way, back in WAYS:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import Side, Work, alternate, ratios, seconds, spread, versions
 
 from mnemonist.files import write_atomically
 
-Work = Callable[[], object]
 PACKAGES = ("torch", "triton", "flash-linear-attention", "fla-core", "titans-pytorch")
 
 
@@ -61,7 +57,7 @@ class Bench:
             "what": "correctness and speed on a GPU" if self.on_gpu else "a rehearsal: its figures mean nothing",
             "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
             "machine": {},
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "versions": versions(PACKAGES),
             "sections": {},
             "checks": [],
             "results": [],
@@ -93,9 +89,7 @@ class Bench:
     def seconds(self, work: Work) -> float:
         """Of one run."""
         if not self.on_gpu:
-            began = time.perf_counter()
-            work()
-            return time.perf_counter() - began
+            return seconds(work)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         begin.record()
@@ -109,8 +103,8 @@ class Bench:
         for work in works:
             for _ in range(2):
                 work()
-        rounds = [[self.seconds(work) for work in works] for _ in range(self.sizes.runs)]
-        return [list(side) for side in zip(*rounds, strict=True)]
+        # Memory stays with torch here, so no run need be repeated untimed.
+        return alternate([Side(work, lambda: None) for work in works], self.sizes.runs, self.seconds)
 
     def peak(self, work: Work) -> int | None:
         """Bytes that a run needs beyond what is there before it."""
@@ -158,7 +152,7 @@ class Bench:
             fields |= {"batch": batch, "ours_seconds": spread(times[0]), "ours_peak_bytes": self.peak(works[0])}
             if theirs is not None:
                 fields |= {"theirs_seconds": spread(times[1]), "theirs_peak_bytes": self.peak(works[1])}
-                fields["ratio"] = spread([b / a for a, b in zip(*times, strict=True)])
+                fields["ratio"] = ratios(*times)
             return True, theirs
         except torch.cuda.OutOfMemoryError:
             notes.append(f"{side} ran out of memory with {batch} rows")
@@ -171,18 +165,7 @@ class Bench:
             free(self)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def free(bench: Bench) -> None:
     gc.collect()
     if bench.on_gpu:
         torch.cuda.empty_cache()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

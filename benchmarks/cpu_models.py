@@ -1,0 +1,74 @@
+"""Whole models: a step of training of each architecture against a transformer of as many parameters."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from cpu_measure import Group, Measure, Row, Sizes, timed
+from timing import Side, Work
+
+from mnemonist.models import LanguageModel, ModelConfig
+from mnemonist.models.cost import matched, model_cost
+
+KINDS = ("mag", "mac", "lmm")
+
+
+def configurations(sizes: Sizes) -> dict[str, ModelConfig]:
+    """Models of equal size: of each kind of block, and last a transformer, without tokens that a text has not."""
+    work = sizes.reference
+    transformer = ModelConfig(
+        blocks=("attention",) * sizes.blocks,
+        rule=f"titans:expansion={work.expansion:g},chunk_size={work.chunk}",
+        width=work.width,
+        heads=work.heads,
+        head_dim=work.dim,
+        memory_heads=work.heads,
+        memory_head_dim=work.dim,
+        window=2 * work.chunk,
+        persistent_tokens=0,
+        mlp_width=sizes.mlp_width,
+    )
+    parameters = model_cost(transformer).parameters
+    return {
+        kind: matched(transformer.replace(blocks=(kind,) * sizes.blocks, persistent_tokens=4), parameters)
+        for kind in KINDS
+    } | {"attention": transformer}
+
+
+def training(config: ModelConfig, lengths: tuple[int, ...]) -> list[Work]:
+    """Steps of one model on a text of each length: forward, loss, backward, AdamW."""
+    model = LanguageModel(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(ids: torch.Tensor) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        logits = model(ids[:, :-1]).logits
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimiser.step()
+
+    texts = [torch.randint(0, config.vocab_size, (1, length + 1)) for length in lengths]
+    return [lambda ids=ids: step(ids) for ids in texts]
+
+
+def models(sizes: Sizes) -> Group:
+    configs = configurations(sizes)
+    parameters = model_cost(configs["attention"]).parameters
+
+    def sides(length: int) -> list[Side]:
+        """Untimed is a step on a quarter of the text."""
+        return [Side(*training(config, (length, length // 4))) for config in configs.values()]
+
+    measures = []
+    for length, target, runs in zip(sizes.texts, (1.0, 2.0), (sizes.runs, sizes.long_runs), strict=True):
+        rows = tuple(Row(f"{kind}, {length:,} tokens", "transformer with full attention", target) for kind in KINDS)
+        measures.append(Measure(rows, timed(lambda length=length: sides(length), runs)))
+    mlps = ", ".join(f"{kind} {config.mlp_width}" for kind, config in configs.items())
+    text = (
+        f"A step of training (forward, loss, backward, AdamW) of models of {parameters / 1e6:.1f}M parameters each: "
+        f"{sizes.blocks} blocks of width {sizes.reference.width}, {sizes.reference.heads} heads of "
+        f"{sizes.reference.dim}, memories of expansion {sizes.reference.expansion:g} and chunks of "
+        f"{sizes.reference.chunk}, windows and segments of {2 * sizes.reference.chunk}, one row of bytes. What a block "
+        f"has less, its MLP has more (widths: {mlps}). The ratio says how many times less time ours takes; "
+        "each timed step follows an untimed one on a quarter of the text."
+    )
+    return Group("Training", text, tuple(measures))

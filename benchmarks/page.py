@@ -1,0 +1,179 @@
+"""The page of the results: README.md, its plots, and the figures of limits.md, from the reports.
+
+    python benchmarks/page.py           reads benchmarks/results/cpu.json and, where it is, gpu.json
+
+Nothing in them is written by hand but the words of limits.md around its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent / "src"))
+
+from gpu_targets import GPU_TARGETS
+from plots import draw_ratios, draw_roofline
+from table import Entry, figure, met, ratio, target
+
+from mnemonist.files import write_atomically
+
+Report = dict[str, Any]
+BEGIN, END = "<!-- figures: written by page.py -->", "<!-- end of figures -->"
+
+
+def page(cpu: Report, gpu: Report | None) -> str:
+    """README.md."""
+    results = cpu["results"]
+    aimed = [entry for entry in results if entry.get("target") is not None]
+    reached = sum(met(entry) == "yes" for entry in aimed)
+    parts = [
+        "# Speed and memory, side by side",
+        "This page is written by `python benchmarks/page.py` from [results/cpu.json](results/cpu.json)"
+        + (" and [results/gpu.json](results/gpu.json)" if gpu else "")
+        + ". How it is measured, and how to measure it again, is at its end; where the time goes is in "
+        "[limits.md](limits.md).",
+        "A ratio says how many times less ours takes than what it is compared with: a median over pairs of runs, "
+        "one side right after the other, and in brackets the least and the most. The median should be at least the "
+        f"target. On the CPU {reached} of {len(aimed)} targets are met.",
+        "![Every ratio over its target](results/ratios.svg)",
+        f"## CPU: {cpu['machine']['processor']}, {cpu['machine']['threads']} threads",
+        machine_words(cpu),
+    ]
+    for title, text in cpu["groups"].items():
+        parts += [f"### {title}", text, rows([entry for entry in results if entry["group"] == title])]
+    parts += [gpu_part(gpu), HOW]
+    return "\n\n".join(parts) + "\n"
+
+
+HOW = """## How it is measured
+`make bench` runs every measure on the CPU, prints this table and writes `results/latest.json`; `--only Layer` runs a
+part, `--list` names them all. Both sides run in one process, in turn: each timed run follows an untimed one of its own
+side, so neither pays for memory that the other gave back, and a machine whose speed drifts slows both. Float32,
+denormals flushed to zero, as many threads as torch takes by itself.
+
+It ends with a verdict: whether a median ratio fell by more than 15% against the report that is committed
+(`python benchmarks/check.py NEW OLD` compares any two). Ratios are compared, not seconds.
+
+To record a run, on a machine that does nothing else:
+
+    python benchmarks/cpu.py --out benchmarks/results/cpu.json && python benchmarks/page.py
+
+On an NVIDIA GPU `python benchmarks/gpu.py` first checks that what is timed is right, and writes `results/gpu.json`."""
+
+
+def machine_words(cpu: Report) -> str:
+    machine, used = cpu["machine"], cpu["versions"]
+    rates = machine["matmul_flops_per_second"]
+    products = " and ".join(f"{rate['median'] / 1e9:.0f} GFLOP/s on {label}" for label, rate in rates.items())
+    installed = ", ".join(f"{name} {version}" for name, version in used.items() if version is not None)
+    return (
+        f"{cpu['date']}, `{cpu['command']}`, {cpu['seconds'] / 60:.1f} minutes. {machine['cores']} cores; batched "
+        f"products of the reference work's shape at {products}; copying at "
+        f"{machine['copy_bytes_per_second']['median'] / 1e9:.1f} GB/s, read and written. {installed}."
+    )
+
+
+def rows(entries: list[Entry]) -> str:
+    """A table."""
+    lines = [
+        "| what | ours | compared with | theirs | ratio (least to most) | target | met |",
+        "|---|--:|---|--:|--:|--:|---|",
+    ]
+    for entry in entries:
+        note = f"; {entry['note']}" if entry.get("note") else ""
+        peer = entry.get("peer") or entry.get("ratio_of") or "-"
+        cells = [entry["name"] + note, figure(entry, "ours"), peer, figure(entry, "theirs"), ratio(entry)]
+        lines.append("| " + " | ".join(str(c).replace("|", "/") for c in [*cells, target(entry), met(entry)]) + " |")
+    return "\n".join(lines)
+
+
+def gpu_part(gpu: Report | None) -> str:
+    """Measured or not."""
+    if gpu is None:
+        lines = ["| what | ratio | target |", "|---|---|--:|"]
+        lines += [f"| {name} | not yet measured | {least:.3g} |" for name, least in GPU_TARGETS.items()]
+        text = (
+            "Not yet measured. Deep memories have 132 memories or more at once (rows times heads), 8,192 tokens, heads "
+            "of width 64, expansion 2, chunks of 64; their ratio is the fraction of the rate of bfloat16 products. The "
+            "last two targets say: at most 1.3 times the time."
+        )
+        return "\n\n".join(["## GPU", text, "\n".join(lines)])
+    checks, versions = gpu["checks"], gpu["versions"]
+    right = sum(bool(check["passed"]) for check in checks)
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+    text = f"`{gpu['command']}`: {right} of {len(checks)} checks of correctness passed. {installed}."
+    aimed = [entry for entry in gpu["results"] if entry["target"] is not None or entry["name"] in GPU_TARGETS]
+    compared = [entry for entry in gpu["results"] if entry not in aimed and entry["theirs_seconds"] is not None]
+    return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, rows(aimed + compared)])
+
+
+def limit_figures(cpu: Report) -> str:
+    """The figures of limits.md."""
+    entries = roofline(cpu)
+    copied = cpu["machine"]["copy_bytes_per_second"]["median"]
+    parts = next(entry["parts"] for entry in cpu["results"] if "parts" in entry)
+    whole = sum(parts.values())
+    lines = ["| operations per token | thousands | share |", "|---|--:|--:|"]
+    lines += [f"| {name} | {flops / 1e3:,.0f} | {flops / whole:.0%} |" for name, flops in parts.items()]
+    lines += ["", "| chunk | GFLOP/s reached | of products of that shape | copying alone would allow | at most |"]
+    lines += ["|--:|--:|--:|--:|---|"]
+    for entry in entries:
+        reached, shape = (entry["flops"] / entry[f"{side}_seconds"]["median"] for side in ("ours", "theirs"))
+        moved = entry["flops"] / entry["bytes"] * copied
+        bound = "multiplying" if shape < moved else "copying"
+        lines.append(
+            f"| {entry['chunk']} | {reached / 1e9:.0f} | {entry['ratio']['median']:.2f} | {moved / 1e9:,.0f} | {bound} |"
+        )
+    return "\n".join([*lines, "", "![The roofline of the reference work](results/roofline.svg)"])
+
+
+def roofline(cpu: Report) -> list[Entry]:
+    return [entry for entry in cpu["results"] if entry["group"] == "Roofline" and entry["ratio"] is not None]
+
+
+def with_figures(text: str, figures: str) -> str:
+    """The text with what stands between the marks replaced."""
+    marked = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", flags=re.DOTALL)
+    if not marked.search(text):
+        raise ValueError(f"limits.md has lost the marks {BEGIN} and {END}; put them back.")
+    return marked.sub(lambda _: f"{BEGIN}\n{figures}\n{END}", text)
+
+
+def write(folder: Path) -> list[Path]:
+    """Everything that comes from the reports in ``folder/results``; what was written."""
+    results = folder / "results"
+    cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    on_gpu = results / "gpu.json"
+    gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
+    written = [folder / "README.md", results / "ratios.svg"]
+    write_atomically(written[0], page(cpu, gpu))
+    draw_ratios(cpu["results"], written[1])
+    if roofline(cpu):
+        limits = folder / "limits.md"
+        write_atomically(limits, with_figures(limits.read_text(encoding="utf-8"), limit_figures(cpu)))
+        draw_roofline(roofline(cpu), cpu["machine"], results / "roofline.svg")
+        written += [limits, results / "roofline.svg"]
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where results/ and limits.md are")
+    options = parser.parse_args()
+    try:
+        for path in write(options.folder):
+            print(path)
+    except (OSError, ValueError) as error:
+        print(f"The page cannot be written: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
