@@ -14,13 +14,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from cpu_measure import FULL, TINY, Sizes
+from cpu_measure import FULL, TINY, PeerMissing, Sizes
 from timing import Side, alternate
 
 STATUS = Path("/proc/self/status")
@@ -32,13 +33,14 @@ def alone(task: str, sizes: Sizes, *arguments: str) -> Any:
     """What a task finds in a fresh process.
 
     Raises:
-        ImportError: it needs what is not installed.
+        PeerMissing: it needs what is not installed.
         RuntimeError: it broke.
     """
-    command = [sys.executable, __file__, task, *arguments, *(["--rehearse"] if sizes == TINY else [])]
+    command = [sys.executable, __file__, task, *arguments, "--runs", str(sizes.runs)]
+    command += ["--rehearse"] if sizes.rehearsal else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == MISSING:
-        raise ImportError(done.stderr.strip())
+        raise PeerMissing(done.stderr.strip())
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} broke: {done.stderr.strip()[-400:]}")
     return json.loads(done.stdout)
@@ -47,7 +49,7 @@ def alone(task: str, sizes: Sizes, *arguments: str) -> Any:
 def resident(field: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at its highest."""
     if not STATUS.exists():
-        raise OSError("Memory is read from /proc, which only Linux has; the other measures need --only.")
+        raise OSError("Resident memory is read from /proc, which only Linux has.")
     found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
     assert found is not None
     return 1024 * int(found[1])
@@ -67,7 +69,7 @@ def peak(sizes: Sizes, side: str) -> dict[str, int]:
 
 
 def stream(sizes: Sizes) -> dict[str, Any]:
-    """Resident bytes after the first pieces and at the most, and seconds a token of decoding, early and late."""
+    """Resident bytes when the process has settled and at the most, and seconds a token of decoding, early and late."""
     from cpu_streams import streaming_model
 
     model = streaming_model(sizes)
@@ -91,8 +93,8 @@ def stream(sizes: Sizes) -> dict[str, Any]:
 
         times = alternate([decoding(late), decoding(early)], sizes.runs)
     late_seconds, early_seconds = ([s / sizes.decoded for s in side] for side in times)
-    # What reading needs at all is there after two pieces.
-    return {"start": seen[1], "most": max(seen[1:]), "late": late_seconds, "early": early_seconds}
+    settled = seen[sizes.settled - 1 :]
+    return {"start": settled[0], "most": max(settled), "late": late_seconds, "early": early_seconds}
 
 
 def main() -> int:
@@ -100,13 +102,14 @@ def main() -> int:
     parser.add_argument("task", choices=["peak", "stream"])
     parser.add_argument("side", nargs="?", choices=["ours", "theirs"], default="ours")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes; the figures mean nothing")
+    parser.add_argument("--runs", type=int, default=FULL.runs, help="of decoding")
     options = parser.parse_args()
-    sizes = TINY if options.rehearse else FULL
+    sizes = replace(TINY if options.rehearse else FULL, runs=options.runs)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     try:
         print(json.dumps(peak(sizes, options.side) if options.task == "peak" else stream(sizes)))
-    except ImportError as absent:
+    except PeerMissing as absent:
         print(absent, file=sys.stderr)
         return MISSING
     return 0

@@ -18,6 +18,21 @@ from table import key
 TOLERANCE = 0.15
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A report.
+
+    Raises:
+        ValueError: there is none, or it is not one.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(report["results"], list):
+            return report
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as a report of measurements: {error!r}.") from error
+    raise ValueError(f"{path} cannot be read as a report of measurements: its results are no list.")
+
+
 def losses(new: dict[str, Any], old: dict[str, Any], tolerance: float = TOLERANCE, partial: bool = False) -> list[str]:
     """What got worse, one sentence each.
 
@@ -61,9 +76,9 @@ def main() -> int:
     parser.add_argument("--partial", action="store_true", help="results may be missing from NEW")
     options = parser.parse_args()
     try:
-        new, old = (json.loads(path.read_text(encoding="utf-8")) for path in (options.new, options.old))
-    except (OSError, json.JSONDecodeError) as error:
-        print(f"A report cannot be read: {error}.", file=sys.stderr)
+        new, old = read(options.new), read(options.old)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     print(verdict(new, old, options.tolerance, options.partial))
     return 1 if losses(new, old, options.tolerance, options.partial) else 0

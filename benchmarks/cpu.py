@@ -31,14 +31,15 @@ import check
 import torch
 from cpu_layer import layer
 from cpu_linear import linear
-from cpu_measure import FULL, TINY, Group, Measure, Sizes, empty_entry, filled_entry, limited
+from cpu_measure import FULL, TINY, Group, Measure, PeerMissing, Sizes, empty_entry, filled_entry, limited
 from cpu_models import models
 from cpu_reference import products, reference_work, roofline
 from cpu_streams import streams
 from table import key, line
 from timing import Side, alternate, processor, spread, versions
 
-from mnemonist.files import write_atomically
+from mnemonist.errors import UserError
+from mnemonist.files import require_writable, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 COPIED = 2**28
@@ -72,20 +73,20 @@ def machine(sizes: Sizes, copied: int) -> dict[str, Any]:
 def take(report: dict[str, Any], group: Group, measure: Measure) -> bool:
     """Add the results of a measure to the report; whether nothing of ours broke."""
     torch.manual_seed(0)
-    broken = None
+    sound = True
     try:
         found = measure.take()
         entries = [filled_entry(group, measure, *taken) for taken in zip(measure.rows, found, strict=True)]
     except Exception as error:  # the other measures go on
-        broken = error
-        why = f"needs what is not installed: {error}" if isinstance(error, ImportError) else f"broke: {error!r}"[:600]
+        sound = isinstance(error, PeerMissing)
+        why = str(error) if sound else f"broke: {error!r}"[:600]
         entries = [empty_entry(group, measure, row) | {"note": why} for row in measure.rows]
     report["groups"][group.title] = group.text
     report["results"] += entries
     for entry in entries:
         print(f"  {line(entry)}", flush=True)
     gc.collect()
-    return broken is None or isinstance(broken, ImportError)
+    return sound
 
 
 def selected(every: tuple[Group, ...], wanted: list[str] | None) -> list[tuple[Group, Measure]]:
@@ -111,6 +112,8 @@ def main() -> int:
     torch.set_flush_denormal(True)
     sizes = TINY if options.rehearse else FULL
     if options.runs is not None:
+        if options.runs < 1:
+            parser.error(f"--runs is {options.runs}; it must be at least 1.")
         sizes = replace(sizes, runs=options.runs, long_runs=options.runs)
     chosen = selected(groups(sizes), options.only)
     if not chosen:
@@ -119,22 +122,25 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{group.title}: {row.name}" for group, measure in chosen for row in measure.rows))
         return 0
-    comparable = not options.rehearse and options.against.exists()
-    old = json.loads(options.against.read_text(encoding="utf-8")) if comparable else None
+    old = None
+    try:
+        require_writable(options.out)
+        if not options.rehearse and options.against.exists():
+            old = check.read(options.against)
+    except (UserError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return run(options.out, sizes, chosen, old, partial=options.only is not None)
 
 
-def run(
-    out: Path, sizes: Sizes, chosen: list[tuple[Group, Measure]], old: dict[str, Any] | None, partial: bool
-) -> int:
+def run(out: Path, sizes: Sizes, chosen: list[tuple[Group, Measure]], old: dict[str, Any] | None, partial: bool) -> int:
     """Measure, and say what was found."""
     began = time.perf_counter()
-    rehearsed = sizes.reference == TINY.reference
     report: dict[str, Any] = {
-        "what": "a rehearsal: its figures mean nothing" if rehearsed else "speed on a CPU, side by side with peers",
+        "what": "a rehearsal: its figures mean nothing" if sizes.rehearsal else "speed and memory on a CPU",
         "command": " ".join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(sizes, 2**16 if rehearsed else COPIED),
+        "machine": machine(sizes, 2**16 if sizes.rehearsal else COPIED),
         "versions": versions(("mnemonist", "torch", "titans-pytorch")),
         "groups": {},
         "results": [],

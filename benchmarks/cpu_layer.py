@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from alone import alone
-from cpu_measure import Group, Measure, Pairs, Row, Sizes, Take, timed
+from cpu_measure import Group, Measure, Pairs, PeerMissing, Row, Sizes, Take, timed
 from cpu_reference import WAYS, deep_rule
 from timing import Work
 from work import DeepWork
@@ -21,8 +21,11 @@ def our_layer(work: DeepWork, decay_to: str = "zero") -> torch.nn.Module:
 
 
 def their_layer(work: DeepWork, chunk_size: int) -> torch.nn.Module:
-    from titans_pytorch import MemoryMLP
-    from titans_pytorch import NeuralMemory as TheirMemory
+    try:
+        from titans_pytorch import MemoryMLP
+        from titans_pytorch import NeuralMemory as TheirMemory
+    except ImportError as error:
+        raise PeerMissing(f"titans-pytorch cannot be imported ({error}); make bench installs it") from error
 
     memory = MemoryMLP(dim=work.dim, depth=2, expansion_factor=float(work.expansion))
     return TheirMemory(dim=work.width, chunk_size=chunk_size, heads=work.heads, dim_head=work.dim, model=memory)

@@ -25,8 +25,8 @@ class Sizes:
     """Chunk sizes of the roofline."""
     lengths: tuple[int, ...]
     """Texts whose cost per token should be one."""
-    blocks: int
-    """Of the models that are trained."""
+    blocks: tuple[int, int]
+    """Of the models that are trained on a short text, and on a long one."""
     mlp_width: int
     """Of the model of attention; the others get the width that brings them to as many parameters."""
     texts: tuple[int, int]
@@ -36,12 +36,16 @@ class Sizes:
     """Tokens after which decoding is timed: few, and many."""
     piece: int
     """Tokens of a stream that are read in one call."""
+    settled: int
+    """Pieces after which the allocator of the process holds what reading needs."""
     decoded: int
     prefixes: tuple[int, int]
     """Tokens before the one that is decoded with and without a state."""
     runs: int
     long_runs: int
     """Of what takes many seconds."""
+    rehearsal: bool = False
+    """Whether the figures mean nothing."""
 
 
 FULL = Sizes(
@@ -51,16 +55,17 @@ FULL = Sizes(
     per_token=512,
     chunks=(16, 32, 64, 128),
     lengths=(1024, 4096, 16384, 65536),
-    blocks=2,
+    blocks=(2, 1),
     mlp_width=936,
     texts=(4096, 16384),
     early=1000,
     streamed=1_000_000,
     piece=8192,
-    decoded=128,
+    settled=10,
+    decoded=256,
     prefixes=(64, 512),
     runs=5,
-    long_runs=3,
+    long_runs=5,
 )
 TINY = Sizes(
     reference=DeepWork(heads=2, dim=8, expansion=2.0, chunk=8),
@@ -69,17 +74,23 @@ TINY = Sizes(
     per_token=8,
     chunks=(4, 8),
     lengths=(16, 32),
-    blocks=1,
+    blocks=(1, 1),
     mlp_width=64,
     texts=(16, 32),
     early=10,
     streamed=200,
     piece=32,
+    settled=2,
     decoded=4,
     prefixes=(4, 8),
     runs=2,
-    long_runs=2,
+    long_runs=1,
+    rehearsal=True,
 )
+
+
+class PeerMissing(Exception):
+    """What ours would be compared with is not installed."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from mnemonist.models.cost import matched, model_cost
 KINDS = ("mag", "mac", "lmm")
 
 
-def configurations(sizes: Sizes) -> dict[str, ModelConfig]:
+def configurations(sizes: Sizes, blocks: int) -> dict[str, ModelConfig]:
     """Models of equal size: of each kind of block, and last a transformer, without tokens that a text has not."""
     work = sizes.reference
     transformer = ModelConfig(
-        blocks=("attention",) * sizes.blocks,
+        blocks=("attention",) * blocks,
         rule=f"titans:expansion={work.expansion:g},chunk_size={work.chunk}",
         width=work.width,
         heads=work.heads,
@@ -30,8 +30,7 @@ def configurations(sizes: Sizes) -> dict[str, ModelConfig]:
     )
     parameters = model_cost(transformer).parameters
     return {
-        kind: matched(transformer.replace(blocks=(kind,) * sizes.blocks, persistent_tokens=4), parameters)
-        for kind in KINDS
+        kind: matched(transformer.replace(blocks=(kind,) * blocks, persistent_tokens=4), parameters) for kind in KINDS
     } | {"attention": transformer}
 
 
@@ -51,21 +50,23 @@ def training(config: ModelConfig, lengths: tuple[int, ...]) -> list[Work]:
 
 
 def models(sizes: Sizes) -> Group:
-    configs = configurations(sizes)
-    parameters = model_cost(configs["attention"]).parameters
+    configs = [configurations(sizes, blocks) for blocks in sizes.blocks]
+    parameters = [model_cost(each["attention"]).parameters / 1e6 for each in configs]
 
     def sides(length: int) -> list[Side]:
         """Untimed is a step on a quarter of the text."""
-        return [Side(*training(config, (length, length // 4))) for config in configs.values()]
+        each = configs[sizes.texts.index(length)]
+        return [Side(*training(config, (length, length // 4))) for config in each.values()]
 
     measures = []
     for length, target, runs in zip(sizes.texts, (1.0, 2.0), (sizes.runs, sizes.long_runs), strict=True):
         rows = tuple(Row(f"{kind}, {length:,} tokens", "transformer with full attention", target) for kind in KINDS)
         measures.append(Measure(rows, timed(lambda length=length: sides(length), runs)))
-    mlps = ", ".join(f"{kind} {config.mlp_width}" for kind, config in configs.items())
+    mlps = ", ".join(f"{kind} {config.mlp_width}" for kind, config in configs[0].items())
     text = (
-        f"A step of training (forward, loss, backward, AdamW) of models of {parameters / 1e6:.1f}M parameters each: "
-        f"{sizes.blocks} blocks of width {sizes.reference.width}, {sizes.reference.heads} heads of "
+        f"A step of training (forward, loss, backward, AdamW) of models of {parameters[0]:.1f}M parameters each: "
+        f"{sizes.blocks[0]} blocks (on the longer text {sizes.blocks[1]}, {parameters[1]:.1f}M) of width "
+        f"{sizes.reference.width}, {sizes.reference.heads} heads of "
         f"{sizes.reference.dim}, memories of expansion {sizes.reference.expansion:g} and chunks of "
         f"{sizes.reference.chunk}, windows and segments of {2 * sizes.reference.chunk}, one row of bytes. What a block "
         f"has less, its MLP has more (widths: {mlps}). The ratio says how many times less time ours takes; "

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from gpu_targets import GPU_TARGETS
 from plots import draw_ratios, draw_roofline
@@ -24,6 +23,7 @@ from table import Entry, figure, met, ratio, target
 from mnemonist.files import write_atomically
 
 Report = dict[str, Any]
+FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- figures: written by page.py -->", "<!-- end of figures -->"
 
 
@@ -82,14 +82,15 @@ def machine_words(cpu: Report) -> str:
 def rows(entries: list[Entry]) -> str:
     """A table."""
     lines = [
-        "| what | ours | compared with | theirs | ratio (least to most) | target | met |",
-        "|---|--:|---|--:|--:|--:|---|",
+        "| what | ours | compared with | theirs | ratio (least to most) | runs | target | met |",
+        "|---|--:|---|--:|--:|--:|--:|---|",
     ]
     for entry in entries:
         note = f"; {entry['note']}" if entry.get("note") else ""
         peer = entry.get("peer") or entry.get("ratio_of") or "-"
         cells = [entry["name"] + note, figure(entry, "ours"), peer, figure(entry, "theirs"), ratio(entry)]
-        lines.append("| " + " | ".join(str(c).replace("|", "/") for c in [*cells, target(entry), met(entry)]) + " |")
+        cells += [entry.get("runs", "-"), target(entry), met(entry)]
+        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines)
 
 
@@ -127,9 +128,14 @@ def limit_figures(cpu: Report) -> str:
         reached, shape = (entry["flops"] / entry[f"{side}_seconds"]["median"] for side in ("ours", "theirs"))
         moved = entry["flops"] / entry["bytes"] * copied
         bound = "multiplying" if shape < moved else "copying"
-        lines.append(
-            f"| {entry['chunk']} | {reached / 1e9:.0f} | {entry['ratio']['median']:.2f} | {moved / 1e9:,.0f} | {bound} |"
-        )
+        cells = [
+            entry["chunk"],
+            f"{reached / 1e9:.0f}",
+            f"{entry['ratio']['median']:.2f}",
+            f"{moved / 1e9:,.0f}",
+            bound,
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", "![The roofline of the reference work](results/roofline.svg)"])
 
 

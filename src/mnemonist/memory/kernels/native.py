@@ -13,9 +13,11 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ FOLDER = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 SECONDS_TO_COMPILE = 120
+LARGE_PAGE = 2**21
+MADV_HUGEPAGE = 14
 
 
 class Structure(ctypes.Structure):
@@ -108,6 +112,28 @@ def _processor() -> str:
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnemonist"
+
+
+def on_large_pages(*tensors: Tensor) -> None:
+    """Ask for large pages under new tensors, where they are long and the system gives pages one by one as they are met.
+
+    A page that is met for the first time costs about as much as filling it: on small ones long texts cost more a token.
+    """
+    madvise = _madvise()
+    for tensor in tensors if madvise is not None else ():
+        begin = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        length = (tensor.data_ptr() + tensor.nbytes - begin) // LARGE_PAGE * LARGE_PAGE
+        if length > 0:
+            madvise(begin, length, MADV_HUGEPAGE)  # advice: a refusal changes nothing
+
+
+@cache
+def _madvise() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
+    return function
 
 
 def point(pointers: ctypes.Array[ctypes.c_void_p], tensors: Sequence[Tensor]) -> None:

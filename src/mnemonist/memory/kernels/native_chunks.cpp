@@ -121,7 +121,7 @@ template <typename T> class Place : protected Gates<T> {
   const int L, widest;
   long b = 0, h = 0, n = 0, first = 0, index = 0;  // of the present chunk: its row, head, memory, column, place
   bool fresh = false;                              // whether it takes its gradients at the weights it finds
-  std::vector<T> k, q, v, strip;                   // [c, K], [c, K], [c, V]
+  array<T> k, q, v, strip;                   // [c, K], [c, K], [c, V]
 
   long rows(long width) const { return C * width; }
   long row(long t) const { return (b * w.T + first + t) * w.H + h; }
@@ -247,8 +247,8 @@ template <typename T> class Reader : Place<T> {
   }
 
  private:
-  std::vector<T> scores, inverse, read, asked;
-  std::vector<std::vector<T>> seen, slopes, errors;
+  array<T> scores, inverse, read, asked;
+  std::vector<array<T>> seen, slopes, errors;
 
   void keep(void* const* group, int i, const T* from) const {
     if (group[i]) std::copy_n(from, static_cast<long>(c) * w.sizes[i + 1], kept(group, i));
@@ -395,8 +395,8 @@ template <typename T> class WayBack : Place<T> {
   }
 
  private:
-  std::vector<T> scores, plain, inverse, to_k, to_v, back, to_z, to_read, wide;
-  std::vector<std::vector<T>> seen, queries, to_seen, slopes, curves, errors, to_error, to_before;
+  array<T> scores, plain, inverse, to_k, to_v, back, to_z, to_read, wide;
+  std::vector<array<T>> seen, queries, to_seen, slopes, curves, errors, to_error, to_before;
 
   const T* anchor(int g, int i) const {
     for (; g >= 0; --g)

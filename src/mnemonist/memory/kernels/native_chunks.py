@@ -184,6 +184,7 @@ class _ReadChunks(torch.autograd.Function):
             kept["asked"] = [torch.empty_like(r) for r in rows[:-1]]
             for name, of in (("start", "weights"), ("start_moving", "moving")):
                 kept[name] = [w.new_empty(work.G, *w.shape) for w in state.get(of, ())]
+        native.on_large_pages(last, *itertools.chain(*kept.values()))
         for name, group in (state | kept).items():
             native.point(getattr(work, name), group)
         kernel.read_chunks(ctypes.byref(work))
@@ -209,6 +210,7 @@ class _ReadChunks(torch.autograd.Function):
         to_last = grads[0].contiguous()
         work.to_last = to_last.data_ptr()
         to_tokens = {name: torch.empty_like(tensor) for name, tensor in of_tokens.items()}
+        native.on_large_pages(*to_tokens.values())
         for name, tensor in to_tokens.items():
             setattr(work, f"to_{name}", tensor.data_ptr())
         to_state = [

@@ -26,8 +26,8 @@ template <typename T> class Gates {
   const int C, R, P;
   const bool decays, momentum, targets;
   int c = 0;  // tokens of this block
-  std::vector<T> decay, pull, eta, theta, real, left;
-  std::vector<T> to_base, to_writes, to_shares, to_decay, to_eta, to_theta, to_left;  // derivatives, if asked for
+  array<T> decay, pull, eta, theta, real, left;
+  array<T> to_base, to_writes, to_shares, to_decay, to_eta, to_theta, to_left;  // derivatives, if asked for
 
   T* base_row(int p, int t) { return base.data() + (p * (C + 1L) + t) * R; }     // beta, tau, f
   T* writes_row(int t) { return writes.data() + static_cast<long>(t) * C; }      // W[t, :]
@@ -138,7 +138,7 @@ template <typename T> class Gates {
   }
 
  private:
-  std::vector<T> log_base, base, writes, shares;
+  array<T> log_base, base, writes, shares;
 
   // Of R logs; what is too small for a number is zero.
   void exponentials(const T* log, T* to) const {

@@ -49,7 +49,7 @@ template <typename T> class Block : protected Gates<T> {
   const int K, V;
   const long stride;  // rows of other heads stand between those of one memory
   long b = 0, h = 0, n = 0, first = 0;
-  std::vector<T> strip, met, keys, queries, L, A, wide, last;
+  array<T> strip, met, keys, queries, L, A, wide, last;
 
   long rows(long width) const { return C * width; }
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
@@ -169,7 +169,7 @@ template <typename T> class Reader : Block<T> {
   }
 
  private:
-  std::vector<T> error, answer;
+  array<T> error, answer;
 
   void block() {
     T *m = own(w.weights), *s = w.momentum ? own(w.moving) : nullptr;
@@ -285,7 +285,7 @@ template <typename T> class WayBack : Block<T> {
   }
 
  private:
-  std::vector<T> to_error, to_q, to_k, back, written, to_L, to_A, path, to_held, products;
+  array<T> to_error, to_q, to_k, back, written, to_L, to_A, path, to_held, products;
 
   void block() {
     this->clear();

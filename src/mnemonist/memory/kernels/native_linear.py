@@ -141,6 +141,7 @@ class _ReadTokens(torch.autograd.Function):
             blocks = -(-work.T // work.C)
             kept = {"errors": torch.empty_like(v)}
             kept |= {starts[name]: w.new_empty(blocks, *w.shape) for name, w in state.items()}
+        native.on_large_pages(y, *kept.values())
         for name, tensor in (written | kept).items():
             setattr(work, name, tensor.data_ptr())
         kernel.read_blocks(ctypes.byref(work))
@@ -170,6 +171,7 @@ class _ReadTokens(torch.autograd.Function):
         }
         if "target" in layout.names:
             to_inputs["to_target"] = torch.zeros_like(to_state["weights"])
+        native.on_large_pages(*to_inputs.values())
         for name, tensor in [*zip(ctx.kept, kept, strict=True), *(to_state | to_inputs).items(), ("to_y", to_y)]:
             setattr(work, name, tensor.data_ptr())
         kernel.go_back(ctypes.byref(work))

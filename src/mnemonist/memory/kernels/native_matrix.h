@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <new>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -36,6 +38,45 @@ template <typename T> using vec = typename Vector<T>::type;
 
 template <typename T> inline vec<T> load(const T* p) { return *reinterpret_cast<const vec<T>*>(p); }
 template <typename T> inline void store(T* p, vec<T> v) { *reinterpret_cast<vec<T>*>(p) = v; }
+
+// --- memory
+
+// Room that a thread has once taken stays with it: memory given back to the system comes again page by page, which costs
+// more than the arithmetic of a short call.
+template <typename T> struct Kept {
+  using value_type = T;
+  Kept() = default;
+  template <typename U> Kept(const Kept<U>&) {}
+  T* allocate(size_t count) {
+    auto& blocks = free_blocks()[bytes(count)];
+    if (blocks.empty()) return static_cast<T*>(::operator new(bytes(count), std::align_val_t(64)));
+    void* const block = blocks.back();
+    blocks.pop_back();
+    return static_cast<T*>(block);
+  }
+  void deallocate(T* block, size_t count) { free_blocks()[bytes(count)].push_back(block); }
+  template <typename U> bool operator==(const Kept<U>&) const { return true; }
+  template <typename U> bool operator!=(const Kept<U>&) const { return false; }
+
+ private:
+  struct Blocks : std::map<size_t, std::vector<void*>> {
+    ~Blocks() {
+      for (auto& [size, blocks] : *this)
+        for (void* block : blocks) ::operator delete(block, std::align_val_t(64));
+    }
+  };
+  static size_t bytes(size_t count) {  // powers of two, so that calls of many lengths share few sizes
+    size_t size = 64;
+    while (size < count * sizeof(T)) size *= 2;
+    return size;
+  }
+  static Blocks& free_blocks() {
+    thread_local Blocks blocks;
+    return blocks;
+  }
+};
+
+template <typename T> using array = std::vector<T, Kept<T>>;
 
 // --- products
 

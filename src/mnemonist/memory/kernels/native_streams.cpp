@@ -38,7 +38,7 @@ template <typename T> class Streams {
   const int D, padded, kept;
   const long channels;
   long first = 0;                         // of the unit's channels
-  std::vector<T> sum, out, slope, taps, to_taps, ring;
+  array<T> sum, out, slope, taps, to_taps, ring;
 
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
   static T* at(void* p, long index) { return static_cast<T*>(p) + index; }

@@ -83,6 +83,7 @@ class _Send(torch.autograd.Function):
         inputs = (x.contiguous(), tail.contiguous(), conv.contiguous())
         B, T, channels = x.shape
         out = [x.new_empty(B, T, heads, channels // (3 * heads)) for _ in range(3)] + [torch.empty_like(inputs[1])]
+        native.on_large_pages(*out)
         work = _work(*inputs, heads)
         _point(work, ("q", "k", "v", "next_tail"), out)
         kernel.send(ctypes.byref(work))
@@ -97,6 +98,7 @@ class _Send(torch.autograd.Function):
         assert kernel is not None
         inputs: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors
         given, out = [grad.contiguous() for grad in grads], [torch.empty_like(tensor) for tensor in inputs]
+        native.on_large_pages(*out)
         work = _work(*inputs, ctx.heads)
         _point(work, ("to_q", "to_k", "to_v", "to_next_tail"), given)
         _point(work, ("to_x", "to_tail", "to_conv"), out)

@@ -1,0 +1,162 @@
+"""The page says what the reports say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+LIMITS = "# Limits\n<!-- figures: written by page.py -->\nold\n<!-- end of figures -->\nthe end\n"
+
+
+def entry(group, name, ours, theirs, target=None, unit="seconds", **facts):
+    found = {f"{side}_{unit}": {"min": m, "median": m, "max": m} for side, m in (("ours", ours), ("theirs", theirs))}
+    median = theirs / ours
+    ratio = {"min": 0.9 * median, "median": median, "max": 1.2 * median}
+    return {
+        "group": group,
+        "name": name,
+        "peer": "a peer",
+        "ratio": ratio,
+        "runs": 5,
+        "target": target,
+        **found,
+        **facts,
+    }
+
+
+@pytest.fixture
+def cpu():
+    rate = {"min": 9e10, "median": 1e11, "max": 1.1e11}
+    parts = {"reads": 3e5, "writes": 1e5}
+    return {
+        "command": "python benchmarks/cpu.py",
+        "date": "2026-01-02",
+        "seconds": 120.0,
+        "machine": {
+            "processor": "Some Processor",
+            "cores": 2,
+            "threads": 2,
+            "matmul_flops_per_second": {"1 thread": rate, "all threads": rate},
+            "copy_bytes_per_second": {"min": 9e9, "median": 1e10, "max": 1.1e10},
+        },
+        "versions": {"python": "3.11", "titans-pytorch": None},
+        "groups": {"Layer": "How layers fare.", "Roofline": "At other chunks."},
+        "results": [
+            entry("Layer", "forward", 0.002, 0.005, target=2.5, note="a note"),
+            entry("Layer", "backward", 0.4, 0.2, target=1.0),
+            entry("Layer", "memory", 2**20, 3 * 2**20, target=1.0, unit="bytes"),
+            {"group": "Layer", "name": "broken", "peer": "p", "ratio": None, "target": 3.0, "note": "broke: why"},
+            entry("Roofline", "chunks of 16", 0.01, 0.005, chunk=16, flops=1e9, bytes=2e8, parts=parts),
+            entry("Roofline", "chunks of 64", 0.01, 0.008, chunk=64, flops=1e9, bytes=2e7, parts=parts),
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, cpu):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "cpu.json").write_text(json.dumps(cpu))
+    (tmp_path / "limits.md").write_text(LIMITS)
+    return tmp_path
+
+
+def test_every_result_is_a_row(folder):
+    from page import write
+
+    written = write(folder)
+    text = (folder / "README.md").read_text()
+    assert "| forward; a note | 2.00 ms | a peer | 5.00 ms | 2.50 (2.25 to 3.00) | 5 | 2.5 | yes |" in text
+    assert "| backward | 400 ms | a peer | 200 ms | 0.50 (0.45 to 0.60) | 5 | 1 | no |" in text
+    assert "| memory | 1 MiB | a peer | 3 MiB | 3.00 (2.70 to 3.60) | 5 | 1 | yes |" in text
+    assert "| broken; broke: why | - | p | - | - | - | 3 | not measured |" in text
+    assert "2 of 4 targets are met" in text
+    assert "How layers fare." in text and "Some Processor, 2 threads" in text
+    assert "titans-pytorch" not in text.partition("### Layer")[0]
+    assert {path.name for path in written} == {"README.md", "ratios.svg", "limits.md", "roofline.svg"}
+    for path in written:
+        assert path.exists()
+
+
+def test_the_figures_of_the_limits_are_put_between_their_marks(folder):
+    from page import with_figures, write
+
+    write(folder)
+    text = (folder / "limits.md").read_text()
+    assert text.startswith("# Limits\n") and text.endswith("the end\n") and "old" not in text
+    assert "| reads | 300 | 75% |" in text
+    # Copying 10 GB/s allows 5 operations a byte times that: 50 GFLOP/s; products of the shape reach 200.
+    assert "| 16 | 100 | 0.50 | 50 | copying |" in text
+    assert "| 64 | 100 | 0.80 | 500 | multiplying |" in text
+    with pytest.raises(ValueError, match="has lost the marks"):
+        with_figures("no marks", "figures")
+
+
+def test_the_same_report_writes_the_same_bytes(folder):
+    from page import write
+
+    first = {path: path.read_bytes() for path in write(folder)}
+    assert {path: path.read_bytes() for path in write(folder)} == first
+
+
+def test_targets_on_a_gpu_wait_for_its_report(folder):
+    from gpu_targets import GPU_TARGETS
+    from page import write
+
+    write(folder)
+    text = (folder / "README.md").read_text()
+    for name, least in GPU_TARGETS.items():
+        assert f"| {name} | not yet measured | {least:.3g} |" in text
+    gpu = {
+        "command": "python benchmarks/gpu.py",
+        "machine": {"gpu": "Some GPU"},
+        "versions": {"torch": "2"},
+        "checks": [{"passed": True}, {"passed": False}],
+        "results": [
+            {
+                "name": "deep memory, forward",
+                "ours_seconds": {"min": 1.0, "median": 1.0, "max": 1.0},
+                "theirs_seconds": None,
+                "ratio": {"min": 0.3, "median": 0.4, "max": 0.5},
+                "ratio_of": "bfloat16 matmul rate",
+                "target": 0.35,
+            },
+            {"name": "scan: dim 32", "ours_seconds": None, "theirs_seconds": None, "ratio": None, "target": None},
+        ],
+    }
+    (folder / "results" / "gpu.json").write_text(json.dumps(gpu))
+    write(folder)
+    text = (folder / "README.md").read_text()
+    assert "## GPU: Some GPU" in text and "1 of 2 checks" in text and "scan" not in text
+    row = "| deep memory, forward | 1.00 s | bfloat16 matmul rate | - | 0.40 (0.30 to 0.50) | - | 0.35 | yes |"
+    assert row in text
+
+
+def test_the_targets_are_those_of_timings_that_gpu_py_makes():
+    """By name, at its full sizes."""
+    from pathlib import Path
+
+    from cpu_reference import WAYS
+    from gpu_targets import GPU_TARGETS
+    from gpu_timing import FULL
+
+    source = (Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py").read_text()
+    for name in GPU_TARGETS:
+        way = next(way for way, _ in reversed(WAYS) if f", {way}" in name)
+        template = name.replace(f", {way}", ", {way}").replace(f"chunks of {FULL.chunk}", "chunks of {sizes.chunk}")
+        assert f'f"{template}"' in source
+
+
+def test_durations_have_three_digits():
+    from table import in_seconds
+
+    assert [in_seconds(s) for s in (123.4, 1.234, 0.05, 0.000123)] == ["123 s", "1.23 s", "50.0 ms", "123 µs"]
+
+
+def test_the_committed_page_is_that_of_the_committed_report(benchmarks):
+    from page import page
+
+    results = benchmarks / "results"
+    cpu, gpu = ((results / f"{name}.json") for name in ("cpu", "gpu"))
+    read = [json.loads(path.read_text()) if path.exists() else None for path in (cpu, gpu)]
+    assert (benchmarks / "README.md").read_text() == page(*read)
