@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "latest.json", help="the report (default: %(default)s)")
     parser.add_argument("--against", type=Path, default=RESULTS / "cpu.json", help="the report to compare ratios with")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure what has one of these in its name")
-    parser.add_argument("--runs", type=int, help="pairs of each row, instead of 5 (3 where they take many seconds)")
+    parser.add_argument("--runs", type=int, help="pairs of each row, instead of 9 (5 where they take seconds)")
     parser.add_argument("--list", action="store_true", help="print the names and measure nothing")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes; the figures mean nothing")
     options = parser.parse_args()

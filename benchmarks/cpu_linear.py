@@ -44,7 +44,7 @@ def linear(sizes: Sizes) -> Group:
         return Measure(rows, timed(lambda: sides(names, tokens, back), runs))
 
     measures = [measure(NAMES, sizes.tokens, way, back, 1.2, sizes.runs) for way, back in WAYS]
-    measures.append(measure(NAMES, sizes.long, "forward", False, 8.0, sizes.runs))
+    measures.append(measure(NAMES, sizes.long, "forward", False, 8.0, sizes.long_runs))
     measures.append(measure(NAMES[:1], sizes.long, "forward and backward", True, 8.0, sizes.long_runs))
     text = (
         f"Bare linear memories, exact at every token, against PyTorch's attention: {heads} heads of width {dim}, one "

@@ -64,7 +64,7 @@ FULL = Sizes(
     settled=10,
     decoded=256,
     prefixes=(64, 512),
-    runs=5,
+    runs=9,
     long_runs=5,
 )
 TINY = Sizes(

@@ -96,7 +96,7 @@ def costs(sizes: Sizes) -> Pairs:
 
         return Side(repeatedly, short)
 
-    times = alternate([side(length) for length in sizes.lengths], 2 * sizes.runs)
+    times = alternate([side(length) for length in sizes.lengths], sizes.runs)
     each = {
         length: [s / (length * repeats[length]) for s in taken]
         for length, taken in zip(sizes.lengths, times, strict=True)

@@ -31,13 +31,17 @@ def parse_choices(cls: type, text: str, what: str, allowed: tuple[str, ...] | No
     return values
 
 
-def _value(choice: str, kind: str, text: str) -> Any:
+def _value(choice: str, annotation: str, text: str) -> Any:
+    kinds = annotation.split(" | ")
+    kind = kinds[0]
+    if "None" in kinds and text.lower() == "none":
+        return None
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
         if kind in ("int", "float"):
             return {"int": int, "float": float}[kind](text)
     except (KeyError, ValueError):
-        needed = "true or false" if kind == "bool" else f"of type {kind}"
+        needed = "true or false" if kind == "bool" else f"of type {annotation}"
         raise ValueError(f"{choice} is {text!r}; it must be {needed}.") from None
-    return None if text.lower() == "none" and "None" in kind else text
+    return text

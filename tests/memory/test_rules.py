@@ -291,7 +291,7 @@ def test_every_row_names_itself_and_its_source():
         assert "arXiv" in rule.source or "et al." in rule.source, name
     choices = [dataclasses.replace(rule, name="", source="") for rule in RULES.values()]
     twins = {rule.name for rule, c in zip(RULES.values(), choices, strict=True) if choices.count(c) > 1}
-    assert twins <= {"retnet", "mamba2"}  # one memory; they differ in where the gates come from
+    assert not twins
 
 
 def test_rules_survive_json():
@@ -350,6 +350,12 @@ def test_json_of_something_else_is_refused(text):
         ({"huber_delta": -1.0}, "must be positive"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"chunk_size": 2.5}, "chunk_size is 2.5"),
+        ({"features": 16}, "features is 16 but there is no feature_map"),
+        ({"feature_map": "elu", "features": 16}, "the feature map elu has a number of its own"),
+        ({"feature_map": "favor", "features": 0}, "features is 0"),
+        ({"gates": "constant", "momentum": True}, "gates is constant but momentum is on"),
+        ({"gates": "tokn"}, "gates is 'tokn'.*did you mean 'token'"),
+        ({"keys": "any"}, "keys is 'any'; it must be one of unit, free"),
         ({"feature_map": "elo"}, "feature_map is 'elo'.*did you mean 'elu'"),
         ({"feature_map": "elu", "residual": True}, "residual and feature_map exclude each other"),
         ({"denominator": True}, "denominator needs a linear memory with the dot objective"),

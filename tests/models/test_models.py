@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from streams import SMALL, shaken, small_model
 
 from mnemonist.errors import UserError
@@ -154,3 +155,32 @@ def test_what_the_paper_leaves_open_is_a_choice():
                               mal.mixer(far, BlockState(), None, learn=True, surprise=False).y[:, 4:])  # fmt: skip
     assert torch.equal(plain.mixer(x, BlockState(), None, learn=True, surprise=False).y[:, 4:],
                        plain.mixer(far, BlockState(), None, learn=True, surprise=False).y[:, 4:])  # fmt: skip
+
+
+def test_constant_gates_are_those_of_retnet_and_keys_may_be_free():
+    layer, x = NeuralMemory(12, 3, 4, "retnet"), torch.randn(2, 5, 12)
+    gates = layer._gates(x)
+    assert torch.allclose(gates["log_decay"].exp(), (1 - 2.0 ** -(5 + torch.arange(3.0))).expand(2, 5, 3))
+    assert torch.equal(gates["step_size"], torch.ones(2, 5, 3))
+    assert layer.step_proj is None and layer.decay_proj is None
+    free = layer._streams(layer.in_proj(x), None, None)[1]
+    layer.rule = layer.rule.replace(keys="unit")
+    unit = layer._streams(layer.in_proj(x), None, None)[1]
+    torch.testing.assert_close(F.normalize(free, dim=-1), unit)
+    assert not torch.allclose(free.norm(dim=-1), torch.ones(()))
+
+
+def test_a_step_of_two_turns_a_memory_around():
+    """With step 2 on a unit key, M k becomes 2 v - M k: the eigenvalue -1 with which parity can be counted."""
+    config = SMALL.replace(rule="deltanet", blocks=("lmm",), step_bound=2.0)
+    layer = LanguageModel(config).blocks[0].mixer.memory
+    with torch.no_grad():
+        layer.step_proj.bias.fill_(50.0)
+    assert torch.allclose(layer._gates(torch.zeros(1, 3, config.width))["step_size"], torch.full((1, 3, 2), 2.0))
+    with pytest.raises(ValueError, match=r"step_bound is 0.*must be a positive number"):
+        SMALL.replace(step_bound=0.0)
+
+
+def test_a_rule_can_choose_how_many_features_its_map_has():
+    layer = NeuralMemory(12, 2, 4, "linear-attention:feature_map=favor,features=32")
+    assert layer.initial[0].shape == (2, 32, 4)

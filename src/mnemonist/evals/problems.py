@@ -1,9 +1,9 @@
 """Problems: sequences of tokens of which some are to be foretold, drawn by seed.
 
-A *task* draws problems. How hard one is, is its *setting*: how many pairs, how long a text. A task is tested on a *grid*
-of settings, and trained on its *lessons*, settings that may be easier. Problem number ``index`` of a seed is a function
-of task, split, setting, seed and index alone, so that any part of a test can be drawn again, alone and in any order,
-and those of training are others.
+A *task* draws problems. How hard one is, is its *setting*: how many pairs, how long a text. A task is tested on a
+*grid* of settings, and trained on its *lessons*, settings that may be easier. Problem number ``index`` of a seed is a
+function of task, split, setting, seed and index alone, so that any part of a test can be drawn again, alone and in any
+order, and those of training are others.
 
 A model answers a problem if at each place that is asked the likeliest token is the right one. It reads the right tokens
 before that place, so the answer to a question of several tokens is right exactly if writing greedily would write it.

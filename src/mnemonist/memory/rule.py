@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from mnemonist.choices import parse_choices
 from mnemonist.errors import nearest
-from mnemonist.memory.feature_map_table import FEATURE_MAPS
+from mnemonist.memory.feature_map_table import FEATURE_MAPS, feature_dim
 
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 Objective = Literal["dot", "l2", "huber"]
@@ -32,6 +32,8 @@ Retention = Literal["none", "head", "channel"]
 DecayTarget = Literal["zero", "initial"]
 GradientPoint = Literal["previous", "decayed", "chunk"]
 ReadPoint = Literal["after", "before"]
+Gates = Literal["token", "constant"]
+Keys = Literal["unit", "free"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,14 @@ class MemoryRule:
     """Tokens that share one gradient point if ``gradient_at`` is chunk; else only the block length of the algebra."""
     feature_map: str | None = None
     """Name of the map phi seen by the memory in place of keys and queries (see `feature_maps`)."""
+    features: int | None = None
+    """How many features the map has, if it lets one choose; None takes its own default."""
     denominator: bool = False
     """Divide the read by phi(q)^T sum phi(k), as in normalised linear attention."""
+    gates: Gates = "token"
+    """Where a layer takes step size and decay from: each token; or constant, step 1 and the decays of RetNet."""
+    keys: Keys = "unit"
+    """What a layer gives the memory as queries and keys: unit, brought to norm 1; or free, as they come."""
 
     def __post_init__(self) -> None:
         for field, kind in _CHOICES.items():
@@ -100,6 +108,15 @@ class MemoryRule:
                 f"feature_map is {self.feature_map!r}; it must be None or one of {', '.join(FEATURE_MAPS)}"
                 f"{nearest(self.feature_map, FEATURE_MAPS)}."
             )
+        if self.features is not None:
+            if self.feature_map is None:
+                raise ValueError(f"features is {self.features} but there is no feature_map; name one, or leave it out.")
+            if "features" not in FEATURE_MAPS[self.feature_map].options:
+                raise ValueError(
+                    f"features is {self.features}, but the feature map {self.feature_map} has a number of its own; "
+                    "leave it out."
+                )
+            feature_dim(self.feature_map, 1, features=self.features)  # complains of the number
         if self.residual and self.feature_map is not None:
             raise ValueError(
                 "residual and feature_map exclude each other: mapped keys no longer have the width of values."
@@ -110,6 +127,10 @@ class MemoryRule:
             )
         if self.denominator and self.read_at == "before":
             raise ValueError("denominator needs read_at after: before the first write there are no keys to divide by.")
+        if self.gates == "constant" and self.momentum:
+            raise ValueError(
+                "gates is constant but momentum is on: how much of it is kept is a gate; take gates token."
+            )
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
 
@@ -127,6 +148,11 @@ class MemoryRule:
     def solvable(self) -> bool:
         """Whether the errors of a chunk solve a triangular system (or need none): the exact path applies."""
         return self.linear and self.per_token and self.objective in ("l2", "dot")
+
+    @property
+    def feature_options(self) -> dict[str, int]:
+        """What `build_feature_map` is given besides the map's name."""
+        return {} if self.features is None else {"features": self.features}
 
     def layer_sizes(self, key_dim: int, value_dim: int) -> tuple[tuple[int, int], ...]:
         """``(D_in, D_out)`` of each weight matrix for keys of width ``key_dim`` and values of ``value_dim``."""
@@ -171,6 +197,8 @@ _CHOICES: dict[str, Any] = {
     "decay_to": DecayTarget,
     "gradient_at": GradientPoint,
     "read_at": ReadPoint,
+    "gates": Gates,
+    "keys": Keys,
 }
 
 
@@ -181,24 +209,30 @@ _ROWS = (
         objective="dot",
         feature_map="elu",
         denominator=True,
+        gates="constant",
+        keys="free",
     ),
     MemoryRule(
         name="retnet",
-        source="Sun et al. 2023 (arXiv 2307.08621), eq. 6; one fixed decay per head, given as a constant gate",
+        source="Sun et al. 2023 (arXiv 2307.08621), eq. 6 and 8: one fixed decay per head",
         objective="dot",
         retention="head",
+        gates="constant",
+        keys="free",
     ),
     MemoryRule(
         name="mamba2",
         source="Dao & Gu 2024 (arXiv 2405.21060), the scalar-decay SSD core; the step size is Delta_t",
         objective="dot",
         retention="head",
+        keys="free",
     ),
     MemoryRule(
         name="gla",
         source="Yang et al. 2023 (arXiv 2312.06635), eq. 3: diagonal data-dependent decay",
         objective="dot",
         retention="channel",
+        keys="free",
     ),
     MemoryRule(
         name="deltanet",

@@ -178,7 +178,12 @@ def attention(config: ModelConfig, window: int | None) -> CausalAttention:
 def memory(config: ModelConfig) -> NeuralMemory:
     """The memory half of a block."""
     return NeuralMemory(
-        config.width, config.memory_heads, config.memory_head_dim, config.memory_rule, conv_size=config.conv_size
+        config.width,
+        config.memory_heads,
+        config.memory_head_dim,
+        config.memory_rule,
+        conv_size=config.conv_size,
+        step_bound=config.step_bound,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,10 @@ class ModelConfig:
     """Hidden width of the gated MLP of every block."""
     conv_size: int = 4
     """Tokens that the memory's short convolution sees; 1 leaves it out."""
+    step_bound: float | None = None
+    """Largest displacement of one write, where step sizes follow from tokens; None takes the rule's bound, at which a
+    write replaces what its key held. Up to 2, deltanet can also turn it around (arXiv 2411.12537): eigenvalues in
+    [-1, 1], which counting needs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON and command lines bring lists
@@ -149,6 +154,8 @@ class ModelConfig:
             least = 0 if field.name == "persistent_tokens" else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{field.name} is {value}; it must be at least {least}.")
+        if self.step_bound is not None and not (0 < self.step_bound < math.inf):
+            raise ValueError(f"step_bound is {self.step_bound}; it must be a positive number, or None.")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even number.")
 

@@ -1,8 +1,9 @@
 """A layer that reads: projections, a short convolution, gates, and one memory per head.
 
 Titans section 4.4: queries, keys and values are projected, passed through a short causal depthwise convolution and
-SiLU; queries and keys are L2-normalised; gates come from the token itself; what the memory answers is normalised and
-gated before the output projection. The layer takes embeddings of any origin and any rule.
+SiLU; queries and keys are L2-normalised (unless the rule takes them as they come); gates come from the token itself;
+what the memory answers is normalised and gated before the output projection. The layer takes embeddings of any origin
+and any rule.
 
 Two choices of ours keep learning stable while it reads (`docs/log.md` has the measurements):
 
@@ -84,16 +85,19 @@ class NeuralMemory(nn.Module):
         self.in_proj = nn.Linear(width, 3 * inner, bias=False)
         self.conv = nn.Parameter(torch.empty(conv_size, 3 * inner)) if conv_size > 1 else None  # last row: the present
         self.feature_map = (
-            build_feature_map(self.rule.feature_map, heads, head_dim) if self.rule.feature_map is not None else None
+            None
+            if self.rule.feature_map is None
+            else build_feature_map(self.rule.feature_map, heads, head_dim, **self.rule.feature_options)
         )
         key_dim = head_dim if self.feature_map is None else int(self.feature_map.feature_dim)
         if step_bound is None:
             step_bound = 1.0 if self.rule.per_token else 1 / curvature(self.rule, key_dim, head_dim)
         self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
-        self.step_proj = nn.Linear(width, heads)
+        by_token, forgets = self.rule.gates == "token", self.rule.retention != "none"
+        self.step_proj = nn.Linear(width, heads) if by_token else None
         self.momentum_proj = nn.Linear(width, heads) if self.rule.momentum else None
-        self.decay_proj = nn.Linear(width, heads * self.decay_channels) if self.rule.retention != "none" else None
+        self.decay_proj = nn.Linear(width, heads * self.decay_channels) if by_token and forgets else None
         self.initial = nn.ParameterList(nn.Parameter(w) for w in initial_weights(self.rule, heads, key_dim, head_dim))
         for weight in self.initial:
             weight._no_weight_decay = True
@@ -195,6 +199,8 @@ class NeuralMemory(nn.Module):
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""
+        if self.step_proj is None:
+            return self._constant_gates(x)
         step = self.step_bound * torch.sigmoid(wide(self.step_proj(x)))
         gates = {}
         if self.momentum_proj is not None:
@@ -209,17 +215,32 @@ class NeuralMemory(nn.Module):
         gates["step_size"] = step
         return gates
 
+    def _constant_gates(self, x: Tensor) -> dict[str, Tensor]:
+        """The same for every token: the largest step; decays of 1 - 2^-5, 1 - 2^-6 ... by head (RetNet eq. 8)."""
+        shape = (*x.shape[:2], self.heads)
+        gates = {"step_size": wide(x.new_full(shape, self.step_bound))}
+        if self.rule.retention != "none":
+            kept = torch.log1p(-torch.pow(2.0, -5.0 - torch.arange(self.heads, dtype=torch.float64)))
+            log_decay = kept.to(gates["step_size"]).expand(shape)
+            if self.rule.retention == "channel":
+                log_decay = log_decay[..., None].expand(*shape, self.decay_channels)
+            gates["log_decay"] = log_decay
+        return gates
+
     @eager
     def _streams(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries and keys of norm 1 and values, ``[B, T, H, D]``, and the inputs the next call still needs."""
+        """Queries, keys and values, ``[B, T, H, D]``, and the inputs the next call still needs."""
+        unit_keys = self.rule.keys == "unit"
         if self.conv is not None and (mask is None or not _has_padding(mask)):
             before = x.new_zeros(x.shape[0], self.conv_size - 1, x.shape[2]) if tail is None else tail
             if native_streams.applies((x, before, self.conv)):
-                return native_streams.send(x, before, self.conv, self.heads)
+                return native_streams.send(x, before, self.conv, self.heads, unit_keys)
         y, after = self._convolve(x, tail, mask)
         y = F.silu(y).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k = F.normalize(y[:, :, :2], dim=-1).unbind(2)
-        return q, k, y[:, :, 2], after
+        q, k, v = y.unbind(2)
+        if unit_keys:
+            q, k = F.normalize(y[:, :, :2], dim=-1).unbind(2)
+        return q, k, v, after
 
     def _convolve(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The short causal convolution over real tokens, and the inputs its next call still needs."""

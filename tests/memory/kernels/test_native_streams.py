@@ -22,22 +22,25 @@ def tensors(B, T, H, D, taps, dtype):
     return normal(B, T, 3 * H * D), normal(B, taps - 1, 3 * H * D), normal(taps, 3 * H * D)
 
 
-def by_torch(x, tail, conv, heads):
+def by_torch(x, tail, conv, heads, unit_keys):
     past = torch.cat([tail, x], dim=1)
     y = F.silu(sum(past[:, i : i + x.shape[1]] * tap for i, tap in enumerate(conv)))
     q, k, v = y.unflatten(-1, (3, heads, -1)).unbind(2)
-    return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, past[:, x.shape[1] :]
+    if unit_keys:
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    return q, k, v, past[:, x.shape[1] :]
 
 
+@pytest.mark.parametrize("unit_keys", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(
     ("B", "T", "H", "D", "taps"),
     [(2, 9, 2, 5, 4), (1, 40, 3, 16, 4), (2, 2, 1, 33, 5), (1, 1, 2, 8, 2), (3, 6, 1, 4, 1)],
 )
-def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance):
+def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance, unit_keys):
     inputs = tensors(B, T, H, D, taps, dtype)
     twins = [x.detach().clone().requires_grad_() for x in inputs]
-    fast, slow = native_streams.send(*inputs, H), by_torch(*twins, H)
+    fast, slow = native_streams.send(*inputs, H, unit_keys), by_torch(*twins, H, unit_keys)
     weights = [torch.randn(y.shape, dtype=dtype) for y in fast]
     for ys in (fast, slow):
         sum((y * w).sum() for y, w in zip(ys, weights, strict=True)).backward()
@@ -55,8 +58,9 @@ def test_a_token_of_nothing_stays_nothing_and_has_finite_derivatives():
     assert x.grad.isfinite().all()
 
 
-def test_it_is_what_the_layer_uses_and_changes_nothing(monkeypatch):
-    layer, x = NeuralMemory(12, 2, 4).double(), torch.randn(2, 7, 12, dtype=torch.float64)
+@pytest.mark.parametrize("rule", ["titans", "mamba2"])
+def test_it_is_what_the_layer_uses_and_changes_nothing(rule, monkeypatch):
+    layer, x = NeuralMemory(12, 2, 4, rule).double(), torch.randn(2, 7, 12, dtype=torch.float64)
     calls = []
     send = native_streams.send
     monkeypatch.setattr(native_streams, "send", lambda *given: calls.append(1) or send(*given))

@@ -3,6 +3,8 @@
 // the three streams (queries, keys, values) for all tokens, and no two units write to the same place.
 //
 //     a_t = sum_i conv_i past_{t+i}      s_t = silu(a_t)      q_t, k_t = s_t / |s_t|      v_t = s_t
+//
+// Without unit keys, queries and keys are s_t too.
 
 #include "native_matrix.h"
 
@@ -10,7 +12,7 @@ extern "C" {
 
 // As `_Work` in native_streams.py. Pointers are to float or double; past is the tail, then x.
 struct Work {
-  int32_t B, T, H, D, taps, threads, double_precision;
+  int32_t B, T, H, D, taps, threads, double_precision, unit_keys;
   double shortest;                       // norms below it are taken as this
   const void *x, *tail, *conv;           // [B, T, 3 H D], [B, taps - 1, 3 H D], [taps, 3 H D]
   void *q, *k, *v, *next_tail;           // [B, T, H, D] each, and as the tail
@@ -66,6 +68,8 @@ template <typename T> class Streams {
     for (; j < D; ++j) a[j] += b[j] * c[j];
   }
 
+  bool normed(int unit) const { return w.unit_keys && unit / w.H < 2; }
+
   // The convolution and its non-linearity; returns what the token is divided by.
   T token(int unit, long b, long t, bool derive) {
     std::fill(sum.begin(), sum.end(), T(0));
@@ -75,7 +79,7 @@ template <typename T> class Streams {
       store(&out[j], s);
       if (derive) store(&slope[j], gate + s * (T(1) - gate));
     }
-    if (unit / w.H == 2) return 1;
+    if (!normed(unit)) return 1;
     const T norm = std::max(std::sqrt(dot<T>(padded, out.data(), out.data())), T(w.shortest));
     const T inverse = 1 / norm;
     for (int j = 0; j < padded; ++j) out[j] *= inverse;
@@ -128,7 +132,7 @@ template <typename T> class WayBack : Streams<T> {
         this->expect(this->at(w.to_x, (b * w.T + ahead) * channels + first));
         if (p < w.T) {
           const T *grad = this->place(streams, unit, b, p), norm = this->token(unit, b, p, true);
-          const T along = unit / w.H == 2 || norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, out.data());
+          const T along = !this->normed(unit) || norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, out.data());
           const T inverse = 1 / norm, *o = out.data(), *s = slope.data();
           for (int j = 0; j < D; ++j) to_sum[j] = (grad[j] - along * o[j]) * inverse * s[j];
           for (int i = 0; i < w.taps; ++i) this->add_product(to_taps.data() + i * padded, to_sum, this->past(b, p + i));
