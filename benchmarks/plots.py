@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
-
-from mnemonist.files import atomic_path
-
-PAPER, INK, SOFT, FAINT, LINE, ACCENT = "#fefdfc", "#1d1a18", "#6b645f", "#a39b95", "#e6e1dc", "#b93b1c"
-STYLE = {
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": LINE,
-    "xtick.color": SOFT,
-    "ytick.color": INK,
-    "text.color": INK,
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mnemonist",  # the same report draws the same bytes
-}
+from mnemonist.report.figure import ACCENT, FAINT, INK, LINE, SOFT, figure, name_ticks
 
 
 def draw_ratios(results: list[dict[str, Any]], path: Path) -> None:
     """Every ratio with a target as a multiple of it: a dot at the median, a line from the least to the most."""
     aimed = [entry for entry in results if entry["ratio"] is not None and entry.get("target") is not None]
-    with figure(path, 9.5, 0.9 + 0.26 * len(aimed)) as (_, axes):
+    with figure(path, 9.5, 0.9 + 0.26 * len(aimed)) as (_, (axes,)):
         for place, entry in enumerate(aimed):
             low, middle, high = (entry["ratio"][part] / entry["target"] for part in ("min", "median", "max"))
             colour = ACCENT if middle < 1 else INK
@@ -48,7 +19,7 @@ def draw_ratios(results: list[dict[str, Any]], path: Path) -> None:
             axes.plot([middle], [place], "o", color=colour, markersize=5)
         axes.axvline(1, color=FAINT, linewidth=1)
         axes.set_xscale("log")
-        _name_ticks(axes.xaxis)
+        name_ticks(axes.xaxis)
         axes.set_yticks(range(len(aimed)), [f"{entry['group']}: {entry['name']}" for entry in aimed], fontsize=9)
         axes.set_ylim(len(aimed) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
@@ -67,7 +38,7 @@ def draw_roofline(entries: list[dict[str, Any]], machine: dict[str, Any], path: 
         points.append((entry["chunk"], flops / entry["bytes"], *rates))
     top = max(max(points, key=lambda point: point[3])[3], machine["matmul_flops_per_second"]["all threads"]["median"])
     first, last = min(point[1] for point in points) / 8, max(point[1] for point in points) * 3
-    with figure(path, 7.5, 4.4) as (_, axes):
+    with figure(path, 7.5, 4.4) as (_, (axes,)):
         ridge = top / copied
         axes.plot([first, ridge, last], [first * copied / 1e9, top / 1e9, top / 1e9], color=FAINT, linewidth=1.5)
         for chunk, intensity, reached, roof in points:
@@ -79,7 +50,7 @@ def draw_roofline(entries: list[dict[str, Any]], machine: dict[str, Any], path: 
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
-            _name_ticks(axis)
+            name_ticks(axis)
         axes.grid()
         axes.set_axisbelow(True)
         axes.set_xlabel("operations per byte, if M and S are moved once a chunk (log scale)")
@@ -89,23 +60,3 @@ def draw_roofline(entries: list[dict[str, Any]], machine: dict[str, Any], path: 
         roof_line = axes.plot([], [], color=FAINT, linewidth=1.5)[0]
         labels = ["reading, by chunk size", "products of that shape", "what copying and multiplying allow"]
         axes.legend([dots, dashes, roof_line], labels, frameon=False, loc="lower right", fontsize=9)
-
-
-def _name_ticks(axis: Axis) -> None:
-    """1, 2 and 5 of every decade, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
-
-
-@contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """One plot in the style of the reports, written when it is drawn."""
-    with plt.rc_context(STYLE):
-        drawing, axes = plt.subplots(figsize=(width, height))
-        try:
-            yield drawing, axes
-            with atomic_path(path) as temporary:
-                drawing.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-        finally:
-            plt.close(drawing)

@@ -12,9 +12,7 @@ from streams import small_model
 
 from mnemonist.data import ByteTokenizer
 from mnemonist.evals.reading import (
-    STUDENT_975,
     bits_by_position,
-    interval,
     paired_difference,
     read_on,
     read_texts,
@@ -181,44 +179,6 @@ def test_pieces_of_nothing(model, piece):
 def test_a_model_of_other_tokens():
     with pytest.raises(ValueError, match="vocabulary has ids 0 to 16"):
         read_texts(small_model(), TEXTS)
-
-
-# Statistics. Reference quantiles are from printed tables of Student's t.
-
-
-def test_an_interval_by_hand():
-    found = interval(np.array([2.0, 4.0, 9.0]))
-    # Mean 5, squared deviations 9 + 1 + 16, standard error sqrt(26 / 2 / 3), two degrees of freedom.
-    assert found.mean == pytest.approx(5.0)
-    assert found.half_width == pytest.approx(4.303 * math.sqrt(13 / 3))
-    assert str(found) == "5.000 ± 8.957"
-
-
-@pytest.mark.parametrize(
-    ("n", "quantile"),
-    [
-        *[(2, 12.706), (3, 4.303), (5, 2.776), (8, 2.365), (11, 2.228), (30, 2.045), (31, 2.042)],
-        *[(32, 2.040), (41, 2.021), (61, 2.000), (121, 1.980), (100_001, 1.960)],
-    ],
-)
-def test_intervals_use_the_t_of_their_own_degrees_of_freedom(n, quantile):
-    values = np.tile([1.0, -1.0], n // 2 + 1)[:n]
-    error = values.std(ddof=1) / math.sqrt(n)
-    assert interval(values).half_width == pytest.approx(quantile * error, rel=4e-4)
-
-
-def test_the_table_falls_smoothly():
-    """A wrong digit in a row would stand out from its neighbours."""
-    table = np.array(STUDENT_975)
-    assert len(table) == 30
-    gaps = -np.diff(table)
-    assert (gaps > 0).all()
-    assert (np.diff(gaps) < 0.0011).all()  # ever smaller, up to rounding
-
-
-def test_of_one_text_there_is_no_interval():
-    found = interval(np.array([1.25]))
-    assert (found.mean, found.half_width, str(found)) == (1.25, None, "1.250")
 
 
 def test_a_paired_difference_by_hand():

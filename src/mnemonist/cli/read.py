@@ -31,11 +31,11 @@ from mnemonist.data import (
     read_path,
 )
 from mnemonist.errors import UserError
+from mnemonist.evals.intervals import interval
 from mnemonist.evals.reading import (
     StreamReading,
     TextReading,
     bits_by_position,
-    interval,
     paired_difference,
     read_on,
     read_texts,

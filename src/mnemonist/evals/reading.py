@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError
+from mnemonist.evals.intervals import Interval, interval
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.session import PIECE, Reading, Session, read_pieces
 
@@ -30,12 +30,6 @@ Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in all."""
 
 SLICE = 1024  # bytes of a stream that are turned into tokens at a time
-
-# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom; beyond, see `interval`.
-STUDENT_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,30 +274,6 @@ def _spread(bits: np.ndarray, widths: NDArray[np.int64]) -> np.ndarray:
     first = np.flatnonzero(widths)
     sums = np.add.reduceat(bits, np.concatenate([[0], first[1:]]))
     return np.repeat(sums / widths[first], widths[first]).astype(bits.dtype)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over texts with its 95% interval (Student's t); the interval is None for a single text."""
-
-    mean: float
-    half_width: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half_width is None else f"{self.mean:.3f} ± {self.half_width:.3f}"
-
-
-def interval(values: np.ndarray) -> Interval:
-    """Mean and 95% interval of one number per text ``[N]``."""
-    n = len(values)
-    if n < 2:
-        return Interval(float(values.mean()), None)
-    freedom = n - 1
-    if freedom <= len(STUDENT_975):
-        quantile = STUDENT_975[freedom - 1]
-    else:  # the normal quantile z with two terms in 1 / freedom (Abramowitz & Stegun 26.7.5)
-        quantile = 1.960 + 2.372 / freedom + 2.823 / freedom**2
-    return Interval(float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(n))
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, start: int = 0) -> Interval:

@@ -99,7 +99,8 @@ class LanguageModel(nn.Module):
             learn: False reads with every memory as it is.
             surprise: whether to report the surprise of every memory.
             hidden: whether to return what went from block to block.
-            positions: those of the ``T`` tokens that logits are wanted for: a slice, or int64 indices.
+            positions: those of the ``T`` tokens that logits are wanted for: a slice, or int64 indices; or bool
+                ``[B, T]``, which gives logits ``[N, vocab]`` of the N tokens where it is True, row by row.
 
         Raises:
             ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size, or
@@ -143,7 +144,8 @@ class LanguageModel(nn.Module):
             if mixed.surprise is not None:
                 seen[i] = mixed.surprise
         x = self.norm(x)
-        logits = nn.functional.linear(x[:, positions], self.embedding.weight)
+        each = isinstance(positions, Tensor) and positions.dtype == torch.bool
+        logits = nn.functional.linear(x[positions] if each else x[:, positions], self.embedding.weight)
         return ModelOutput(logits, ModelState(tuple(states)), seen, (*between[:-1], x) if hidden else None)
 
     def initial_state(self, batch: int = 1) -> ModelState:

@@ -1,0 +1,148 @@
+"""``mnemonist eval``: what models can do, as a table, JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.options import Eval
+from mnemonist.cli.task import TASK_FILE, read_task
+from mnemonist.cli.train import load_model, prepare_torch, say
+from mnemonist.data import find_tokenizer
+from mnemonist.errors import UserError
+from mnemonist.evals.evaluate import evaluate, require_vocabulary
+from mnemonist.evals.results import Result, Row, table
+from mnemonist.evals.suites import Suite, build_suite, reads_text
+from mnemonist.files import require_writable
+from mnemonist.report.comparison import Line, draw_lines
+from mnemonist.training.interruption import stop_on_signals
+
+
+def run_eval(options: Eval) -> int:
+    """Measure each model, print the table, write JSON and plot."""
+    name_of_suite = options.suite.partition(":")[0]
+    reads = reads_text(options.suite)
+    names = model_names(options.model)
+    plot = options.out / f"{name_of_suite}.svg"
+    require_writable(plot)
+    prepare_torch()
+    models, suites = {}, {}
+    for name, path in zip(names, options.model, strict=True):
+        model, tokenizer = load_model(path), None
+        if reads:
+            tokenizer = find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
+        models[name] = model
+        suites[name] = build_suite(as_trained(options.suite, path), tokenizer, options.count, options.seed)
+        require_vocabulary(model, suites[name])
+    facts = {"command": shlex.join(["mnemonist", *sys.argv[1:]])}
+    results: list[Result] = []
+    with stop_on_signals() as stop:
+        for name, model in models.items():
+            path = options.out / f"{name_of_suite}-{name}.json"
+            with steps_bar(name) as (advance, on_step):
+                result = evaluate(
+                    model, suites[name], path, name=name, facts=facts,
+                    progress=advance, on_step=on_step, stop=lambda: stop.requested,
+                )  # fmt: skip
+            results.append(result)
+            if stop.requested:
+                break
+    if options.json:
+        print(json.dumps([json.loads(result.to_json()) for result in results]))
+    else:
+        print(table([*results, *references(suites[names[0]], results[0])]))
+    draw(plot, suites[names[0]], results)
+    say(f"results and plot in {options.out}")
+    if stop.requested:
+        say("interrupted; the same command goes on with what is missing")
+        return INTERRUPTED
+    return 0
+
+
+def as_trained(spec: str, path: Path) -> str:
+    """The suite with the changes that a model was trained with on it, if it was and the user names none.
+
+    Raises:
+        UserError: the file that says what it was trained on is damaged.
+    """
+    if ":" in spec or not (path / TASK_FILE).is_file():
+        return spec
+    trained = read_task(path / TASK_FILE)
+    return trained if trained.partition(":")[0] == spec else spec
+
+
+def model_names(paths: tuple[Path, ...]) -> list[str]:
+    """A name for each model: the last part of its path, as long as these differ.
+
+    Raises:
+        UserError: no model is named, or one twice.
+    """
+    if not paths:
+        raise UserError("there is no model to evaluate; name one with --model")
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise UserError("a model is named twice; name each once")
+    for parts in range(1, 1 + max(len(path.parts) for path in resolved)):
+        names = ["-".join(path.parts[-parts:]).strip("/").removesuffix(".safetensors") for path in resolved]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+@contextmanager
+def steps_bar(name: str) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
+    """A bar of the steps done; what is yielded moves it by tokens read and by steps."""
+    columns = (
+        TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[read]}"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(name, total=None, read="")
+        began, read = time.perf_counter(), 0
+
+        def advance(tokens: int) -> None:
+            nonlocal read
+            read += tokens
+            rate = read / max(1e-9, time.perf_counter() - began)
+            bars.update(task, read=f"{read:,} tokens, {rate:,.0f}/s")
+
+        def on_step(done: int, steps: int) -> None:
+            bars.update(task, completed=done, total=steps)
+
+        yield advance, on_step
+
+
+def references(suite: Suite, like: Result) -> list[Result]:
+    """What a suite compares models with, as results."""
+    return [
+        Result(like.identity, like.measure, like.x, tuple(rows), {"name": name, "parameters": 0, "state_bytes": 0})
+        for name, rows in suite.references().items()
+    ]
+
+
+def draw(path: Path, suite: Suite, results: list[Result]) -> None:
+    """The plot of all models; a panel for each of what differs besides the horizontal axis."""
+    panels: dict[str, Sequence[Line]] = {}
+    for result in results:
+        for title, rows in result.lines().items():
+            panels[title] = [*panels.get(title, ()), _line(result.name, rows, suite.x)]
+    beside = [_line(name, list(rows), suite.x, reference=True) for name, rows in suite.references().items()]
+    panels = {title: [*lines, *beside] for title, lines in panels.items()}
+    numeric = all(isinstance(row.setting[suite.x], int | float) for result in results for row in result.rows)
+    if panels and numeric:
+        draw_lines(path, panels, x=suite.x, y=suite.measure)
+
+
+def _line(label: str, rows: list[Row], x: str, reference: bool = False) -> Line:
+    rows = sorted(rows, key=lambda row: float(row.setting[x]))
+    at = [float(row.setting[x]) for row in rows]
+    return Line(label, at, [r.mean for r in rows], [r.low for r in rows], [r.high for r in rows], reference)

@@ -1,0 +1,44 @@
+"""Training on a task: which problems a step reads, and what its answers cost."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mnemonist.data import IGNORED
+from mnemonist.evals.problems import Task, draw
+from mnemonist.training import LossSum, TrainingConfig
+from mnemonist.training.gradients import BatchOf
+
+Rows = dict[str, torch.Tensor]
+
+
+def lesson_batches(task: Task, config: TrainingConfig) -> BatchOf:
+    """``batch_of`` for `mnemonist.training.train`: problems of the task's lessons, a pure function of the step.
+
+    Each micro-batch has problems of one lesson, so that they are equally long; lessons take turns, in an order that is
+    drawn anew for every round of them. `TrainingConfig.row_length` has no say.
+    """
+    lessons = list(task.lessons)
+
+    def batch_of(step: int, micro: int, rank: int, world: int) -> Rows:
+        part = step * config.accumulation + micro
+        round_, place = divmod(part, len(lessons))
+        order = torch.randperm(len(lessons), generator=torch.Generator().manual_seed(config.seed + 7919 * round_))
+        rows = config.batch_size // (config.accumulation * world)
+        first = (part * world + rank) * rows
+        problems = draw(task, lessons[int(order[place])], rows, config.seed, "train", first)
+        return {"tokens": torch.from_numpy(problems.tokens), "targets": torch.from_numpy(problems.targets)}
+
+    return batch_of
+
+
+def answer_loss(model: nn.Module, rows: Rows) -> LossSum:
+    """``loss_of`` for `mnemonist.training.train`: cross entropy in nats, summed over the tokens that are asked for.
+
+    Scores are computed for these alone: of a long problem they are few, and a vocabulary may be large.
+    """
+    asked = rows["targets"] != IGNORED
+    logits = model(rows["tokens"], positions=asked).logits
+    return LossSum(F.cross_entropy(logits.float(), rows["targets"][asked], reduction="sum"), int(asked.sum()))

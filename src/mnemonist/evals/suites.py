@@ -1,0 +1,228 @@
+"""Suites: what a model can be evaluated on, by name.
+
+A suite is a list of *steps*, each a few settings that are measured in one go. After every step the rows so far are
+saved, so that an interrupted evaluation loses at most the step it was in. Everything is made offline and follows from
+the suite's fields, which a user changes in its name: ``mqar:vocabulary=256,longest=256``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from mnemonist.choices import parse_choices
+from mnemonist.data import ByteTokenizer, Tokenizer
+from mnemonist.errors import UserError, nearest
+from mnemonist.evals.problems import Setting, Task, draw
+from mnemonist.evals.results import Row
+from mnemonist.evals.scoring import Progress, score
+from mnemonist.models.modeling import LanguageModel
+
+
+class Suite(Protocol):
+    """One evaluation."""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        ...
+
+    @property
+    def measure(self) -> str:
+        """What its rows are means of."""
+        ...
+
+    @property
+    def x(self) -> str:
+        """The name in its settings that a plot has on its horizontal axis."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens are from 0 to below this."""
+        ...
+
+    @property
+    def steps(self) -> Sequence[Sequence[Setting]]:
+        """Settings, by what is measured in one go."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What its rows follow from, besides the model, as JSON values."""
+        ...
+
+    def references(self) -> Mapping[str, Sequence[Row]]:
+        """What others reach who are no models: chance, or the best there is."""
+        ...
+
+    def run(self, model: LanguageModel, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
+        """The rows of one step, in the order of its settings."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSuite:
+    """The problems of a task, over its grid."""
+
+    task: Task
+    count: int = 200
+    """Problems of each setting."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.seed < 0:
+            raise UserError(
+                f"count is {self.count} and seed {self.seed}; ask for at least 1 problem, with a seed from 0"
+            )
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return self.task.name
+
+    @property
+    def measure(self) -> str:
+        """What is counted."""
+        return "accuracy" if self.task.metric == "token" else "problems solved"
+
+    @property
+    def x(self) -> str:
+        """The setting that changes most."""
+        grid = self.task.grid
+        return max(grid[0], key=lambda name: len({setting[name] for setting in grid}))
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the task."""
+        return self.task.vocab_size
+
+    @property
+    def steps(self) -> list[list[Setting]]:
+        """Each setting by itself."""
+        return [[setting] for setting in self.task.grid]
+
+    def identity(self) -> dict[str, Any]:
+        """The task's fields, how many problems, and their seed."""
+        return {"suite": self.name, "task": fields_of(self.task), "count": self.count, "seed": self.seed}
+
+    def references(self) -> dict[str, list[Row]]:
+        """None."""
+        return {}
+
+    def run(self, model: LanguageModel, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
+        """See `Suite.run`."""
+        for setting in settings:
+            scores = score(model, draw(self.task, setting, self.count, self.seed), progress)
+            values = scores.problems if self.task.metric == "problem" else scores.tokens
+            bits = float(scores.bits.sum() / scores.asked.sum())
+            yield Row.of(setting, values, bits_per_token=bits, token_accuracy=float(np.mean(scores.tokens)))
+
+
+@dataclass(frozen=True)
+class SuiteInfo:
+    """One row of `SUITES`."""
+
+    summary: str
+    source: str
+    module: str
+    """Where in `mnemonist.evals`."""
+    class_name: str
+    task: bool = True
+    """Whether it is a `Task`, which a model can be trained on."""
+
+
+SUITES: Mapping[str, SuiteInfo] = {
+    "mqar": SuiteInfo(
+        "pairs of keys and values; then keys again, and their values are asked for",
+        "Arora et al. 2023 (arXiv 2312.04927)",
+        "associative_recall",
+        "AssociativeRecall",
+    ),
+}
+"""Everything that `mnemonist eval` knows."""
+
+
+def build_task(spec: str, tokenizer: Tokenizer | None = None) -> Task:
+    """A task by name, with changes if wanted: ``"mqar:vocabulary=256"``.
+
+    Args:
+        spec: name and changes.
+        tokenizer: of tasks made of text; None takes bytes.
+
+    Raises:
+        ValueError: no task or field has this name (the message suggests the nearest one), or a value does not fit.
+    """
+    info = find_suite(spec)
+    if not info.task:
+        tasks = [name for name, row in SUITES.items() if row.task]
+        raise UserError(f"{spec.partition(':')[0]} has no problems to learn from; tasks: {', '.join(tasks)}")
+    return _build(info, spec, tokenizer)
+
+
+def build_suite(spec: str, tokenizer: Tokenizer | None = None, count: int | None = None, seed: int = 0) -> Suite:
+    """A suite by name, with changes if wanted.
+
+    Args:
+        spec: name and changes.
+        tokenizer: of suites made of text; None takes bytes.
+        count: problems of each setting, or texts; None takes as many as the suite thinks right.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: as `build_task`; or count or seed is out of range.
+    """
+    info = find_suite(spec)
+    made = _build(info, spec, tokenizer)
+    given = {"seed": seed} | ({} if count is None else {"count": count})
+    return TaskSuite(made, **given) if info.task else dataclasses.replace(made, **given)
+
+
+def find_suite(spec: str) -> SuiteInfo:
+    """The row of `SUITES` that a name with changes begins with.
+
+    Raises:
+        UserError: there is none; the message suggests the nearest one.
+    """
+    name = spec.partition(":")[0]
+    if name not in SUITES:
+        raise UserError(f"there is no suite {name!r}{nearest(name, SUITES)}; known suites: {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def reads_text(spec: str) -> bool:
+    """Whether a suite is made of text, so that a model's own tokenizer says what its tokens are.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+    return "tokenizer" in _field_names(_class(find_suite(spec)))
+
+
+def fields_of(made: Any) -> dict[str, Any]:
+    """The fields of a task or suite as JSON values; a tokenizer by its fingerprint."""
+    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return {name: getattr(value, "fingerprint", value) for name, value in values.items()}
+
+
+def _class(info: SuiteInfo) -> Any:
+    return getattr(import_module(f"mnemonist.evals.{info.module}"), info.class_name)
+
+
+def _field_names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _build(info: SuiteInfo, spec: str, tokenizer: Tokenizer | None) -> Any:
+    cls = _class(info)
+    name, _, changes = spec.partition(":")
+    names = _field_names(cls)
+    free = tuple(each for each in names if each not in ("tokenizer", "count", "seed"))
+    values = parse_choices(cls, changes, f"the suite {name}", free) if changes else {}
+    if "tokenizer" in names:
+        values["tokenizer"] = tokenizer or ByteTokenizer()
+    return cls(**values)
