@@ -46,6 +46,8 @@ class AssociativeRecall:
     """Likewise of training."""
     most_pairs: int = 256
     """Settings of more pairs are left out."""
+    lessons_from: str = "paper"
+    """What training draws from: paper, its own mixture; or grid, the settings of the test, each as often."""
     power: float = 0.01
     """How soon keys come again: ``a`` of the power law; 1 is uniform."""
 
@@ -54,6 +56,8 @@ class AssociativeRecall:
             raise ValueError(f"vocabulary is {self.vocabulary}; keys and values need at least 4 tokens.")
         if not self.power > 0:
             raise ValueError(f"power is {self.power}; it must be a positive number.")
+        if self.lessons_from not in ("paper", "grid"):
+            raise ValueError(f"lessons_from is {self.lessons_from!r}; it must be paper or grid.")
         if not (self.grid and self.lessons):
             raise ValueError(
                 f"longest is {self.longest}, trained {self.trained}, most_pairs {self.most_pairs} and vocabulary "
@@ -73,7 +77,8 @@ class AssociativeRecall:
     @property
     def lessons(self) -> list[Setting]:
         """Settings of training."""
-        kept = [row for row in LESSONS if self._fits(row[0], row[1], self.trained)]
+        rows = LESSONS if self.lessons_from == "paper" else [(*row, 1) for row in GRID]
+        kept = [row for row in rows if self._fits(row[0], row[1], self.trained)]
         return [self._setting(length, pairs) for length, pairs, often in kept for _ in range(often)]
 
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:

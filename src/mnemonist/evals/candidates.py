@@ -62,14 +62,14 @@ def find_candidate(name: str) -> Candidate:
     return CANDIDATES[name]
 
 
-def configure(name: str, size: ModelConfig, rule_changes: str = "") -> ModelConfig:
+def configure(name: str, size: ModelConfig, rule_changes: str = "", parameters: int | None = None) -> ModelConfig:
     """A candidate of the size of a transformer.
 
     Args:
         name: a row of `CANDIDATES`.
-        size: blocks, widths and window; of its kinds of block only the number counts. A transformer of these sizes has
-            the parameters that every candidate gets.
+        size: blocks, widths and window; of its kinds of block only the number counts.
         rule_changes: to the rule of a memory, such as ``chunk_size=16``.
+        parameters: how many the candidate gets; None takes those of a transformer of the same sizes.
 
     Raises:
         UserError: there is no such candidate.
@@ -77,7 +77,8 @@ def configure(name: str, size: ModelConfig, rule_changes: str = "") -> ModelConf
     """
     candidate = find_candidate(name)
     blocks = len(size.blocks)
-    parameters = model_cost(size.replace(blocks=("attention",) * blocks)).parameters
+    if parameters is None:
+        parameters = model_cost(size.replace(blocks=("attention",) * blocks)).parameters
     rule = candidate.rule
     if rule_changes:
         rule += ("," if ":" in rule else ":") + rule_changes

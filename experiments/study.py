@@ -1,0 +1,182 @@
+"""What every experiment shares: arms that are equals, seeds, results that are kept, and the page made of them.
+
+An experiment is a folder with a `run.py` that names its arms and calls `main`. Each arm and seed is a process of its
+own, so that as many run as there are cores; each writes one file into `results/` when it is done, and goes on from its
+checkpoint when it was stopped. The page is made of these files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnemonist.evals.evaluate import evaluate
+from mnemonist.evals.lessons import answer_loss, lesson_batches
+from mnemonist.evals.problems import Task
+from mnemonist.evals.results import Result, Row
+from mnemonist.evals.suites import Suite
+from mnemonist.models import LanguageModel, ModelConfig
+from mnemonist.report.comparison import Line, draw_lines
+from mnemonist.training import TrainingConfig, train
+from mnemonist.training.checkpoint import has_checkpoint
+
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the equals."""
+
+    label: str
+    config: ModelConfig
+    training: TrainingConfig
+    """Its seed is replaced by that of the run."""
+    task: Task
+    """What it learns to solve."""
+    suite: Suite
+    """What it is then asked."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment."""
+
+    folder: Path
+    """With `run.py`; results and the page go here."""
+    arms: Mapping[str, Arm]
+    write_page: Callable[[Study], None]
+
+    def path(self, arm: str, seed: int) -> Path:
+        """Of the result of one run."""
+        return self.folder / "results" / f"{arm}-seed{seed}.json"
+
+    def results(self, arm: str, seeds: int = SEEDS) -> list[Result]:
+        """Those of an arm that are there and complete."""
+        paths = [self.path(arm, seed) for seed in range(seeds)]
+        found = [Result.load(path) for path in paths if path.exists()]
+        return [result for result in found if result.complete]
+
+
+def main(study: Study) -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=f"The experiment {study.folder.name}.")
+    parser.add_argument("--only", nargs="+", choices=list(study.arms), default=list(study.arms), help="arms to run")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1)), help="processes side by side")
+    parser.add_argument("--page", action="store_true", help="run nothing; write the page from the results")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        run_one(study, options.one[0], int(options.one[1]))
+        return
+    if not options.page:
+        wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.only]
+        missing = [(arm, seed) for arm, seed in wanted if not _complete(study.path(arm, seed))]
+        run_all(study, missing, options.workers)
+    study.write_page(study)
+
+
+def run_all(study: Study, runs: Sequence[tuple[str, int]], workers: int) -> None:
+    """Each run in a process of its own, one thread each; Ctrl-C lets those that run save where they are."""
+    script = study.folder / "run.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    waiting, running = list(runs), {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell's kill is as polite as its Ctrl-C
+    began, done = time.perf_counter(), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                arm, seed = waiting.pop(0)
+                command = [sys.executable, "-W", "ignore", str(script), "--one", arm, str(seed)]
+                running[subprocess.Popen(command, env=environment)] = (arm, seed)
+            time.sleep(0.5)
+            for process in [process for process in running if process.poll() is not None]:
+                arm, seed = running.pop(process)
+                if process.returncode:
+                    raise SystemExit(f"{arm}, seed {seed}, ended with {process.returncode}; the others are kept")
+                done += 1
+                minutes = (time.perf_counter() - began) / 60
+                print(f"{done} of {len(runs)} after {minutes:.1f} minutes: {arm}, seed {seed}", flush=True)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def run_one(study: Study, name: str, seed: int) -> None:
+    """Train an arm, or go on training it, and ask it."""
+    torch.set_flush_denormal(True)
+    arm = study.arms[name]
+    training = dataclasses.replace(arm.training, seed=seed)
+    folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
+    torch.manual_seed(seed)
+    model = LanguageModel(arm.config)
+    trained = train(
+        model, lesson_batches(arm.task, training), answer_loss, training, folder,
+        resume=has_checkpoint(folder / "checkpoint"), extra={"model": arm.config.to_json()}, progress=False,
+    )  # fmt: skip
+    if trained.interrupted:
+        raise SystemExit(130)
+    facts = {"seed": seed, "training_seconds": round(trained.seconds, 1), "training": dataclasses.asdict(training)}
+    evaluate(model, arm.suite, study.path(name, seed), name=arm.label, facts=facts)
+
+
+def over_seeds(results: Sequence[Result], label: str) -> Result:
+    """Means over runs of one arm, with the interval over seeds (Student's t).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not results:
+        raise ValueError(f"{label} has no complete run; run the experiment first.")
+    first = results[0]
+    rows = []
+    for row in first.rows:
+        each = [found.mean for result in results if (found := result.row(row.setting)) is not None]
+        rows.append(Row.of(row.setting, np.array(each)))
+    return dataclasses.replace(first, rows=tuple(rows), model={**first.model, "name": label})
+
+
+def draw(path: Path, results: Sequence[Result]) -> None:
+    """A line for each arm over its settings."""
+    panels: dict[str, list[Line]] = {}
+    for result in results:
+        for title, rows in result.lines().items():
+            at = [float(row.setting[result.x]) for row in rows]
+            line = Line(result.name, at, *([getattr(r, part) for r in rows] for part in ("mean", "low", "high")))
+            panels.setdefault(title, []).append(line)
+    draw_lines(path, panels, x=results[0].x, y=results[0].measure)
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """A line for each arm, a column for each setting; means over seeds with their half intervals."""
+    settings = [row.setting for row in results[0].rows]
+    heads = ["model", *(", ".join(f"{name} {value}" for name, value in s.items()) for s in settings)]
+    lines = [heads + ["parameters", "state, bytes"], ["---", *["--:"] * (len(settings) + 2)]]
+    for result in results:
+        cells = []
+        for setting in settings:
+            row = result.row(setting)
+            cells.append("" if row is None else f"{row.mean:.3f} ± {row.high - row.mean:.3f}")
+        growing = result.model["state_bytes_per_token"]
+        state = f"{result.model['state_bytes']:,}" + (f" + {growing:,} a token" if growing else "")
+        lines.append([result.name, *cells, f"{result.model['parameters']:,}", state])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _complete(path: Path) -> bool:
+    return path.exists() and Result.load(path).complete
+
+
