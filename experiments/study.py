@@ -164,7 +164,7 @@ def markdown(results: Sequence[Result]) -> str:
     """A line for each arm, a column for each setting; means over seeds with their half intervals."""
     settings = [row.setting for row in results[0].rows]
     heads = ["model", *(", ".join(f"{name} {value}" for name, value in s.items()) for s in settings)]
-    lines = [heads + ["parameters", "state, bytes"], ["---", *["--:"] * (len(settings) + 2)]]
+    lines = [[*heads, "parameters", "state, bytes"], ["---", *["--:"] * (len(settings) + 2)]]
     for result in results:
         cells = []
         for setting in settings:
@@ -178,5 +178,3 @@ def markdown(results: Sequence[Result]) -> str:
 
 def _complete(path: Path) -> bool:
     return path.exists() and Result.load(path).complete
-
-

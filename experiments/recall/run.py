@@ -1,6 +1,6 @@
 """Recall: how many pairs can a state hold? Multi-query associative recall, all candidates, equal parameters.
 
-    python experiments/recall/run.py            # what is missing, then the page
+python experiments/recall/run.py            # what is missing, then the page
 """
 
 from __future__ import annotations

@@ -143,6 +143,13 @@ SUITES: Mapping[str, SuiteInfo] = {
         "associative_recall",
         "AssociativeRecall",
     ),
+    "positions": SuiteInfo(
+        "bits per byte by position in long texts: who makes use of what it has read",
+        "after Titans (arXiv 2501.00663), figure 7",
+        "positions",
+        "Positions",
+        task=False,
+    ),
 }
 """Everything that `mnemonist eval` knows."""
 
