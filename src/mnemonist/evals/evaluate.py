@@ -1,10 +1,10 @@
-"""Running a suite: step by step, saved after each, to be interrupted and taken up again."""
+"""Running a suite: row by row, saved after each, to be interrupted and taken up again."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from mnemonist import __version__
 from mnemonist.errors import UserError
+from mnemonist.evals.problems import Setting
 from mnemonist.evals.results import Result
 from mnemonist.evals.scoring import Progress
 from mnemonist.evals.suites import Suite
@@ -32,17 +33,17 @@ def evaluate(
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Measure every step of a suite that was not measured before.
+    """Measure every setting of a suite that was not measured before.
 
     Args:
         model: read in evaluation mode, whatever its mode.
         suite: what to measure.
-        path: JSON file of the result, written after every step; rows that it has already are kept. None writes nothing.
+        path: JSON file of the result, written after every row; rows that it has already are kept. None writes nothing.
         name: what tables call the model.
         facts: what else the result should say of how it came about.
         progress: called with the number of tokens read since the last call.
         on_step: called before the first step and after each with the number of steps done and of all.
-        stop: asked after each step; once it says True, the result is returned as far as it is.
+        stop: asked after each row; once it says True, the result is returned as far as it is.
 
     Raises:
         UserError: the model has another vocabulary than the suite; the file is damaged, or of another model or suite.
@@ -58,20 +59,22 @@ def evaluate(
     on_step(0, len(steps))
     for number, settings in enumerate(steps, 1):
         missing = [setting for setting in settings if result.row(setting) is None]
-        if missing:
-            with evaluating(model):
-                rows = tuple(suite.run(model, settings, progress))
-            kept = tuple(row for row in result.rows if row.setting not in [dict(each) for each in settings])
-            result = replace(result, rows=kept + rows)
-        seconds = round(before + time.perf_counter() - began, 3)
-        told = {**dict(facts or {}), **_versions(), "seconds": seconds}
-        result = replace(result, facts=told, complete=number == len(steps))
-        if path is not None and (missing or result.complete):
-            result.save(path)
+        with evaluating(model):
+            for row in suite.run(model, missing, progress) if missing else ():
+                seconds = round(before + time.perf_counter() - began, 3)
+                told = {**dict(facts or {}), **_versions(), "seconds": seconds}
+                result = replace(result, rows=(*result.rows, row), facts=told)
+                result = replace(result, complete=_measured(result, steps))
+                if path is not None:
+                    result.save(path)
+                if stop():
+                    return result
         on_step(number, len(steps))
-        if stop():
-            break
     return result
+
+
+def _measured(result: Result, steps: Sequence[Sequence[Setting]]) -> bool:
+    return all(result.row(setting) is not None for settings in steps for setting in settings)
 
 
 def taken_up(path: Path, identity: Mapping[str, Any]) -> Result:

@@ -7,6 +7,7 @@ unseen by those trained on ``stdlib``: modules of Python's standard library that
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,10 @@ class Positions:
 
         learn = self.memory == "learning"
         bits = read_texts(model, texts, tokenizer=self.tokenizer, learn=learn, progress=advance).bits
-        edges = [0, *self.edges]
-        for begin, end, setting in zip(edges, self.edges, settings, strict=False):
-            yield Row.of(setting, np.asarray(bits[:, begin:end].mean(1), np.float64))
+        for begin, end in itertools.pairwise([0, *self.edges]):
+            setting = {"position": end}
+            if setting in settings:
+                yield Row.of(setting, np.asarray(bits[:, begin:end].mean(1), np.float64))
 
 
 def long_texts(documents: Sequence[Document], count: int, length: int) -> tuple[Document, ...]:

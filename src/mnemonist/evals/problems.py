@@ -119,11 +119,16 @@ def draw(task: Task, setting: Setting, count: int, seed: int = 0, split: Split =
         UserError: no problem can have this setting.
         ValueError: ``count`` is not positive.
     """
-    what = json.dumps([task.name, split, dict(sorted(setting.items()))])
-    root = [int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big"), seed]
     return Problems.stack(
-        [task.draw(np.random.default_rng([*root, index]), setting) for index in range(first, first + count)]
+        [task.draw(generator(task.name, split, setting, seed, index), setting) for index in range(first, first + count)]
     )
+
+
+def generator(name: str, split: Split, setting: Setting, seed: int, index: int) -> np.random.Generator:
+    """What problem number ``index`` is drawn from."""
+    what = json.dumps([name, split, dict(sorted(setting.items()))])
+    root = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big")
+    return np.random.default_rng([root, seed, index])
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,13 @@ class Question:
     text: str
     answer: str
 
-    def problem(self, tokenizer: Tokenizer) -> Problem:
-        """As tokens behind a start mark; all tokens of the answer are asked for.
+    def problem(self, tokenizer: Tokenizer, *, bos: bool = True) -> Problem:
+        """As tokens, behind a start mark unless ``bos`` is false; all tokens of the answer are asked for.
 
         Raises:
             UserError: the answer has no tokens.
         """
-        before, after = tokenizer.encode(self.text, bos=True), tokenizer.encode(self.answer)
+        before, after = tokenizer.encode(self.text, bos=bos), tokenizer.encode(self.answer)
         if not len(after):
             raise UserError(f"the tokenizer ({tokenizer.name}) has no tokens for the answer {self.answer!r}")
         whole = np.concatenate([before, after])

@@ -49,8 +49,16 @@ class Scores:
         return self.right == self.asked
 
 
-def score(model: LanguageModel, problems: Problems, progress: Progress | None = None) -> Scores:
+def score(
+    model: LanguageModel, problems: Problems, progress: Progress | None = None, state: ModelState | None = None
+) -> Scores:
     """Ask a model in its present mode; each problem is a stream of its own.
+
+    Args:
+        model: whom to ask.
+        problems: N of them.
+        progress: called after each piece.
+        state: what the model has become in N streams before, each of which a problem goes on from; None begins anew.
 
     Raises:
         ValueError: a token is outside the model's vocabulary.
@@ -59,17 +67,21 @@ def score(model: LanguageModel, problems: Problems, progress: Progress | None = 
     rows = max(1, TOKENS // min(PIECE, problems.tokens.shape[1]))
     for first in range(0, len(problems), rows):
         part = slice(first, first + rows)
-        right[part], bits[part] = _score_rows(model, problems.tokens[part], problems.targets[part], progress)
+        before = None if state is None else state.select(torch.arange(len(problems))[part])
+        right[part], bits[part] = _score_rows(model, problems.tokens[part], problems.targets[part], progress, before)
     return Scores((problems.targets != IGNORED).sum(1), right, bits)
 
 
 def _score_rows(
-    model: LanguageModel, tokens: NDArray[np.int64], targets: NDArray[np.int64], progress: Progress | None
+    model: LanguageModel,
+    tokens: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    progress: Progress | None,
+    state: ModelState | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     right, nats = torch.zeros(len(tokens), dtype=torch.int64), torch.zeros(len(tokens), dtype=torch.float64)
     device = model.embedding.weight.device
     end = int(np.flatnonzero((targets != IGNORED).any(0))[-1]) + 1  # what stands behind the last question is not read
-    state: ModelState | None = None
     for at in range(0, end, PIECE):
         piece = torch.from_numpy(tokens[:, at : min(at + PIECE, end)]).to(device)
         wanted = torch.from_numpy(targets[:, at : at + piece.shape[1]])

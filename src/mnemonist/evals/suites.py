@@ -1,8 +1,8 @@
 """Suites: what a model can be evaluated on, by name.
 
-A suite is a list of *steps*, each a few settings that are measured in one go. After every step the rows so far are
-saved, so that an interrupted evaluation loses at most the step it was in. Everything is made offline and follows from
-the suite's fields, which a user changes in its name: ``mqar:vocabulary=256,longest=256``.
+A suite is a list of *steps*, each a few settings that are measured in one go. Every row is saved as soon as it is
+known, so that an interrupted evaluation loses none. Everything is made offline and follows from the suite's fields,
+which a user changes in its name: ``mqar:vocabulary=256,longest=256``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Suite(Protocol):
         ...
 
     def run(self, model: LanguageModel, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
-        """The rows of one step, in the order of its settings."""
+        """Rows of some settings of one step, in their order, each as soon as it is known."""
         ...
 
 
@@ -148,6 +148,19 @@ SUITES: Mapping[str, SuiteInfo] = {
         "after Titans (arXiv 2501.00663), figure 7",
         "positions",
         "Positions",
+        task=False,
+    ),
+    "niah": SuiteInfo(
+        "a secret in much text, asked for at the end",
+        "RULER (Hsieh et al. 2024, arXiv 2404.06654)",
+        "needles",
+        "NeedleInHaystack",
+    ),
+    "streaming": SuiteInfo(
+        "one secret, asked for again and again while reading on, to any distance",
+        "ours, of RULER's S-NIAH-1",
+        "streaming",
+        "Streaming",
         task=False,
     ),
 }
