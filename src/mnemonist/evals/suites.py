@@ -156,6 +156,18 @@ SUITES: Mapping[str, SuiteInfo] = {
         "needles",
         "NeedleInHaystack",
     ),
+    "state-tracking": SuiteInfo(
+        "the running product in a group: parity, Z60, S3, S4, A5, S5",
+        "Merrill et al. 2024 (arXiv 2404.08819)",
+        "state_tracking",
+        "StateTracking",
+    ),
+    "copy": SuiteInfo(
+        "strings to copy, or to look n-grams up in",
+        "Jelassi et al. 2024 (arXiv 2402.01032)",
+        "copying",
+        "Copying",
+    ),
     "streaming": SuiteInfo(
         "one secret, asked for again and again while reading on, to any distance",
         "ours, of RULER's S-NIAH-1",
