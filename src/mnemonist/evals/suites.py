@@ -168,6 +168,18 @@ SUITES: Mapping[str, SuiteInfo] = {
         "copying",
         "Copying",
     ),
+    "phonebook": SuiteInfo(
+        "a phone book, then a name",
+        "Jelassi et al. 2024 (arXiv 2402.01032), section 4",
+        "phonebook",
+        "Phonebook",
+    ),
+    "babilong-like": SuiteInfo(
+        "facts about people and things scattered over a text, and a question about them",
+        "after BABILong (Kuratov et al. 2024, arXiv 2406.10149)",
+        "babilong",
+        "Babilong",
+    ),
     "streaming": SuiteInfo(
         "one secret, asked for again and again while reading on, to any distance",
         "ours, of RULER's S-NIAH-1",
