@@ -13,7 +13,8 @@ from mnemonist.evals.phonebook import FIRST, LAST, Phonebook
 from mnemonist.evals.problems import draw
 
 PINNED = (
-    "Nina Peters: 7476049332\nHector Larsen: 7018852503\nRita Palmer: 6836367716\n\nRita Palmer: 6836367716\nNina Peters: 7476049332\n\nHector Larsen:",
+    "Nina Peters: 7476049332\nHector Larsen: 7018852503\nRita Palmer: 6836367716\n\n"
+    "Rita Palmer: 6836367716\nNina Peters: 7476049332\n\nHector Larsen:",
     " 7018852503",
 )
 

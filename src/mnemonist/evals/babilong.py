@@ -90,7 +90,8 @@ class Babilong:
         room = length - len(problem.tokens) - 1
         if room < 0:
             raise UserError(
-                f"{len(story.facts)} facts with their question take {len(problem.tokens) + 1} tokens; {length} are too few"
+                f"{len(story.facts)} facts with their question take {len(problem.tokens) + 1} tokens; {length} are "
+                "too few"
             )
         around: list[str] = []
         for sentence in sentences(random):

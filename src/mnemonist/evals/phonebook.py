@@ -1,8 +1,8 @@
 """A phone book: names with numbers, then a name whose number is asked for.
 
-Jelassi et al. 2024 (arXiv 2402.01032, section 4): the book, two entries of it again to show what is wanted, and the name.
-Transformers of some hundred million parameters look numbers up in books for which much larger models with a constant
-state have no room. Names are ours.
+Jelassi et al. 2024 (arXiv 2402.01032, section 4): the book, two entries of it again to show what is wanted, and the
+name. Transformers of some hundred million parameters look numbers up in books for which much larger models with a
+constant state have no room. Names are ours.
 """
 
 from __future__ import annotations
@@ -16,25 +16,36 @@ from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.problems import Problem, Question, Setting
 
-FIRST = (
-    "Ada Agnes Albert Alma Amos Anita Anton Astrid Axel Basil Bella Bernard Bianca Boris Bruno Carla Carmen Cecil Clara "
-    "Conrad Cora Cyril Dagmar Damian Daphne Dora Edgar Edith Elias Eliza Elmar Elsa Emil Erika Ernest Esther Eugene Eva "
-    "Felix Fiona Flora Frank Frida Gavin George Gerda Gilbert Greta Gustav Hanna Harold Hazel Hector Helga Henry Hugo "
-    "Ida Igor Ingrid Irma Isaac Ivan Jasper Jenny Jerome Joan Jonas Judith Julius Karin Karl Kirsten Klara Kurt Lara "
-    "Leo Lena Linus Livia Lotte Louis Lucy Luther Mabel Magnus Marco Marta Max Mila Moritz Nadia Nina Noel Nora Oliver "
-    "Olga Oscar Otto Paula Percy Petra Quentin Ralph Regina Rita Robert Rosa Rufus Ruth Selma Silas Simon Sofia Stella "
-    "Stephan Thea Theo Tilda Tobias Ursula Valentin Vera Victor Viola Walter Wanda Wilma Xaver Yvonne Zoe"
-).split()
-LAST = (
-    "Abbott Adler Anders Archer Baker Barlow Bauer Becker Bell Bennett Berger Bishop Blake Bloom Brandt Brook Burns Carter "
-    "Castle Chapman Clarke Collins Cooper Costa Cross Dahl Dalton Dawson Decker Dixon Drake Duncan Eaton Ebert Ellis "
-    "Engel Evans Falk Farmer Fischer Fleming Forster Fox Franke Fuller Garner Gibson Graham Grant Greene Haas Hale "
-    "Hansen Harper Hart Heller Hobbs Holm Hunter Ingram Irving Jansen Jarvis Jensen Keller Kemp Kern King Klein Koch "
-    "Lambert Lang Larsen Lehmann Lewis Linde Lowe Lund Marsh Martin Mason Meyer Miller Moore Morris Moser Nash Nelson "
-    "Newton Nolan Norris Oakley Olsen Osborne Palmer Parker Payne Perry Peters Pfeiffer Porter Price Quinn Ramsey Reed "
-    "Reuter Rhodes Ritter Roth Russell Sander Sawyer Schmidt Sharp Shaw Simmons Skinner Sommer Spencer Stein Stone Stark "
-    "Tanner Taylor Thorne Turner Vance Vogel Wagner Walsh Ward Weber Wells West Winter Wolf Wright Yates York Young Zimmer"
-).split()
+FIRST = tuple(
+    (
+        "Ada|Agnes|Albert|Alma|Amos|Anita|Anton|Astrid|Axel|Basil|Bella|Bernard|Bianca|"
+        "Boris|Bruno|Carla|Carmen|Cecil|Clara|Conrad|Cora|Cyril|Dagmar|Damian|Daphne|Dora|"
+        "Edgar|Edith|Elias|Eliza|Elmar|Elsa|Emil|Erika|Ernest|Esther|Eugene|Eva|Felix|Fiona"
+        "|Flora|Frank|Frida|Gavin|George|Gerda|Gilbert|Greta|Gustav|Hanna|Harold|Hazel|"
+        "Hector|Helga|Henry|Hugo|Ida|Igor|Ingrid|Irma|Isaac|Ivan|Jasper|Jenny|Jerome|Joan|"
+        "Jonas|Judith|Julius|Karin|Karl|Kirsten|Klara|Kurt|Lara|Leo|Lena|Linus|Livia|Lotte"
+        "|Louis|Lucy|Luther|Mabel|Magnus|Marco|Marta|Max|Mila|Moritz|Nadia|Nina|Noel|Nora"
+        "|Oliver|Olga|Oscar|Otto|Paula|Percy|Petra|Quentin|Ralph|Regina|Rita|Robert|Rosa|"
+        "Rufus|Ruth|Selma|Silas|Simon|Sofia|Stella|Stephan|Thea|Theo|Tilda|Tobias|Ursula|"
+        "Valentin|Vera|Victor|Viola|Walter|Wanda|Wilma|Xaver|Yvonne|Zoe"
+    ).split("|")
+)
+LAST = tuple(
+    (
+        "Abbott|Adler|Anders|Archer|Baker|Barlow|Bauer|Becker|Bell|Bennett|Berger|Bishop|"
+        "Blake|Bloom|Brandt|Brook|Burns|Carter|Castle|Chapman|Clarke|Collins|Cooper|Costa|"
+        "Cross|Dahl|Dalton|Dawson|Decker|Dixon|Drake|Duncan|Eaton|Ebert|Ellis|Engel|Evans|"
+        "Falk|Farmer|Fischer|Fleming|Forster|Fox|Franke|Fuller|Garner|Gibson|Graham|Grant|"
+        "Greene|Haas|Hale|Hansen|Harper|Hart|Heller|Hobbs|Holm|Hunter|Ingram|Irving|Jansen|"
+        "Jarvis|Jensen|Keller|Kemp|Kern|King|Klein|Koch|Lambert|Lang|Larsen|Lehmann|Lewis|"
+        "Linde|Lowe|Lund|Marsh|Martin|Mason|Meyer|Miller|Moore|Morris|Moser|Nash|Nelson|"
+        "Newton|Nolan|Norris|Oakley|Olsen|Osborne|Palmer|Parker|Payne|Perry|Peters|Pfeiffer|"
+        "Porter|Price|Quinn|Ramsey|Reed|Reuter|Rhodes|Ritter|Roth|Russell|Sander|Sawyer|"
+        "Schmidt|Sharp|Shaw|Simmons|Skinner|Sommer|Spencer|Stein|Stone|Stark|Tanner|Taylor|"
+        "Thorne|Turner|Vance|Vogel|Wagner|Walsh|Ward|Weber|Wells|West|Winter|Wolf|Wright|"
+        "Yates|York|Young|Zimmer"
+    ).split("|")
+)
 SHOWN = 2
 
 
@@ -61,8 +72,8 @@ class Phonebook:
     def __post_init__(self) -> None:
         if self.trained < 12 or not 3 <= self.fewest <= self.most <= len(FIRST) * len(LAST):
             raise ValueError(
-                f"trained is {self.trained}, fewest {self.fewest} and most {self.most}; they must be at least 12, 3 and "
-                f"fewest, and there are {len(FIRST) * len(LAST):,} names."
+                f"trained is {self.trained}, fewest {self.fewest} and most {self.most}; they must be at least 12, 3 "
+                f"and fewest, and there are {len(FIRST) * len(LAST):,} names."
             )
 
     @property
@@ -92,7 +103,8 @@ class Phonebook:
         entries = int(setting["entries"])
         if not SHOWN < entries <= len(FIRST) * len(LAST):
             raise UserError(
-                f"a book has {SHOWN + 1} to {len(FIRST) * len(LAST):,} entries, one for each name; {entries} are asked for"
+                f"a book has {SHOWN + 1} to {len(FIRST) * len(LAST):,} entries, one for each name; "
+                f"{entries} are asked for"
             )
         names = [
             f"{FIRST[i % len(FIRST)]} {LAST[i // len(FIRST)]}"

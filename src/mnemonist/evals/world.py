@@ -8,6 +8,7 @@ one half, or else a taking or putting down if one is possible.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,7 +89,7 @@ def tell(random: np.random.Generator, task: int, count: int) -> Story:
             turns = [
                 (thing, before, after)
                 for thing, path in world.path.items()
-                for before, after in zip(path, path[1:], strict=False)
+                for before, after in itertools.pairwise(path)
                 if [room for room, _ in path].count(after[0]) == 1  # or "before" would have two meanings
             ]
             if turns:
