@@ -19,7 +19,8 @@ FACT = re.compile(rf"(?:{'|'.join(PEOPLE)}) [a-z ]+ the [a-z]+\.")
 PINNED = (
     "Sandra went to the bathroom. One winter, clouds gathered over the hills. Sandra got the milk. The miller and her "
     "brother repaired the compass around noon. Two students bought the wooden barrel reluctantly. A tired traveller "
-    "thought of the workshop, for things would soon change. Sandra got the apple.\nQuestion: Where is the milk?\nAnswer:",
+    "thought of the workshop, for things would soon change. Sandra got the apple.\n"
+    "Question: Where is the milk?\nAnswer:",
     " bathroom",
 )
 

@@ -16,36 +16,34 @@ from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.problems import Problem, Question, Setting
 
-FIRST = tuple(
-    (
-        "Ada|Agnes|Albert|Alma|Amos|Anita|Anton|Astrid|Axel|Basil|Bella|Bernard|Bianca|"
-        "Boris|Bruno|Carla|Carmen|Cecil|Clara|Conrad|Cora|Cyril|Dagmar|Damian|Daphne|Dora|"
-        "Edgar|Edith|Elias|Eliza|Elmar|Elsa|Emil|Erika|Ernest|Esther|Eugene|Eva|Felix|Fiona"
-        "|Flora|Frank|Frida|Gavin|George|Gerda|Gilbert|Greta|Gustav|Hanna|Harold|Hazel|"
-        "Hector|Helga|Henry|Hugo|Ida|Igor|Ingrid|Irma|Isaac|Ivan|Jasper|Jenny|Jerome|Joan|"
-        "Jonas|Judith|Julius|Karin|Karl|Kirsten|Klara|Kurt|Lara|Leo|Lena|Linus|Livia|Lotte"
-        "|Louis|Lucy|Luther|Mabel|Magnus|Marco|Marta|Max|Mila|Moritz|Nadia|Nina|Noel|Nora"
-        "|Oliver|Olga|Oscar|Otto|Paula|Percy|Petra|Quentin|Ralph|Regina|Rita|Robert|Rosa|"
-        "Rufus|Ruth|Selma|Silas|Simon|Sofia|Stella|Stephan|Thea|Theo|Tilda|Tobias|Ursula|"
-        "Valentin|Vera|Victor|Viola|Walter|Wanda|Wilma|Xaver|Yvonne|Zoe"
-    ).split("|")
+_FIRST = (
+    "Ada|Agnes|Albert|Alma|Amos|Anita|Anton|Astrid|Axel|Basil|Bella|Bernard|Bianca|"
+    "Boris|Bruno|Carla|Carmen|Cecil|Clara|Conrad|Cora|Cyril|Dagmar|Damian|Daphne|Dora|"
+    "Edgar|Edith|Elias|Eliza|Elmar|Elsa|Emil|Erika|Ernest|Esther|Eugene|Eva|Felix|Fiona"
+    "|Flora|Frank|Frida|Gavin|George|Gerda|Gilbert|Greta|Gustav|Hanna|Harold|Hazel|"
+    "Hector|Helga|Henry|Hugo|Ida|Igor|Ingrid|Irma|Isaac|Ivan|Jasper|Jenny|Jerome|Joan|"
+    "Jonas|Judith|Julius|Karin|Karl|Kirsten|Klara|Kurt|Lara|Leo|Lena|Linus|Livia|Lotte"
+    "|Louis|Lucy|Luther|Mabel|Magnus|Marco|Marta|Max|Mila|Moritz|Nadia|Nina|Noel|Nora"
+    "|Oliver|Olga|Oscar|Otto|Paula|Percy|Petra|Quentin|Ralph|Regina|Rita|Robert|Rosa|"
+    "Rufus|Ruth|Selma|Silas|Simon|Sofia|Stella|Stephan|Thea|Theo|Tilda|Tobias|Ursula|"
+    "Valentin|Vera|Victor|Viola|Walter|Wanda|Wilma|Xaver|Yvonne|Zoe"
 )
-LAST = tuple(
-    (
-        "Abbott|Adler|Anders|Archer|Baker|Barlow|Bauer|Becker|Bell|Bennett|Berger|Bishop|"
-        "Blake|Bloom|Brandt|Brook|Burns|Carter|Castle|Chapman|Clarke|Collins|Cooper|Costa|"
-        "Cross|Dahl|Dalton|Dawson|Decker|Dixon|Drake|Duncan|Eaton|Ebert|Ellis|Engel|Evans|"
-        "Falk|Farmer|Fischer|Fleming|Forster|Fox|Franke|Fuller|Garner|Gibson|Graham|Grant|"
-        "Greene|Haas|Hale|Hansen|Harper|Hart|Heller|Hobbs|Holm|Hunter|Ingram|Irving|Jansen|"
-        "Jarvis|Jensen|Keller|Kemp|Kern|King|Klein|Koch|Lambert|Lang|Larsen|Lehmann|Lewis|"
-        "Linde|Lowe|Lund|Marsh|Martin|Mason|Meyer|Miller|Moore|Morris|Moser|Nash|Nelson|"
-        "Newton|Nolan|Norris|Oakley|Olsen|Osborne|Palmer|Parker|Payne|Perry|Peters|Pfeiffer|"
-        "Porter|Price|Quinn|Ramsey|Reed|Reuter|Rhodes|Ritter|Roth|Russell|Sander|Sawyer|"
-        "Schmidt|Sharp|Shaw|Simmons|Skinner|Sommer|Spencer|Stein|Stone|Stark|Tanner|Taylor|"
-        "Thorne|Turner|Vance|Vogel|Wagner|Walsh|Ward|Weber|Wells|West|Winter|Wolf|Wright|"
-        "Yates|York|Young|Zimmer"
-    ).split("|")
+FIRST = tuple(_FIRST.split("|"))
+_LAST = (
+    "Abbott|Adler|Anders|Archer|Baker|Barlow|Bauer|Becker|Bell|Bennett|Berger|Bishop|"
+    "Blake|Bloom|Brandt|Brook|Burns|Carter|Castle|Chapman|Clarke|Collins|Cooper|Costa|"
+    "Cross|Dahl|Dalton|Dawson|Decker|Dixon|Drake|Duncan|Eaton|Ebert|Ellis|Engel|Evans|"
+    "Falk|Farmer|Fischer|Fleming|Forster|Fox|Franke|Fuller|Garner|Gibson|Graham|Grant|"
+    "Greene|Haas|Hale|Hansen|Harper|Hart|Heller|Hobbs|Holm|Hunter|Ingram|Irving|Jansen|"
+    "Jarvis|Jensen|Keller|Kemp|Kern|King|Klein|Koch|Lambert|Lang|Larsen|Lehmann|Lewis|"
+    "Linde|Lowe|Lund|Marsh|Martin|Mason|Meyer|Miller|Moore|Morris|Moser|Nash|Nelson|"
+    "Newton|Nolan|Norris|Oakley|Olsen|Osborne|Palmer|Parker|Payne|Perry|Peters|Pfeiffer|"
+    "Porter|Price|Quinn|Ramsey|Reed|Reuter|Rhodes|Ritter|Roth|Russell|Sander|Sawyer|"
+    "Schmidt|Sharp|Shaw|Simmons|Skinner|Sommer|Spencer|Stein|Stone|Stark|Tanner|Taylor|"
+    "Thorne|Turner|Vance|Vogel|Wagner|Walsh|Ward|Weber|Wells|West|Winter|Wolf|Wright|"
+    "Yates|York|Young|Zimmer"
 )
+LAST = tuple(_LAST.split("|"))
 SHOWN = 2
 
 
