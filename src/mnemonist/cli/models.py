@@ -28,7 +28,7 @@ def run_models() -> int:
             for info in FEATURE_MAPS.values()
         },
         "Suites: what `mnemonist eval` measures": {
-            name: (info.summary + ("; a task to train on" if info.task else ""), info.source)
+            name: (info.summary + ("; a task to train on" if info.trains else ""), info.source)
             for name, info in SUITES.items()
         },
     }

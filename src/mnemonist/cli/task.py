@@ -14,7 +14,9 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Train
 from mnemonist.cli.train import MODEL_FILE, build_model, choose_tokenizer, first_process, say, steps_done
 from mnemonist.errors import UserError
-from mnemonist.evals.lessons import answer_loss, lesson_batches
+from mnemonist.evals.lessons import curriculum
+from mnemonist.evals.problems import draw
+from mnemonist.evals.regression import Regression
 from mnemonist.evals.suites import build_task, fields_of, reads_text
 from mnemonist.files import write_atomically
 from mnemonist.models.cost import matched, model_cost
@@ -42,8 +44,12 @@ def run_train_task(options: Train, spec: str) -> int:
     config = options.model.replace(vocab_size=task.vocab_size)
     if options.parameters is not None:
         config = matched(config, options.parameters)
-    lengths = [int(lesson["length"]) for lesson in task.lessons if "length" in lesson]
-    training = replace(options.training, row_length=max(lengths, default=options.training.row_length))
+    if isinstance(task, Regression):
+        lessons, longest = 1, 2 * task.length
+    else:
+        lessons = len(task.lessons)
+        longest = max(draw(task, lesson, 1).tokens.shape[1] for lesson in task.lessons)
+    training = replace(options.training, row_length=longest)  # which is what speed is counted in
     identity = {
         "model": config.to_json(),
         "data": hashlib.sha256(json.dumps([task.name, fields_of(task)]).encode()).hexdigest()[:16],
@@ -52,7 +58,9 @@ def run_train_task(options: Train, spec: str) -> int:
     if options.resume:
         steps_done(options.out, identity)
     cost = model_cost(config)
-    say(f"task: {spec}, {len(task.lessons)} lessons, {training.steps} steps of {training.batch_size} problems")
+    say(
+        f"task: {spec}, {lessons} lessons of up to {longest:,} tokens, {training.steps} steps of {training.batch_size} problems"
+    )
     say(
         f"model: {' '.join(config.blocks)}; {cost.parameters:,} parameters; state {decimal(cost.state_bytes)}"
         + (f" and {cost.state_bytes_per_token:,} bytes a token" if cost.state_bytes_per_token else "")
@@ -60,15 +68,15 @@ def run_train_task(options: Train, spec: str) -> int:
     if options.plan:
         return 0
     model = build_model(config, training)
-    result = train(
-        model, lesson_batches(task, training), answer_loss, training, options.out,
-        resume=options.resume, extra=identity,
-    )  # fmt: skip
+    batch_of, loss_of = curriculum(task, training)
+    result = train(model, batch_of, loss_of, training, options.out, resume=options.resume, extra=identity)
     model.eval()
     if first_process():
         model.save(options.out, tokenizer)
         write_atomically(options.out / TASK_FILE, json.dumps({"task": spec}) + "\n")
-    if result.loss is not None:
+    if result.loss is not None and isinstance(task, Regression):
+        say(f"step {result.step}: {result.loss:.4f} squared error over dimension")
+    elif result.loss is not None:
         say(f"step {result.step}: {result.loss / math.log(2):.3f} bits for each token that was asked for")
     say(f"model in {options.out / MODEL_FILE}; evaluate it: mnemonist eval {task.name} --model {options.out}")
     return INTERRUPTED if result.interrupted else 0

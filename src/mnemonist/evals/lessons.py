@@ -8,10 +8,18 @@ from torch import nn
 
 from mnemonist.data import IGNORED
 from mnemonist.evals.problems import Task, draw
+from mnemonist.evals.regression import Regression
 from mnemonist.training import LossSum, TrainingConfig
-from mnemonist.training.gradients import BatchOf
+from mnemonist.training.gradients import BatchOf, LossOf
 
 Rows = dict[str, torch.Tensor]
+
+
+def curriculum(task: Task | Regression, config: TrainingConfig) -> tuple[BatchOf, LossOf]:
+    """``batch_of`` and ``loss_of`` for `mnemonist.training.train`."""
+    if isinstance(task, Regression):
+        return task.batches(config), task.loss
+    return lesson_batches(task, config), answer_loss
 
 
 def lesson_batches(task: Task, config: TrainingConfig) -> BatchOf:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from mnemonist.evals.problems import Setting, Task, draw
 from mnemonist.evals.results import Row
 from mnemonist.evals.scoring import Progress, score
 from mnemonist.models.modeling import LanguageModel
+
+if TYPE_CHECKING:
+    from mnemonist.evals.regression import Regression
 
 
 class Suite(Protocol):
@@ -132,8 +135,13 @@ class SuiteInfo:
     module: str
     """Where in `mnemonist.evals`."""
     class_name: str
-    task: bool = True
-    """Whether it is a `Task`, which a model can be trained on."""
+    kind: Literal["task", "suite", "both"] = "task"
+    """Whether the class is a `Task`, or a `Suite` by itself; or a suite that a model can be trained on."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether a model can be trained on it."""
+        return self.kind != "suite"
 
 
 SUITES: Mapping[str, SuiteInfo] = {
@@ -148,7 +156,7 @@ SUITES: Mapping[str, SuiteInfo] = {
         "after Titans (arXiv 2501.00663), figure 7",
         "positions",
         "Positions",
-        task=False,
+        kind="suite",
     ),
     "niah": SuiteInfo(
         "a secret in much text, asked for at the end",
@@ -180,19 +188,26 @@ SUITES: Mapping[str, SuiteInfo] = {
         "babilong",
         "Babilong",
     ),
+    "regression": SuiteInfo(
+        "vectors and their products with a hidden one: against the best online learners",
+        "Garg et al. 2022 (arXiv 2208.01066)",
+        "regression",
+        "Regression",
+        kind="both",
+    ),
     "streaming": SuiteInfo(
         "one secret, asked for again and again while reading on, to any distance",
         "ours, of RULER's S-NIAH-1",
         "streaming",
         "Streaming",
-        task=False,
+        kind="suite",
     ),
 }
 """Everything that `mnemonist eval` knows."""
 
 
-def build_task(spec: str, tokenizer: Tokenizer | None = None) -> Task:
-    """A task by name, with changes if wanted: ``"mqar:vocabulary=256"``.
+def build_task(spec: str, tokenizer: Tokenizer | None = None) -> Task | Regression:
+    """What a model can be trained on, by name, with changes if wanted: ``"mqar:vocabulary=256"``.
 
     Args:
         spec: name and changes.
@@ -202,8 +217,8 @@ def build_task(spec: str, tokenizer: Tokenizer | None = None) -> Task:
         ValueError: no task or field has this name (the message suggests the nearest one), or a value does not fit.
     """
     info = find_suite(spec)
-    if not info.task:
-        tasks = [name for name, row in SUITES.items() if row.task]
+    if not info.trains:
+        tasks = [name for name, row in SUITES.items() if row.trains]
         raise UserError(f"{spec.partition(':')[0]} has no problems to learn from; tasks: {', '.join(tasks)}")
     return _build(info, spec, tokenizer)
 
@@ -223,7 +238,7 @@ def build_suite(spec: str, tokenizer: Tokenizer | None = None, count: int | None
     info = find_suite(spec)
     made = _build(info, spec, tokenizer)
     given = {"seed": seed} | ({} if count is None else {"count": count})
-    return TaskSuite(made, **given) if info.task else dataclasses.replace(made, **given)
+    return TaskSuite(made, **given) if info.kind == "task" else dataclasses.replace(made, **given)
 
 
 def find_suite(spec: str) -> SuiteInfo:
