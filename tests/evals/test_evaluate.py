@@ -88,14 +88,14 @@ def test_rows_know_their_intervals():
 def test_a_table_has_a_column_for_each_model():
     rows = (Row({"n": 1}, 0.5, 0.4, 0.6, 10), Row({"n": 2}, 0.25, 0.2, 0.3, 10))
     one = Result({"suite": "s"}, "accuracy", "n", rows, {"name": "one", "parameters": 1000, "state_bytes": 64})
-    two = dataclasses.replace(one, rows=rows[:1], model={"name": "two", "state_bytes_per_token": 8})
+    two = dataclasses.replace(one, rows=rows[:1], model={"name": "two", "state_bytes": 8, "state_bytes_per_token": 8})
     lines = table([one, two]).splitlines()
     assert lines[0] == "accuracy (95% interval)"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert cells[0] == ["n", "one", "two"]
     assert cells[2] == ["1", "0.500 (0.400 to 0.600)", "0.500 (0.400 to 0.600)"]
     assert cells[3] == ["2", "0.250 (0.200 to 0.300)", ""]
-    assert cells[4:] == [["parameters", "1,000", "0"], ["state, bytes", "64", "0 + 8 a token"]]
+    assert cells[4:] == [["parameters", "1,000", ""], ["state, bytes", "64", "8 + 8 a token"]]
     with pytest.raises(ValueError, match="all of them of one suite"):
         table([one, dataclasses.replace(one, identity={"suite": "t"})])
 

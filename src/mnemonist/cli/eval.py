@@ -124,7 +124,7 @@ def steps_bar(name: str) -> Iterator[tuple[Callable[[int], None], Callable[[int,
 def references(suite: Suite, like: Result) -> list[Result]:
     """What a suite compares models with, as results."""
     return [
-        Result(like.identity, like.measure, like.x, tuple(rows), {"name": name, "parameters": 0, "state_bytes": 0})
+        Result(like.identity, like.measure, like.x, tuple(rows), {"name": name})
         for name, rows in suite.references().items()
     ]
 

@@ -58,9 +58,8 @@ def run_train_task(options: Train, spec: str) -> int:
     if options.resume:
         steps_done(options.out, identity)
     cost = model_cost(config)
-    say(
-        f"task: {spec}, {lessons} lessons of up to {longest:,} tokens, {training.steps} steps of {training.batch_size} problems"
-    )
+    say(f"task: {spec}, {lessons} lessons of up to {longest:,} tokens")
+    say(f"training: {training.steps} steps of {training.batch_size} problems")
     say(
         f"model: {' '.join(config.blocks)}; {cost.parameters:,} parameters; state {decimal(cost.state_bytes)}"
         + (f" and {cost.state_bytes_per_token:,} bytes a token" if cost.state_bytes_per_token else "")

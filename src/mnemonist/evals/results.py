@@ -132,7 +132,7 @@ def table(results: Sequence[Result]) -> str:
     for setting in settings:
         cells = [str(setting.get(name, "")) for name in names]
         lines.append(cells + [_cell(result.row(setting)) for result in results])
-    parameters = [f"{result.model.get('parameters', 0):,}" for result in results]
+    parameters = [f"{result.model['parameters']:,}" if "parameters" in result.model else "" for result in results]
     state = [_state(result.model) for result in results]
     blank = [""] * (len(names) - 1)
     lines += [["parameters", *blank, *parameters], ["state, bytes", *blank, *state]]
@@ -147,5 +147,7 @@ def _cell(row: Row | None) -> str:
 
 
 def _state(model: Mapping[str, Any]) -> str:
+    if "state_bytes" not in model:
+        return ""
     growing = model.get("state_bytes_per_token", 0)
-    return f"{model.get('state_bytes', 0):,}" + (f" + {growing:,} a token" if growing else "")
+    return f"{model['state_bytes']:,}" + (f" + {growing:,} a token" if growing else "")
