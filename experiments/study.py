@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnemonist.evals.evaluate import evaluate
+from mnemonist.evals.evaluation import evaluate
 from mnemonist.evals.lessons import answer_loss, lesson_batches
 from mnemonist.evals.problems import Task
 from mnemonist.evals.results import Result, Row
 from mnemonist.evals.suites import Suite
+from mnemonist.files import write_atomically
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training import TrainingConfig, train
 from mnemonist.training.checkpoint import has_checkpoint
 
 SEEDS = 3
+BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Study:
     folder: Path
     """With `run.py`; results and the page go here."""
     arms: Mapping[str, Arm]
-    write_page: Callable[[Study], None]
+    write_page: Callable[[Study], str]
+    """What to put between the marks of the folder's README.md; draws plots beside it."""
 
     def path(self, arm: str, seed: int) -> Path:
         """Of the result of one run."""
@@ -84,7 +88,7 @@ def main(study: Study) -> None:
         wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.only]
         missing = [(arm, seed) for arm, seed in wanted if not _complete(study.path(arm, seed))]
         run_all(study, missing, options.workers)
-    study.write_page(study)
+    fill(study.folder / "README.md", study.write_page(study))
 
 
 def run_all(study: Study, runs: Sequence[tuple[str, int]], workers: int) -> None:
@@ -149,6 +153,22 @@ def over_seeds(results: Sequence[Result], label: str) -> Result:
     return dataclasses.replace(first, rows=tuple(rows), model={**first.model, "name": label})
 
 
+def found(study: Study, arms: Sequence[str] | None = None) -> dict[str, Result]:
+    """The means over seeds of those arms that have any complete run."""
+    means = {}
+    for arm in arms or list(study.arms):
+        if results := study.results(arm):
+            means[arm] = over_seeds(results, study.arms[arm].label)
+    return means
+
+
+def seeds_of(study: Study) -> str:
+    """How many seeds there are of how many arms, as a sentence."""
+    counts = Counter(len(study.results(arm)) for arm in study.arms)
+    parts = [f"{number} of {len(study.arms)} arms with {seeds} seeds" for seeds, number in sorted(counts.items())]
+    return ", ".join(parts) + "; intervals are of the seeds (Student's t, 95%)."
+
+
 def draw(path: Path, results: Sequence[Result]) -> None:
     """A line for each arm over its settings."""
     panels: dict[str, list[Line]] = {}
@@ -163,17 +183,27 @@ def draw(path: Path, results: Sequence[Result]) -> None:
 def markdown(results: Sequence[Result]) -> str:
     """A line for each arm, a column for each setting; means over seeds with their half intervals."""
     settings = [row.setting for row in results[0].rows]
-    heads = ["model", *(", ".join(f"{name} {value}" for name, value in s.items()) for s in settings)]
+    heads = ["model", *(", ".join(f"{value} {name}" for name, value in s.items()) for s in settings)]
     lines = [[*heads, "parameters", "state, bytes"], ["---", *["--:"] * (len(settings) + 2)]]
     for result in results:
         cells = []
         for setting in settings:
             row = result.row(setting)
-            cells.append("" if row is None else f"{row.mean:.3f} ± {row.high - row.mean:.3f}")
+            spread = "" if row is None or row.count < 2 else f" ± {row.high - row.mean:.3f}"
+            cells.append("" if row is None else f"{row.mean:.3f}{spread}")
         growing = result.model["state_bytes_per_token"]
         state = f"{result.model['state_bytes']:,}" + (f" + {growing:,} a token" if growing else "")
         lines.append([result.name, *cells, f"{result.model['parameters']:,}", state])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fill(path: Path, text: str) -> None:
+    """Put a generated text between the marks of a page."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path} has no marks {BEGIN} and {END}")
+    write_atomically(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def _complete(path: Path) -> bool:

@@ -12,7 +12,7 @@ from commands import TINY, interrupt_at, refuses, same_weights
 
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer
-from mnemonist.evals import evaluate as evaluate_module
+from mnemonist.evals.results import Result
 from mnemonist.models import LanguageModel
 
 TASK = "mqar:vocabulary=32,longest=64,trained=64"
@@ -75,14 +75,14 @@ def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):
 def test_an_interrupted_evaluation_goes_on(learned, capsys, monkeypatch):
     out = learned / "interrupted"
     command = ["eval", TASK, "--model", str(learned / "mine"), "--count", "4", "--out", str(out)]
-    save = evaluate_module.Result.save
+    save = Result.save
 
     def save_and_interrupt(self, path):
         save(self, path)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_module.Result, "save", save_and_interrupt)
+        patched.setattr(Result, "save", save_and_interrupt)
         assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
     part = json.loads((out / "mqar-mine.json").read_text())

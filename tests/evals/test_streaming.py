@@ -9,7 +9,7 @@ import torch
 from mnemonist.data import ByteTokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals import streaming
-from mnemonist.evals.evaluate import evaluate
+from mnemonist.evals.evaluation import evaluate
 from mnemonist.evals.needles import NOISE
 from mnemonist.evals.problems import Problems, Question
 from mnemonist.evals.scoring import score

@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
 from mnemonist.cli.task import TASK_FILE, read_task
 from mnemonist.cli.train import load_model, prepare_torch, say
 from mnemonist.data import find_tokenizer
 from mnemonist.errors import UserError
-from mnemonist.evals.evaluate import evaluate, require_vocabulary
+from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
 from mnemonist.evals.suites import Suite, build_suite, reads_text
 from mnemonist.files import require_writable
@@ -43,7 +44,7 @@ def run_eval(options: Eval) -> int:
         models[name] = model
         suites[name] = build_suite(as_trained(options.suite, path), tokenizer, options.count, options.seed)
         require_vocabulary(model, suites[name])
-    facts = {"command": shlex.join(["mnemonist", *sys.argv[1:]])}
+    facts = {"command": shlex.join(["mnemonist", *sys.argv[1:]]), "mnemonist": __version__}
     results: list[Result] = []
     with stop_on_signals() as stop:
         for name, model in models.items():

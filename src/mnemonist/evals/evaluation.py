@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mnemonist import __version__
 from mnemonist.errors import UserError
 from mnemonist.evals.problems import Setting
 from mnemonist.evals.results import Result
@@ -133,4 +132,4 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def _versions() -> dict[str, str]:
-    return {"mnemonist": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"torch": torch.__version__, "python": platform.python_version()}

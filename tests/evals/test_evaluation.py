@@ -11,7 +11,7 @@ import torch
 
 from mnemonist.errors import UserError
 from mnemonist.evals.candidates import CANDIDATES, configure
-from mnemonist.evals.evaluate import evaluate
+from mnemonist.evals.evaluation import evaluate
 from mnemonist.evals.results import Result, Row, table
 from mnemonist.evals.suites import SUITES, build_suite, build_task, reads_text
 from mnemonist.models import LanguageModel, ModelConfig
