@@ -60,7 +60,7 @@ def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):
     assert main(command) == 0
     told = capsys.readouterr()
     header = told.out.splitlines()[2]
-    assert [cell.strip() for cell in header.strip("|").split("|")] == ["length", "pairs", "mine", "other"]
+    assert [cell.strip() for cell in header.strip("|").split("|")] == ["length", "pairs", "mine", "other", "chance"]
     assert sorted(p.name for p in out.iterdir()) == ["mqar-mine.json", "mqar-other.json", "mqar.svg"]
     assert (out / "mqar.svg").read_text().startswith("<?xml")
     before = (out / "mqar-mine.json").read_bytes()

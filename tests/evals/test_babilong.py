@@ -45,6 +45,13 @@ def test_a_reader_who_picks_the_facts_out_answers(task, length):
             assert " ".join(facts) == context
 
 
+def test_many_facts_are_told_where_there_is_room_and_fewer_where_not():
+    many = [len(FACT.findall(text)) for text, _ in texts(Babilong(facts=68), {"task": 2, "length": 4096}, 30)]
+    assert max(many) > 40
+    few = [len(FACT.findall(text)) for text, _ in texts(Babilong(facts=68), {"task": 2, "length": 512}, 30)]
+    assert max(few) < 20
+
+
 def test_facts_stand_everywhere():
     places = []
     for text, _ in texts(Babilong(), {"task": 1, "length": 8000}, 20):

@@ -50,6 +50,14 @@ def test_one_of_each_in_full():
     assert [next(texts(Copying(variant), 8, 1)) for variant in VARIANTS] == PINNED
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("trained", [10, 20])
+def test_every_lesson_and_every_test_can_be_drawn(variant, trained):
+    task = Copying(variant, trained=trained, longest=80, letters=4)
+    for setting in [*task.lessons, *task.grid]:
+        assert len(draw(task, setting, 30)) == 30
+
+
 def test_settings_and_errors():
     task = Copying(trained=20, longest=100, letters=4)
     assert [s["letters"] for s in task.grid] == [20, 40, 80, 100]

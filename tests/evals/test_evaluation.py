@@ -118,6 +118,8 @@ def test_every_suite_can_be_built_and_says_what_it_is(name):
     assert settings and all(made.x in setting for setting in settings)
     assert len({json.dumps(setting) for setting in settings}) == len(settings)
     assert json.loads(json.dumps(made.identity())) == made.identity()
+    for rows in made.references().values():
+        assert [row.setting for row in rows] == settings
     texts = {"positions", "niah", "phonebook", "babilong-like", "streaming"}
     assert reads_text(name) == (name in texts)
     assert not SUITES[name].trains or build_task(name).vocab_size == made.vocab_size

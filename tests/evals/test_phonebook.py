@@ -49,7 +49,7 @@ def test_settings_and_errors():
     task = Phonebook(trained=40, fewest=10, most=50)
     assert [s["entries"] for s in task.grid] == [10, 20, 40, 50]
     assert [s["entries"] for s in task.lessons] == [10, 20, 30, 40]
-    for fields in ({"trained": 4}, {"fewest": 2}, {"fewest": 30, "most": 20}, {"most": 10**6}):
+    for fields in ({"trained": 4}, {"trained": 10**6}, {"fewest": 2}, {"fewest": 30, "most": 20}, {"most": 10**6}):
         with pytest.raises(ValueError, match="must be at least 12, 3 and fewest"):
             Phonebook(**fields)
     for entries in (2, 10**6):

@@ -95,7 +95,9 @@ def test_rows_are_errors_of_the_models_predictions():
     assert "least squares" in Regression(noise=0.1, count=2).references()
 
 
-@pytest.mark.parametrize("fields", [{"dim": 0}, {"points": -1}, {"noise": -0.1}, {"noise": float("nan")}])
+@pytest.mark.parametrize(
+    "fields", [{"dim": 0}, {"points": -1}, {"noise": -0.1}, {"noise": float("nan")}, {"noise": float("inf")}]
+)
 def test_bad_fields(fields):
     with pytest.raises(ValueError, match="must be at least 1, the others 0"):
         Regression(**fields)

@@ -48,7 +48,7 @@ def test_a5_cannot_be_solved_and_s4_can():
     assert series("a5") == [60]
 
 
-@pytest.mark.parametrize("group", ["parity", "z60", "s3", "a5", "s5"])
+@pytest.mark.parametrize("group", ["parity", "z60", "s3", "s4", "a5", "s5"])
 def test_targets_by_hand(group):
     task = StateTracking(group)
     problems = draw(task, {"elements": 30}, 3)
@@ -83,5 +83,7 @@ def test_settings():
         StateTracking("s55")
     with pytest.raises(ValueError, match="must be positive"):
         StateTracking("s5", trained=-1)
+    with pytest.raises(ValueError, match="lessons have up to 128 elements"):
+        StateTracking("s5", longest=64)
     with pytest.raises(UserError, match="at least 1"):
         draw(StateTracking("s5"), {"elements": 0}, 1)

@@ -136,8 +136,10 @@ def draw(path: Path, suite: Suite, results: list[Result]) -> None:
     for result in results:
         for title, rows in result.lines().items():
             panels[title] = [*panels.get(title, ()), _line(result.name, rows, suite.x)]
-    beside = [_line(name, list(rows), suite.x, reference=True) for name, rows in suite.references().items()]
-    panels = {title: [*lines, *beside] for title, lines in panels.items()}
+    for beside in references(suite, results[0]) if results else ():
+        for title, rows in beside.lines().items():
+            if title in panels:
+                panels[title] = [*panels[title], _line(beside.name, rows, suite.x, reference=True)]
     numeric = all(isinstance(row.setting[suite.x], int | float) for result in results for row in result.rows)
     if panels and numeric:
         draw_lines(path, panels, x=suite.x, y=suite.measure)

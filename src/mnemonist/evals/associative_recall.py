@@ -81,6 +81,11 @@ class AssociativeRecall:
         kept = [row for row in rows if self._fits(row[0], row[1], self.trained)]
         return [self._setting(length, pairs) for length, pairs, often in kept for _ in range(often)]
 
+    @property
+    def chance(self) -> float:
+        """Of one of the values."""
+        return 1 / (self.vocabulary - self.vocabulary // 2)
+
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One sequence.
 

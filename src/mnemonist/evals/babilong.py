@@ -19,7 +19,7 @@ from mnemonist.errors import UserError
 from mnemonist.evals.background import sentences
 from mnemonist.evals.needles import doubling
 from mnemonist.evals.problems import Problem, Question, Setting
-from mnemonist.evals.world import FACTS, Story, tell
+from mnemonist.evals.world import FACTS, ROOMS, Story, tell
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Babilong:
         """For each task: the facts alone, half of the longest, and the longest."""
         return [{"task": t, "length": length} for t in self._tasks for length in (0, self.trained // 2, self.trained)]
 
+    @property
+    def chance(self) -> float:
+        """Of one of the rooms; to name the room that was named last is right about half of the time."""
+        return 1 / len(ROOMS)
+
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One text with its question, of at most so many tokens, the answer included.
 
@@ -83,16 +88,20 @@ class Babilong:
         if task not in FACTS:
             raise UserError(f"there is no task {task}; the tasks are 1, 2 and 3")
         least, most = FACTS[task]
-        story = tell(random, task, int(random.integers(least, min(most, self.facts) + 1)))
-        problem = _question(story, [], np.zeros(len(story.facts), np.int64)).problem(self.tokenizer)
-        if length == 0:
-            return problem
-        room = length - len(problem.tokens) - 1
-        if room < 0:
-            raise UserError(
-                f"{len(story.facts)} facts with their question take {len(problem.tokens) + 1} tokens; {length} are "
-                "too few"
-            )
+        count = int(random.integers(least, min(most, self.facts) + 1))
+        while True:
+            story = tell(random, task, count)
+            problem = _question(story, [], np.zeros(count, np.int64)).problem(self.tokenizer)
+            room = length - len(problem.tokens) - 1
+            if length == 0:
+                return problem
+            if room >= 0:
+                break
+            if count == least:
+                raise UserError(
+                    f"{count} facts with their question take {len(problem.tokens) + 1} tokens; {length} are too few"
+                )
+            count = max(least, count // 2)  # a short text has room for few facts
         around: list[str] = []
         for sentence in sentences(random):
             room -= len(self.tokenizer.encode(sentence + " "))

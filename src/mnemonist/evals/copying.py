@@ -20,6 +20,7 @@ from mnemonist.evals.problems import Problem, Setting
 
 BEGIN, BAR, END = 0, 1, 2
 MARKS = ("$", "|", ".")
+TRIES = 100  # strings that are drawn before a lookup is called impossible
 VARIANTS = ("copy", "prefix-ngram", "suffix-ngram")
 
 
@@ -53,10 +54,10 @@ class Copying:
             )
         if self.letters < 2 or self.ngram < 1:
             raise ValueError(f"letters is {self.letters} and ngram {self.ngram}; they must be at least 2 and 1.")
-        if not 4 <= self.trained <= self.longest:
+        if not max(4, self._shortest) <= self.trained <= self.longest:
             raise ValueError(
-                f"trained is {self.trained} and longest {self.longest}; the first must be at least 4 and at "
-                "most the second."
+                f"trained is {self.trained} and longest {self.longest}; the first must be at least "
+                f"{max(4, self._shortest)} and at most the second."
             )
 
     @property
@@ -75,7 +76,12 @@ class Copying:
     @property
     def lessons(self) -> list[Setting]:
         """Four lengths."""
-        return [{"letters": self.trained * i // 4} for i in range(1, 5)]
+        return [{"letters": max(self._shortest, self.trained * i // 4)} for i in range(1, 5)]
+
+    @property
+    def chance(self) -> float:
+        """Next to nothing."""
+        return 0.0
 
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One string with its question; the answer and the mark behind it are asked for.
@@ -84,13 +90,13 @@ class Copying:
             UserError: the string is too short for its n-gram and the answer, or every string of it has repeats.
         """
         length = int(setting["letters"])
-        if length < 1 or (self.variant != "copy" and length < 2 * self.ngram):
+        if length < self._shortest:
             raise UserError(f"a string of {length} letters is too short for {self.variant}; give it more")
-        letters = random.integers(0, self.letters, length)
         if self.variant == "copy":
+            letters = random.integers(0, self.letters, length)
             before, answer = [BEGIN, *_ids(letters), BAR], letters
         else:
-            at = self._lookup(random, letters)
+            letters, at = self._lookup(random, length)
             asked, answer = letters[at : at + self.ngram], letters[at + self.ngram : at + 2 * self.ngram]
             parts = (asked, letters) if self.variant == "prefix-ngram" else (letters, asked)
             before = [BEGIN, *_ids(parts[0]), BAR, *_ids(parts[1])]
@@ -101,22 +107,28 @@ class Copying:
         targets[len(before) - 1 :] = after
         return Problem(whole[:-1], targets)
 
-    def _lookup(self, random: np.random.Generator, letters: np.ndarray) -> int:
-        """A place whose n-gram stands nowhere else in the string.
+    @property
+    def _shortest(self) -> int:
+        """Letters that a string has at least: an n-gram and the answer."""
+        return 1 if self.variant == "copy" else 2 * self.ngram
+
+    def _lookup(self, random: np.random.Generator, length: int) -> tuple[np.ndarray, int]:
+        """A string, and a place in it whose n-gram stands nowhere else.
 
         Raises:
-            UserError: there is none.
+            UserError: of many strings none has such a place.
         """
-        grams = np.lib.stride_tricks.sliding_window_view(letters, self.ngram)
-        _, first, counts = np.unique(grams, axis=0, return_index=True, return_counts=True)
-        places = np.sort(first[counts == 1])
-        places = places[places <= len(letters) - 2 * self.ngram]
-        if not len(places):
-            raise UserError(
-                f"every {self.ngram} letters of a string of {len(letters)} stand in it twice; take a larger ngram "
-                "or more letters"
-            )
-        return int(places[random.integers(len(places))])
+        for _ in range(TRIES):
+            letters = random.integers(0, self.letters, length)
+            grams = np.lib.stride_tricks.sliding_window_view(letters, self.ngram)
+            _, first, counts = np.unique(grams, axis=0, return_index=True, return_counts=True)
+            places = np.sort(first[counts == 1])
+            places = places[places <= length - 2 * self.ngram]
+            if len(places):
+                return letters, int(places[random.integers(len(places))])
+        raise UserError(
+            f"every {self.ngram} letters of a string of {length} stand in it twice; take a larger ngram or more letters"
+        )
 
 
 def written(tokens: np.ndarray) -> str:

@@ -129,6 +129,11 @@ class NeedleInHaystack:
         """Lengths up to the one trained."""
         return [{"length": length} for length in doubling(min(512, self.trained), self.trained)]
 
+    @property
+    def chance(self) -> float:
+        """Next to nothing."""
+        return 0.0
+
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One text with its question, of at most so many tokens, the answer included.
 

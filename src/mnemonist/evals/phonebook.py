@@ -44,6 +44,7 @@ _LAST = (
     "Yates|York|Young|Zimmer"
 )
 LAST = tuple(_LAST.split("|"))
+NAMES = len(FIRST) * len(LAST)
 SHOWN = 2
 
 
@@ -68,10 +69,10 @@ class Phonebook:
     """The model's."""
 
     def __post_init__(self) -> None:
-        if self.trained < 12 or not 3 <= self.fewest <= self.most <= len(FIRST) * len(LAST):
+        if not 12 <= self.trained <= NAMES or not 3 <= self.fewest <= self.most <= NAMES:
             raise ValueError(
                 f"trained is {self.trained}, fewest {self.fewest} and most {self.most}; they must be at least 12, 3 "
-                f"and fewest, and there are {len(FIRST) * len(LAST):,} names."
+                f"and fewest, and there are {NAMES:,} names."
             )
 
     @property
@@ -92,6 +93,11 @@ class Phonebook:
         """Four sizes."""
         return [{"entries": self.trained * i // 4} for i in range(1, 5)]
 
+    @property
+    def chance(self) -> float:
+        """Next to nothing."""
+        return 0.0
+
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One book and the name of an entry that was not shown.
 
@@ -99,14 +105,11 @@ class Phonebook:
             UserError: the book has no third entry, or more than there are names.
         """
         entries = int(setting["entries"])
-        if not SHOWN < entries <= len(FIRST) * len(LAST):
-            raise UserError(
-                f"a book has {SHOWN + 1} to {len(FIRST) * len(LAST):,} entries, one for each name; "
-                f"{entries} are asked for"
-            )
+        if not SHOWN < entries <= NAMES:
+            raise UserError(f"a book has {SHOWN + 1} to {NAMES:,} entries, one for each name; {entries} are asked for")
         names = [
             f"{FIRST[i % len(FIRST)]} {LAST[i // len(FIRST)]}"
-            for i in random.choice(len(FIRST) * len(LAST), entries, replace=False).tolist()
+            for i in random.choice(NAMES, entries, replace=False).tolist()
         ]
         numbers = random.integers(6 * 10**9, 10**10, entries).tolist()
         lines = [f"{name}: {number}" for name, number in zip(names, numbers, strict=True)]

@@ -103,6 +103,11 @@ class Task(Protocol):
         """The settings of training, one after the other; repeat one to see it more often."""
         ...
 
+    @property
+    def chance(self) -> float:
+        """What a guess reaches that knows what answers look like; 0 if that is next to nothing."""
+        ...
+
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
         """One problem of a setting.
 

@@ -14,6 +14,7 @@ prediction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Regression:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.points < 0 or not self.noise >= 0:
+        if self.dim < 1 or self.points < 0 or not 0 <= self.noise < math.inf:
             raise ValueError(
                 f"dim is {self.dim}, points {self.points} and noise {self.noise}; dim must be at least 1, the others 0."
             )
@@ -99,7 +100,7 @@ class Regression:
 
     def draw(self, count: int, seed: int, split: Split = "test", first: int = 0) -> tuple[Floats, Floats]:
         """Problems ``first`` to ``first + count - 1``: ``x [N, P, d]`` and ``y [N, P]``."""
-        setting: Setting = {"dim": self.dim, "points": self.length, "noise": str(self.noise)}
+        setting: Setting = {"dim": self.dim, "points": self.length, "noise": str(float(self.noise))}
         xs, ys = np.empty((count, self.length, self.dim)), np.empty((count, self.length))
         for n in range(count):
             random = generator(self.name, split, setting, seed, first + n)

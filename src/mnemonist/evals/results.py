@@ -143,7 +143,9 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    return "" if row is None else f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})"
+    if row is None:
+        return ""
+    return f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row.count > 1 else f"{row.mean:.3f}"
 
 
 def _state(model: Mapping[str, Any]) -> str:

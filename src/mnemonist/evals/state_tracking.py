@@ -1,10 +1,10 @@
 """State tracking: the running product of a sequence of group elements.
 
 After every element, say the product of all elements so far. For a group that cannot be solved, S5 or A5, this is
-complete for NC1, so that no model whose depth is fixed and whose state moves by diagonal or positive matrices can do
-it at every length (Barrington 1989; Merrill, Petty and Sabharwal 2024, arXiv 2404.08819). Parity is the smallest of
-the groups here, and already separates memories: with eigenvalues in [0, 1] a linear recurrence cannot count to two,
-with [-1, 1] it can (Grazzi et al. 2024, arXiv 2411.12537; here `step_bound` 2).
+complete for NC1: unless TC0 is all of NC1, no model of fixed depth and precision whose state moves by diagonal or
+positive matrices can do it at every length (Barrington 1989; Merrill, Petty and Sabharwal 2024, arXiv 2404.08819).
+Parity is the smallest of the groups here, and already separates memories: with eigenvalues in [0, 1] a linear
+recurrence cannot count to two, with [-1, 1] it can (Grazzi et al. 2024, arXiv 2411.12537; here `step_bound` 2).
 
 Tokens: 0 begins a sequence, 1 to n are the elements, of which 1 is the identity. Elements of Z60 are numbers in their
 order; permutations are in lexicographic order, and the product of a and b is first a, then b.
@@ -77,6 +77,11 @@ class StateTracking:
                 "the group's own."
             )
 
+        if self.longest and self._trained > self.longest:
+            raise ValueError(
+                f"longest is {self.longest}, but lessons have up to {self._trained} elements; test what is as long at least."
+            )
+
     @property
     def vocab_size(self) -> int:
         """The elements and the begin mark."""
@@ -84,7 +89,7 @@ class StateTracking:
 
     @property
     def chance(self) -> float:
-        """What guessing reaches."""
+        """Of one of the elements."""
         return 1 / GROUPS[self.group].order
 
     @property

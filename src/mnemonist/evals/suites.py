@@ -114,8 +114,9 @@ class TaskSuite:
         return {"suite": self.name, "task": fields_of(self.task), "count": self.count, "seed": self.seed}
 
     def references(self) -> dict[str, list[Row]]:
-        """None."""
-        return {}
+        """Chance, if it is worth speaking of."""
+        chance = self.task.chance
+        return {"chance": [Row(setting, chance, chance, chance, 0) for setting in self.task.grid]} if chance else {}
 
     def run(self, model: LanguageModel, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
         """See `Suite.run`."""
