@@ -79,7 +79,8 @@ class StateTracking:
 
         if self.longest and self._trained > self.longest:
             raise ValueError(
-                f"longest is {self.longest}, but lessons have up to {self._trained} elements; test what is as long at least."
+                f"longest is {self.longest}, but lessons have up to {self._trained} elements; "
+                "test what is as long at least."
             )
 
     @property
