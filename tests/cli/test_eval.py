@@ -36,10 +36,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_leaves_a_model_that_knows_what_it_was_trained_on(learned, capsys):
     folder = learned / "mine"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "task.json",
+        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "tasks.json",
     ]  # fmt: skip
     assert LanguageModel.load(folder).config.vocab_size == 32
-    assert json.loads((folder / "task.json").read_text()) == {"task": TASK}
+    assert json.loads((folder / "tasks.json").read_text()) == {"tasks": [TASK]}
     assert main(["eval", "mqar", "--model", str(folder), "--count", "3", "--out", str(learned / "as-trained")]) == 0
     assert "| 64           | 4     |" in capsys.readouterr().out
 
@@ -117,6 +117,18 @@ def test_a_task_of_text_is_learned_with_a_tokenizer(tmp_path):
     assert (tmp_path / "m" / "tokenizer.json").is_file()
 
 
+def test_text_and_tasks_take_turns(texts, tmp_path, capsys):
+    command = learn("text", tmp_path / "m", "--task", "text", "phonebook:trained=12", training__steps=4)
+    assert main([*command, "--data", str(texts), "--training.row-length", "64"]) == 0
+    assert "(phonebook:trained=12)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "m" / "tasks.json").read_text()) == {"tasks": ["text", "phonebook:trained=12"]}
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 4
+    assert (
+        main(["eval", "phonebook", "--model", str(tmp_path / "m"), "--count", "1", "--out", str(tmp_path / "e")]) == 0
+    )
+
+
 def test_vectors_are_learned_too(tmp_path, capsys):
     command = learn("regression:dim=2", tmp_path / "m", training__steps=2, training__warmup_steps=0)
     assert main(command) == 0
@@ -158,7 +170,8 @@ def test_bad_input_ends_in_one_sentence(learned, run, tmp_path, capsys, words, m
     ("task", "more", "message"),
     [
         ("positions", [], "positions has no problems to learn from"),
-        ("mqar", ["--tokenizer", "."], "is not made of text; leave out --tokenizer"),
+        ("mqar", ["--tokenizer", "."], "mqar is not made of text; leave out --tokenizer"),
+        ("text", ["--task", "niah", "mqar"], "mqar is not made of text, so it cannot take turns"),
         ("mqar", ["--tensorboard"], "tensorboard is for texts"),
         ("mqar", ["--training.truncation", "8"], "truncation is for texts"),
     ],
@@ -171,5 +184,5 @@ def test_bad_tasks_end_in_one_sentence(tmp_path, capsys, task, more, message):
 def test_a_damaged_note_of_the_task(learned, tmp_path, capsys):
     folder = tmp_path / "copy"
     LanguageModel.load(learned / "mine").save(folder)
-    (folder / "task.json").write_text("{")
+    (folder / "tasks.json").write_text("{")
     refuses(["eval", "mqar", "--model", str(folder)], "does not say what the model was trained on", capsys)

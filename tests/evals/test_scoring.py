@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,11 @@ import torch
 from mnemonist.data import IGNORED
 from mnemonist.evals import scoring
 from mnemonist.evals.associative_recall import AssociativeRecall
-from mnemonist.evals.lessons import answer_loss, lesson_batches
+from mnemonist.evals.lessons import answer_loss, lesson_batches, take_turns
 from mnemonist.evals.problems import Problems, draw
 from mnemonist.evals.scoring import score
 from mnemonist.models import LanguageModel, ModelConfig
-from mnemonist.training import TrainingConfig
+from mnemonist.training import LossSum, TrainingConfig
 
 TASK = AssociativeRecall(vocabulary=32, longest=64, trained=64)
 CONFIG = ModelConfig(
@@ -91,3 +93,17 @@ def test_lessons_take_turns_and_processes_share_a_batch():
     assert torch.equal(torch.cat(halves), again)
     steps = torch.cat([batch_of(step, 0, 0, 1)["tokens"][:, :64] for step in range(8)])
     assert len({row.numpy().tobytes() for row in steps}) == 32  # nothing is seen twice
+
+
+def test_parts_take_turns_and_each_goes_on_where_it_was(model):
+    config = TrainingConfig(steps=9, warmup_steps=0, batch_size=4, row_length=64)
+    one, other = lesson_batches(TASK, config), lesson_batches(TASK, dataclasses.replace(config, seed=5))
+    batch_of, loss_of = take_turns([(one, answer_loss), (other, lambda model, rows: LossSum(torch.tensor(2.0), 1))])
+    for step in range(6):
+        turn, rows = batch_of(step, 0, 0, 1)
+        assert turn == step % 2
+        assert torch.equal(rows["tokens"], (one, other)[turn](step // 2, 0, 0, 1)["tokens"])
+        loss = loss_of(model, (turn, rows))
+        assert (loss.targets == 1) == (turn == 1)
+    with pytest.raises(ValueError, match="at least one part"):
+        take_turns([])

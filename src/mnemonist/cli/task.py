@@ -1,65 +1,88 @@
-"""``mnemonist train --task``: learning to solve the problems of a task, as `mnemonist eval` asks them."""
+"""``mnemonist train --task``: learning to solve the problems that `mnemonist eval` asks, beside text if wanted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Train
-from mnemonist.cli.train import MODEL_FILE, build_model, choose_tokenizer, first_process, say, steps_done
+from mnemonist.cli.train import (
+    MODEL_FILE,
+    build_model,
+    choose_tokenizer,
+    find_documents,
+    first_process,
+    prepare_text,
+    say,
+    steps_done,
+)
+from mnemonist.data import Tokenizer, fingerprint
 from mnemonist.errors import UserError
-from mnemonist.evals.lessons import curriculum
+from mnemonist.evals.lessons import Curriculum, curriculum, take_turns
 from mnemonist.evals.problems import draw
 from mnemonist.evals.regression import Regression
 from mnemonist.evals.suites import build_task, fields_of, reads_text
 from mnemonist.files import write_atomically
 from mnemonist.models.cost import matched, model_cost
 from mnemonist.training import train
+from mnemonist.training.language import batches_of_rows, next_token_loss
 
-TASK_FILE = "task.json"
+TASK_FILE = "tasks.json"
+TEXT = "text"
+"""The part of what is learned that is text, as `--data` names it."""
 
 
-def run_train_task(options: Train, spec: str) -> int:
+@dataclass(frozen=True)
+class Part:
+    """What takes its turn in training: a task, or text."""
+
+    spec: str
+    curriculum: Curriculum
+    vocab_size: int
+    longest: int
+    """Tokens of its longest row."""
+    fingerprint: str
+    description: str
+
+
+def run_train_tasks(options: Train) -> int:
     """Say what it will cost, train, save.
 
     Raises:
-        UserError: there is no such task, or an option does not go with one.
-        ValueError: a change to the task does not fit.
+        UserError: there is no such task, tasks do not go together, or an option does not go with them.
+        ValueError: a change to a task does not fit.
     """
     if options.training.truncation is not None:
         raise UserError("truncation is for texts; the problems of a task are read whole: leave it out")
     if options.tensorboard:
         raise UserError("tensorboard is for texts; of a task, metrics.jsonl in the folder has the same figures")
-    reads = reads_text(spec)
-    if options.tokenizer is not None and not reads:
-        raise UserError(f"the task {spec} is not made of text; leave out --tokenizer")
-    tokenizer = choose_tokenizer(options.tokenizer) if reads else None
-    task = build_task(spec, tokenizer)
-    config = options.model.replace(vocab_size=task.vocab_size)
+    reads = [spec == TEXT or reads_text(spec) for spec in options.task]
+    if options.tokenizer is not None and not all(reads):
+        raise UserError(f"{options.task[reads.index(False)]} is not made of text; leave out --tokenizer")
+    if len(options.task) > 1 and not all(reads):
+        raise UserError(f"{options.task[reads.index(False)]} is not made of text, so it cannot take turns with others")
+    tokenizer = choose_tokenizer(options.tokenizer) if any(reads) else None
+    parts = [_part(options, spec, tokenizer) for spec in options.task]
+    config = options.model.replace(vocab_size=parts[0].vocab_size)
     if options.parameters is not None:
         config = matched(config, options.parameters)
-    if isinstance(task, Regression):
-        lessons, longest = 1, 2 * task.length
-    else:
-        lessons = len(task.lessons)
-        longest = max(draw(task, lesson, 1).tokens.shape[1] for lesson in task.lessons)
-    training = replace(options.training, row_length=longest)  # which is what speed is counted in
+    training = replace(options.training, row_length=max(part.longest for part in parts))  # what speed is counted in
     identity = {
         "model": config.to_json(),
-        "data": hashlib.sha256(json.dumps([task.name, fields_of(task)]).encode()).hexdigest()[:16],
+        "data": " ".join(part.fingerprint for part in parts),
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else "",
     }
     if options.resume:
         steps_done(options.out, identity)
     cost = model_cost(config)
-    say(f"task: {spec}, {lessons} lessons of up to {longest:,} tokens")
-    say(f"training: {training.steps} steps of {training.batch_size} problems")
+    for part in parts:
+        say(f"task: {part.spec}, {part.description}")
+    say(f"training: {training.steps} steps of {training.batch_size} rows" + (", in turns" if len(parts) > 1 else ""))
     say(
         f"model: {' '.join(config.blocks)}; {cost.parameters:,} parameters; state {decimal(cost.state_bytes)}"
         + (f" and {cost.state_bytes_per_token:,} bytes a token" if cost.state_bytes_per_token else "")
@@ -67,28 +90,47 @@ def run_train_task(options: Train, spec: str) -> int:
     if options.plan:
         return 0
     model = build_model(config, training)
-    batch_of, loss_of = curriculum(task, training)
+    batch_of, loss_of = take_turns([part.curriculum for part in parts])
     result = train(model, batch_of, loss_of, training, options.out, resume=options.resume, extra=identity)
     model.eval()
     if first_process():
         model.save(options.out, tokenizer)
-        write_atomically(options.out / TASK_FILE, json.dumps({"task": spec}) + "\n")
-    if result.loss is not None and isinstance(task, Regression):
-        say(f"step {result.step}: {result.loss:.4f} squared error over dimension")
-    elif result.loss is not None:
-        say(f"step {result.step}: {result.loss / math.log(2):.3f} bits for each token that was asked for")
-    say(f"model in {options.out / MODEL_FILE}; evaluate it: mnemonist eval {task.name} --model {options.out}")
+        write_atomically(options.out / TASK_FILE, json.dumps({"tasks": list(options.task)}) + "\n")
+    if result.loss is not None:
+        of = options.task[(result.step - 1) % len(parts)]
+        unit = "squared error over dimension" if of.startswith("regression") else "nats a token that was asked for"
+        say(f"step {result.step}: {result.loss:.4f} {unit} ({of})")
+    asked = next((spec.partition(":")[0] for spec in options.task if spec != TEXT), "positions")
+    say(f"model in {options.out / MODEL_FILE}; evaluate it: mnemonist eval {asked} --model {options.out}")
     return INTERRUPTED if result.interrupted else 0
 
 
-def read_task(path: Path) -> str:
-    """The task that a file of a run's folder names.
+def _part(options: Train, spec: str, tokenizer: Tokenizer | None) -> Part:
+    if spec == TEXT:
+        documents = find_documents(options.data, options.text_field)
+        text = prepare_text(documents, options.training, tokenizer)
+        described = f"{sum(len(d.text) for d in documents):,} bytes of {options.data}"
+        curriculum_of_text = batches_of_rows(text.rows, options.training), next_token_loss
+        vocabulary = text.tokenizer.vocab_size
+        return Part(spec, curriculum_of_text, vocabulary, text.rows.row_length, fingerprint(documents), described)
+    task = build_task(spec, tokenizer)
+    if isinstance(task, Regression):
+        lessons, longest = 1, 2 * task.length
+    else:
+        lessons = len(task.lessons)
+        longest = max(draw(task, lesson, 1).tokens.shape[1] for lesson in task.lessons)
+    made_of = hashlib.sha256(json.dumps([task.name, fields_of(task)]).encode()).hexdigest()[:16]
+    described = f"{lessons} lessons of up to {longest:,} tokens"
+    return Part(spec, curriculum(task, options.training), task.vocab_size, longest, made_of, described)
+
+
+def read_tasks(path: Path) -> list[str]:
+    """The tasks that a file of a run's folder names.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))["task"]
+        return [str(spec) for spec in json.loads(path.read_text(encoding="utf-8"))["tasks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not say what the model was trained on ({error}); delete it") from error
-    return str(spec)

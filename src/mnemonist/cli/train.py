@@ -73,10 +73,10 @@ class Trained:
 def run_train(options: Train) -> int:
     """Say what it will cost, train, save, and say what came of it."""
     prepare_torch()
-    if options.task is not None:
-        from mnemonist.cli.task import run_train_task  # which needs what is in this file
+    if options.task:
+        from mnemonist.cli.task import run_train_tasks  # which needs what is in this file
 
-        return run_train_task(options, options.task)
+        return run_train_tasks(options)
     tokenizer = choose_tokenizer(options.tokenizer)
     config = with_vocabulary(options.model, options.preset, tokenizer)
     if options.parameters is not None:

@@ -1,6 +1,9 @@
-"""Training on a task: which problems a step reads, and what its answers cost."""
+"""Training on tasks: which problems a step reads, what their answers cost, and how tasks take turns."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +16,32 @@ from mnemonist.training import LossSum, TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf
 
 Rows = dict[str, torch.Tensor]
+Curriculum = tuple[BatchOf, LossOf]
+"""``batch_of`` and ``loss_of`` for `mnemonist.training.train`."""
 
 
-def curriculum(task: Task | Regression, config: TrainingConfig) -> tuple[BatchOf, LossOf]:
-    """``batch_of`` and ``loss_of`` for `mnemonist.training.train`."""
+def take_turns(parts: Sequence[Curriculum]) -> Curriculum:
+    """Several as one: step 0 is the first step of the first, step 1 that of the second, and so on, round and round.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not parts:
+        raise ValueError("There is nothing to take turns; give at least one part.")
+
+    def batch_of(step: int, micro: int, rank: int, world: int) -> tuple[int, Any]:
+        round_, turn = divmod(step, len(parts))
+        return turn, parts[turn][0](round_, micro, rank, world)
+
+    def loss_of(model: nn.Module, batch: tuple[int, Any]) -> LossSum | Iterator[LossSum]:
+        turn, rows = batch
+        return parts[turn][1](model, rows)
+
+    return batch_of, loss_of
+
+
+def curriculum(task: Task | Regression, config: TrainingConfig) -> Curriculum:
+    """The problems of a task's lessons, and the cost of their answers."""
     if isinstance(task, Regression):
         return task.batches(config), task.loss
     return lesson_batches(task, config), answer_loss
