@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mnemonist.data import standard_library
 from mnemonist.evals.evaluation import evaluate
-from mnemonist.evals.lessons import answer_loss, lesson_batches
+from mnemonist.evals.lessons import Curriculum, curriculum
 from mnemonist.evals.problems import Task
 from mnemonist.evals.results import Result, Row
 from mnemonist.evals.suites import Suite
@@ -32,6 +33,7 @@ from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training import TrainingConfig, train
 from mnemonist.training.checkpoint import has_checkpoint
+from mnemonist.training.language import next_token_loss, packed_batches
 
 SEEDS = 3
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
@@ -45,10 +47,24 @@ class Arm:
     config: ModelConfig
     training: TrainingConfig
     """Its seed is replaced by that of the run."""
-    task: Task
-    """What it learns to solve."""
-    suite: Suite
-    """What it is then asked."""
+    learns: Callable[[TrainingConfig], Curriculum]
+    """What it is trained on."""
+    suites: Mapping[str, Suite]
+    """What it is then asked, by name; the name is part of the results' file, and may be empty."""
+
+
+def task(which: Task) -> Callable[[TrainingConfig], Curriculum]:
+    """The lessons of a task."""
+    return lambda training: curriculum(which, training)
+
+
+def source_code() -> Callable[[TrainingConfig], Curriculum]:
+    """Python's standard library, but for the modules that are held out."""
+
+    def learns(training: TrainingConfig) -> Curriculum:
+        return packed_batches(standard_library("train"), training), next_token_loss
+
+    return learns
 
 
 @dataclass(frozen=True)
@@ -61,13 +77,18 @@ class Study:
     write_page: Callable[[Study], str]
     """What to put between the marks of the folder's README.md; draws plots beside it."""
 
-    def path(self, arm: str, seed: int) -> Path:
+    def path(self, arm: str, seed: int, suite: str = "") -> Path:
         """Of the result of one run."""
-        return self.folder / "results" / f"{arm}-seed{seed}.json"
+        return self.folder / "results" / f"{arm}{suite and '-'}{suite}-seed{seed}.json"
 
-    def results(self, arm: str, seeds: int = SEEDS) -> list[Result]:
+    def missing(self, arm: str, seed: int) -> bool:
+        """Whether a run has still something to do."""
+        paths = [self.path(arm, seed, suite) for suite in self.arms[arm].suites]
+        return not all(path.exists() and Result.load(path).complete for path in paths)
+
+    def results(self, arm: str, suite: str = "", seeds: int = SEEDS) -> list[Result]:
         """Those of an arm that are there and complete."""
-        paths = [self.path(arm, seed) for seed in range(seeds)]
+        paths = [self.path(arm, seed, suite) for seed in range(seeds)]
         found = [Result.load(path) for path in paths if path.exists()]
         return [result for result in found if result.complete]
 
@@ -86,7 +107,7 @@ def main(study: Study) -> None:
         return
     if not options.page:
         wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.only]
-        missing = [(arm, seed) for arm, seed in wanted if not _complete(study.path(arm, seed))]
+        missing = [(arm, seed) for arm, seed in wanted if study.missing(arm, seed)]
         run_all(study, missing, options.workers)
     fill(study.folder / "README.md", study.write_page(study))
 
@@ -127,14 +148,16 @@ def run_one(study: Study, name: str, seed: int) -> None:
     folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
     torch.manual_seed(seed)
     model = LanguageModel(arm.config)
+    batch_of, loss_of = arm.learns(training)
     trained = train(
-        model, lesson_batches(arm.task, training), answer_loss, training, folder,
+        model, batch_of, loss_of, training, folder,
         resume=has_checkpoint(folder / "checkpoint"), extra={"model": arm.config.to_json()}, progress=False,
     )  # fmt: skip
     if trained.interrupted:
         raise SystemExit(130)
     facts = {"seed": seed, "training_seconds": round(trained.seconds, 1), "training": dataclasses.asdict(training)}
-    evaluate(model, arm.suite, study.path(name, seed), name=arm.label, facts=facts)
+    for suite, asked in arm.suites.items():
+        evaluate(model, asked, study.path(name, seed, suite), name=arm.label, facts=facts)
 
 
 def over_seeds(results: Sequence[Result], label: str) -> Result:
@@ -153,18 +176,18 @@ def over_seeds(results: Sequence[Result], label: str) -> Result:
     return dataclasses.replace(first, rows=tuple(rows), model={**first.model, "name": label})
 
 
-def found(study: Study, arms: Sequence[str] | None = None) -> dict[str, Result]:
+def found(study: Study, arms: Sequence[str] | None = None, suite: str = "") -> dict[str, Result]:
     """The means over seeds of those arms that have any complete run."""
     means = {}
     for arm in arms or list(study.arms):
-        if results := study.results(arm):
+        if results := study.results(arm, suite):
             means[arm] = over_seeds(results, study.arms[arm].label)
     return means
 
 
 def seeds_of(study: Study) -> str:
     """How many seeds there are of how many arms, as a sentence."""
-    counts = Counter(len(study.results(arm)) for arm in study.arms)
+    counts = Counter(len(study.results(arm, next(iter(one.suites)))) for arm, one in study.arms.items())
     parts = [f"{number} of {len(study.arms)} arms with {seeds} seeds" for seeds, number in sorted(counts.items())]
     return ", ".join(parts) + "; intervals are of the seeds (Student's t, 95%)."
 
@@ -204,7 +227,3 @@ def fill(path: Path, text: str) -> None:
     if not (begin and end):
         raise SystemExit(f"{path} has no marks {BEGIN} and {END}")
     write_atomically(path, f"{before}{begin}\n{text}\n{end}{after}")
-
-
-def _complete(path: Path) -> bool:
-    return path.exists() and Result.load(path).complete

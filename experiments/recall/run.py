@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from study import Arm, Study, draw, found, main, markdown, seeds_of
+from study import Arm, Study, draw, found, main, markdown, seeds_of, task
 
 from mnemonist.evals.associative_recall import AssociativeRecall
 from mnemonist.evals.candidates import CANDIDATES, configure
@@ -60,7 +60,7 @@ def arm(name: str, dim: int) -> Arm:
     rule = CANDIDATES[name].rule
     changes = "chunk_size=16" if rule.startswith("titans") else ""
     label = CANDIDATES[name].label + ("" if dim == 16 else f", heads of {dim}")
-    return Arm(label, configure(name, size(dim), changes, PARAMETERS), TRAINING, TASK, SUITE)
+    return Arm(label, configure(name, size(dim), changes, PARAMETERS), TRAINING, task(TASK), {"": SUITE})
 
 
 def write_page(study: Study) -> str:
