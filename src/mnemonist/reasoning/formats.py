@@ -1,0 +1,115 @@
+"""Formats: how a problem is put to a policy, and where in its text the thought ends and the answer begins.
+
+A text of a policy is a *thought*, a list of steps one line each, and an *answer* between two marks. A `Format` writes
+such texts for training and takes them apart again for judging. What it cannot take apart is no failure of the program
+but of the policy: `Parsed` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mnemonist.errors import UserError, nearest
+
+LONGEST_TEXT = 1_000_000
+"""Characters that are looked at; what stands behind them is no answer."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A policy's text, taken apart."""
+
+    steps: tuple[str, ...]
+    """The lines of the thought, without empty ones."""
+    answer: str | None
+    """What stands between the marks of the answer, stripped; None if there is no closed answer."""
+    well_formed: bool
+    """Whether the text is a closed thought, then a closed answer, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """The marks of a text.
+
+    ``{before}question{after}`` is read, ``thought{close_thought}{open_answer}answer{close_answer}`` is written.
+    """
+
+    name: str
+    source: str = ""
+    before: str = ""
+    """Stands before the question."""
+    after: str = "\n"
+    """Stands behind the question; it opens the thought, so that every text begins inside."""
+    close_thought: str = ""
+    open_answer: str = "answer: "
+    close_answer: str = "\n"
+
+    def prompt(self, question: str) -> str:
+        """What the policy reads."""
+        return f"{self.before}{question}{self.after}"
+
+    def write(self, steps: Sequence[str], answer: str | None) -> str:
+        """What a policy should write; without an answer, the thought so far, still open.
+
+        Raises:
+            ValueError: a step is empty, has a line break, or would be read as a mark.
+        """
+        marks = [mark.strip() for mark in (self.close_thought, self.open_answer) if mark.strip()]
+        for step in steps:
+            if not step.strip() or "\n" in step or any(step.strip().startswith(mark) for mark in marks):
+                raise ValueError(f"{step!r} is no step of format {self.name!r}: a step is one line without its marks.")
+        thought = "".join(f"{step}\n" for step in steps)
+        if answer is None:
+            return thought
+        return f"{thought}{self.close_thought}{self.open_answer}{answer}{self.close_answer}"
+
+    def parse(self, text: str) -> Parsed:
+        """Take a text apart. Never raises: a text that ends too early has no answer."""
+        text = text[:LONGEST_TEXT]
+        thought, opened, rest = text.partition(self.open_answer if not self.close_thought else self.close_thought)
+        closed_thought = bool(opened)
+        between = ""
+        if self.close_thought and opened:
+            between, opened, rest = rest.partition(self.open_answer)
+        answer, closed, behind = rest.partition(self.close_answer) if opened else ("", "", "")
+        if opened and not closed and not self.close_answer.strip():  # the end of the text ends a line too
+            answer, closed = rest, "\n"
+        given = answer.strip() if closed and answer.strip() else None
+        steps = tuple(line.strip() for line in thought.splitlines() if line.strip())
+        fine = closed_thought and given is not None and not between.strip() and not behind.strip()
+        return Parsed(steps, given, fine)
+
+
+FORMATS: Mapping[str, Format] = {
+    "plain": Format("plain", "ours: few characters, for small models trained from nothing"),
+    "think": Format(
+        "think",
+        "DeepSeek-R1 (arXiv 2501.12948), with the answer in marks as in TinyZero and open-r1",
+        after="\n<think>\n",
+        close_thought="</think>\n",
+        open_answer="<answer>",
+        close_answer="</answer>",
+    ),
+    "s1": Format(
+        "s1",
+        "s1 (arXiv 2501.19393), section 3 and its published training text",
+        before="<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n<|im_start|>think\n",
+        close_thought="<|im_start|>answer\n",
+        open_answer="Answer: ",
+        close_answer="\n",
+    ),
+}
+"""Named formats, each with its source."""
+
+
+def find_format(name: str) -> Format:
+    """The row of `FORMATS` with this name.
+
+    Raises:
+        UserError: there is none; the message suggests the nearest one.
+    """
+    if name not in FORMATS:
+        raise UserError(f"there is no format {name!r}{nearest(name, FORMATS)}; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
