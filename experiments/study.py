@@ -24,6 +24,7 @@ import torch
 
 from mnemonist.data import standard_library
 from mnemonist.evals.evaluation import evaluate
+from mnemonist.evals.intervals import interval
 from mnemonist.evals.lessons import Curriculum, curriculum
 from mnemonist.evals.problems import Task
 from mnemonist.evals.results import Result, Row
@@ -51,6 +52,8 @@ class Arm:
     """What it is trained on."""
     suites: Mapping[str, Suite]
     """What it is then asked, by name; the name is part of the results' file, and may be empty."""
+    home: Path | None = None
+    """The experiment that keeps its results, if several ask it; None: the one it is an arm of."""
 
 
 def task(which: Task) -> Callable[[TrainingConfig], Curriculum]:
@@ -79,7 +82,11 @@ class Study:
 
     def path(self, arm: str, seed: int, suite: str = "") -> Path:
         """Of the result of one run."""
-        return self.folder / "results" / f"{arm}{suite and '-'}{suite}-seed{seed}.json"
+        return self.home(arm) / "results" / f"{arm}{suite and '-'}{suite}-seed{seed}.json"
+
+    def home(self, arm: str) -> Path:
+        """The folder of the experiment that keeps an arm's results."""
+        return self.arms[arm].home or self.folder
 
     def missing(self, arm: str, seed: int) -> bool:
         """Whether a run has still something to do."""
@@ -118,7 +125,7 @@ def run_all(study: Study, runs: Sequence[tuple[str, int]], workers: int) -> None
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     waiting, running = list(runs), {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell's kill is as polite as its Ctrl-C
-    began, done = time.perf_counter(), 0
+    began, done, failed = time.perf_counter(), 0, []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -128,16 +135,18 @@ def run_all(study: Study, runs: Sequence[tuple[str, int]], workers: int) -> None
             time.sleep(0.5)
             for process in [process for process in running if process.poll() is not None]:
                 arm, seed = running.pop(process)
-                if process.returncode:
-                    raise SystemExit(f"{arm}, seed {seed}, ended with {process.returncode}; the others are kept")
                 done += 1
                 minutes = (time.perf_counter() - began) / 60
-                print(f"{done} of {len(runs)} after {minutes:.1f} minutes: {arm}, seed {seed}", flush=True)
+                how = f" failed ({process.returncode})" if process.returncode else ""
+                print(f"{done} of {len(runs)} after {minutes:.1f} minutes: {arm}, seed {seed}{how}", flush=True)
+                failed += [f"{arm}, seed {seed}"] * bool(process.returncode)
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
+    if failed:  # a run that diverges is a result too: the page says which there are
+        print(f"no result: {'; '.join(failed)}", file=sys.stderr)
 
 
 def run_one(study: Study, name: str, seed: int) -> None:
@@ -145,7 +154,7 @@ def run_one(study: Study, name: str, seed: int) -> None:
     torch.set_flush_denormal(True)
     arm = study.arms[name]
     training = dataclasses.replace(arm.training, seed=seed)
-    folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
+    folder = Path("runs") / "experiments" / study.home(name).name / f"{name}-seed{seed}"
     torch.manual_seed(seed)
     model = LanguageModel(arm.config)
     batch_of, loss_of = arm.learns(training)
@@ -174,6 +183,15 @@ def over_seeds(results: Sequence[Result], label: str) -> Result:
         each = [found.mean for result in results if (found := result.row(row.setting)) is not None]
         rows.append(Row.of(row.setting, np.array(each)))
     return dataclasses.replace(first, rows=tuple(rows), model={**first.model, "name": label})
+
+
+def paired(values: Sequence[float], signed: bool = False) -> str:
+    """A mean over seeds with its half interval; of differences, with its sign."""
+    if not values:
+        return ""
+    found = interval(np.array(values))
+    spread = "" if found.half_width is None else f" ± {found.half_width:.3f}"
+    return f"{found.mean:{'+' if signed else ''}.3f}{spread}"
 
 
 def found(study: Study, arms: Sequence[str] | None = None, suite: str = "") -> dict[str, Result]:

@@ -10,7 +10,7 @@ import pytest
 
 from mnemonist.data import IGNORED, ByteTokenizer
 from mnemonist.errors import UserError
-from mnemonist.evals.needles import NOISE, VARIANTS, NeedleInHaystack, word_lists
+from mnemonist.evals.needles import NOISE, VARIANTS, NeedleInHaystack, word_lists, words_of
 from mnemonist.evals.problems import draw
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
@@ -111,3 +111,9 @@ def test_settings():
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         NeedleInHaystack(**fields)
+
+
+def test_words_for_a_tokenizer_are_those_of_the_problems():
+    texts = list(words_of("single-1", 2))
+    assert len(texts) == 4 and texts == list(words_of("single-1", 2))
+    assert texts[0].endswith("mentioned in the provided text is") and texts[1].strip().isdigit()

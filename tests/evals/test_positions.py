@@ -54,6 +54,21 @@ def test_a_frozen_memory_reads_otherwise(folder):
     assert live.identity() != frozen.identity()
 
 
+def test_resetting_reads_each_stretch_as_a_text_of_its_own(folder):
+    suite = Positions(data=str(folder), length=600, count=2, reset_every=300)
+    read = []
+    rows = list(suite.run(model().eval(), suite.steps[0], read.append))
+    parts = [(folder / f"{i}.txt").read_bytes()[at : at + 300] for i in range(2) for at in (0, 300)]
+    bits = read_texts(model().eval(), parts).bits.reshape(2, 600)
+    assert [row.mean for row in rows] == pytest.approx(
+        [bits[:, a:b].mean() for a, b in ((0, 256), (256, 512), (512, 600))]
+    )
+    assert sum(read) == 2 * 600
+    assert suite.identity() != Positions(data=str(folder), length=600, count=2).identity()
+    with pytest.raises(ValueError, match="reset_every is 250; it must divide length, 600, or be 0"):
+        Positions(data=str(folder), length=600, reset_every=250)
+
+
 def test_texts_are_whole_documents_if_enough_are_long_and_stretches_if_not():
     documents = [Document("b", b"b" * 30), Document("a", b"a" * 20), Document("c", b"c" * 5)]
     assert [(t.name, t.text) for t in long_texts(documents, 2, 10)] == [("a", b"a" * 10), ("b", b"b" * 10)]

@@ -354,6 +354,7 @@ def test_json_of_something_else_is_refused(text):
         ({"feature_map": "elu", "features": 16}, "the feature map elu has a number of its own"),
         ({"feature_map": "favor", "features": 0}, "features is 0"),
         ({"gates": "constant", "momentum": True}, "gates is constant but momentum is on"),
+        ({"gates": "chunk"}, "gates is chunk but gradient_at is previous"),
         ({"gates": "tokn"}, "gates is 'tokn'.*did you mean 'token'"),
         ({"keys": "any"}, "keys is 'any'; it must be one of unit, free"),
         ({"feature_map": "elo"}, "feature_map is 'elo'.*did you mean 'elu'"),

@@ -38,6 +38,7 @@ def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     """Everything that reads embeddings: the layer under several rules, and every kind of block."""
     rules = ("titans:chunk_size=5,expansion=2", "titans-linear:chunk_size=5", "gla", "linear-attention", "ttt-mlp")
     found: dict[str, torch.nn.Module] = {f"layer-{rule}": NeuralMemory(WIDTH, 2, 4, rule) for rule in rules}
+    found["layer-gates-of-chunks"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",gates=chunk")
     found["layer-no-conv"] = NeuralMemory(WIDTH, 2, 4, rules[0], conv_size=1)
     found |= {f"block-{kind}": Block(SMALL, kind) for kind in BLOCKS}
     return {name: shaken(module, dtype=dtype) for name, module in found.items()}

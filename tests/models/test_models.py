@@ -157,6 +157,25 @@ def test_what_the_paper_leaves_open_is_a_choice():
                        plain.mixer(far, BlockState(), None, learn=True, surprise=False).y[:, 4:])  # fmt: skip
 
 
+def test_gates_of_chunks_are_those_of_their_first_tokens():
+    torch.manual_seed(0)
+    held = NeuralMemory(8, 2, 4, "titans:chunk_size=3,gates=chunk")
+    each = NeuralMemory(8, 2, 4, "titans:chunk_size=3")
+    each.load_state_dict(held.state_dict())
+    with torch.no_grad():
+        for layer in (held, each):
+            layer.step_proj.weight.fill_(0.3)
+            layer.decay_proj.weight.fill_(-0.2)
+    x = torch.randn(2, 7, 8)
+    _, state, seen = held(x, surprise=True)
+    _, _, by_token = each(x, surprise=True)
+    firsts = torch.tensor([0, 0, 0, 3, 3, 3, 6])
+    assert torch.equal(seen.step_size, by_token.step_size[:, firsts])
+    assert torch.equal(seen.decay, by_token.decay[:, firsts])
+    assert not torch.equal(seen.step_size, by_token.step_size)
+    assert state.held.shape == (2, 6)  # step, momentum and decay of two heads
+
+
 def test_constant_gates_are_those_of_retnet_and_keys_may_be_free():
     layer, x = NeuralMemory(12, 3, 4, "retnet"), torch.randn(2, 5, 12)
     gates = layer._gates(x)

@@ -26,7 +26,7 @@ import numpy as np
 from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError, nearest
 from mnemonist.evals.background import sentences
-from mnemonist.evals.problems import Problem, Question, Setting
+from mnemonist.evals.problems import Problem, Question, Setting, generator
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -181,6 +181,18 @@ def parts_of_prompt(kind: str, keys: Sequence[str], answers: int = 1) -> tuple[s
         opening = opening.replace("Some", "A").replace("are", "is")
         question = question.replace("are all", "is").replace("are", "is")
     return opening.format(kind=kind), question.format(kind=kind, query=query)
+
+
+def words_of(variant: str, count: int) -> Iterator[str]:
+    """Texts that a variant's problems are made of, for training a tokenizer: questions with little haystack, answers.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    task = NeedleInHaystack(variant)
+    for index in range(count):
+        question = task._plan(generator("words of niah", "train", {}, 0, index))(3)
+        yield from (question.text, question.answer)
 
 
 def secret(random: np.random.Generator, kind: str) -> str:

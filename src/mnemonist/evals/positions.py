@@ -37,6 +37,8 @@ class Positions:
     """Bytes of each text; at least 512."""
     memory: str = "learning"
     """Whether memories learn while reading: learning or frozen."""
+    reset_every: int = 0
+    """Bytes after which the model forgets everything and reads on as if a text began; 0 never."""
     count: int = 8
     """Texts."""
     seed: int = 0
@@ -49,6 +51,8 @@ class Positions:
             raise ValueError(f"length is {self.length}; it must be at least {2 * FIRST} bytes.")
         if self.memory not in ("learning", "frozen"):
             raise ValueError(f"memory is {self.memory!r}; it must be learning or frozen.")
+        if self.reset_every < 0 or (self.reset_every and self.length % self.reset_every):
+            raise ValueError(f"reset_every is {self.reset_every}; it must divide length, {self.length}, or be 0.")
         if self.count < 1 or self.seed < 0:
             raise ValueError(f"count is {self.count} and seed {self.seed}; read at least 1 text, with a seed from 0.")
 
@@ -90,6 +94,7 @@ class Positions:
             "texts": fingerprint(self.texts()),
             "length": self.length,
             "memory": self.memory,
+            "reset_every": self.reset_every,
             "tokenizer": self.tokenizer.fingerprint,
         }
 
@@ -112,11 +117,14 @@ class Positions:
 
         def advance(done: int, total: int) -> None:
             nonlocal read
-            progress((done - read) * len(texts))
+            progress((done - read) * len(parts))
             read = done
 
         learn = self.memory == "learning"
-        bits = read_texts(model, texts, tokenizer=self.tokenizer, learn=learn, progress=advance).bits
+        every = self.reset_every or self.length
+        parts = [text[at : at + every] for text in texts for at in range(0, self.length, every)]
+        bits = read_texts(model, parts, tokenizer=self.tokenizer, learn=learn, progress=advance).bits
+        bits = bits.reshape(len(texts), self.length)
         for begin, end in itertools.pairwise([0, *self.edges]):
             setting = {"position": end}
             if setting in settings:

@@ -183,6 +183,12 @@ SUITES: Mapping[str, SuiteInfo] = {
         "phonebook",
         "Phonebook",
     ),
+    "planted": SuiteInfo(
+        "facts planted in source code, asked for long afterwards",
+        "ours, after RULER (arXiv 2404.06654)",
+        "planted",
+        "Planted",
+    ),
     "babilong-like": SuiteInfo(
         "facts about people and things scattered over a text, and a question about them",
         "after BABILong (Kuratov et al. 2024, arXiv 2406.10149)",

@@ -32,7 +32,7 @@ Retention = Literal["none", "head", "channel"]
 DecayTarget = Literal["zero", "initial"]
 GradientPoint = Literal["previous", "decayed", "chunk"]
 ReadPoint = Literal["after", "before"]
-Gates = Literal["token", "constant"]
+Gates = Literal["token", "chunk", "constant"]
 Keys = Literal["unit", "free"]
 
 
@@ -81,7 +81,8 @@ class MemoryRule:
     denominator: bool = False
     """Divide the read by phi(q)^T sum phi(k), as in normalised linear attention."""
     gates: Gates = "token"
-    """Where a layer takes step size and decay from: each token; or constant, step 1 and the decays of RetNet."""
+    """Where a layer takes its gates from: each token; the first token of a chunk, for all of the chunk; or constant,
+    step 1 and the decays of RetNet."""
     keys: Keys = "unit"
     """What a layer gives the memory as queries and keys: unit, brought to norm 1; or free, as they come."""
 
@@ -130,6 +131,11 @@ class MemoryRule:
         if self.gates == "constant" and self.momentum:
             raise ValueError(
                 "gates is constant but momentum is on: how much of it is kept is a gate; take gates token."
+            )
+        if self.gates == "chunk" and self.gradient_at != "chunk":
+            raise ValueError(
+                f"gates is chunk but gradient_at is {self.gradient_at}: only rules that take their gradients at the "
+                "start of a chunk know where one begins; take gradient_at chunk."
             )
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")

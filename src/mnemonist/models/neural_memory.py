@@ -47,6 +47,8 @@ class NeuralMemoryState(StreamState):
     memory: MemoryState
     tail: Tensor
     """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, 3 * H * D]``."""
+    held: Tensor | None = None
+    """Gates of the unfinished chunk, ``[B, G]``, if the rule holds them for a chunk; between two they say nothing."""
 
 
 class NeuralMemory(nn.Module):
@@ -94,7 +96,7 @@ class NeuralMemory(nn.Module):
             step_bound = 1.0 if self.rule.per_token else 1 / curvature(self.rule, key_dim, head_dim)
         self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
-        by_token, forgets = self.rule.gates == "token", self.rule.retention != "none"
+        by_token, forgets = self.rule.gates != "constant", self.rule.retention != "none"
         self.step_proj = nn.Linear(width, heads) if by_token else None
         self.momentum_proj = nn.Linear(width, heads) if self.rule.momentum else None
         self.decay_proj = nn.Linear(width, heads * self.decay_channels) if by_token and forgets else None
@@ -163,7 +165,9 @@ class NeuralMemory(nn.Module):
                 f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
             )
         q, k, v, tail = self._streams(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
-        gates = self._gates(x_BTE)
+        gates, held = self._gates(x_BTE), None
+        if self.rule.gates == "chunk":
+            gates, held = self._hold(gates, state or self.initial_state(x_BTE), mask_BT)
         memory = None if state is None else state.memory
         if not learn:  # no step, nothing fades (log 1), and no momentum carries the memory on
             gates = {name: torch.zeros_like(gate) for name, gate in gates.items()}
@@ -183,7 +187,7 @@ class NeuralMemory(nn.Module):
             surprise=surprise,
         )
         after = read.state if learn or state is None else replace(read.state, momentum=state.memory.momentum)
-        return read.y, NeuralMemoryState(after, tail), read.surprise
+        return read.y, NeuralMemoryState(after, tail, held), read.surprise
 
     def finish(self, x_BTE: Tensor, y_BTHD: Tensor) -> Tensor:
         """What the layer makes of its input and of the memory's answers to it: ``[B, T, E]``."""
@@ -195,7 +199,12 @@ class NeuralMemory(nn.Module):
         if self.rule.denominator:
             weights = with_denominator(weights)
         tail = x_BTE.new_zeros(x_BTE.shape[0], self.conv_size - 1, self.in_proj.out_features)
-        return NeuralMemoryState(MemoryState.fresh(self.rule, weights, x_BTE.shape[0]), tail)
+        memory = MemoryState.fresh(self.rule, weights, x_BTE.shape[0])
+        if self.rule.gates != "chunk":
+            return NeuralMemoryState(memory, tail)
+        projections = (self.step_proj, self.momentum_proj, self.decay_proj)
+        width = sum(proj.out_features for proj in projections if proj is not None)
+        return NeuralMemoryState(memory, tail, weights[0].new_zeros(x_BTE.shape[0], width))
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""
@@ -214,6 +223,27 @@ class NeuralMemory(nn.Module):
             )
         gates["step_size"] = step
         return gates
+
+    @eager
+    def _hold(
+        self, gates: dict[str, Tensor], state: NeuralMemoryState, mask: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gates of each chunk's first token for all of its tokens, and those of the last chunk."""
+        assert state.held is not None and state.memory.phase is not None
+        flat = torch.cat([gate.flatten(2) for gate in gates.values()], dim=-1)
+        B, T, _ = flat.shape
+        real = torch.ones(B, T, dtype=torch.bool, device=flat.device) if mask is None else mask
+        place = state.memory.phase.to(flat.device)[:, None] + real.cumsum(1) - 1
+        begins = real & (place % self.rule.chunk_size == 0)
+        # Column 0 holds what an earlier call left; token t stands in column t + 1.
+        columns = torch.arange(1, T + 1, device=flat.device)
+        source = torch.where(begins, columns, 0).cummax(1).values
+        known = torch.cat([state.held[:, None].to(flat), flat], dim=1)
+        held = known.gather(1, source[..., None].expand(-1, -1, flat.shape[2]))
+        parts = held.split([gate.flatten(2).shape[2] for gate in gates.values()], dim=-1)
+        return {name: part.reshape(gate.shape) for (name, gate), part in zip(gates.items(), parts, strict=True)}, held[
+            :, -1
+        ]
 
     def _constant_gates(self, x: Tensor) -> dict[str, Tensor]:
         """The same for every token: the largest step; decays of 1 - 2^-5, 1 - 2^-6 ... by head (RetNet eq. 8)."""

@@ -1,0 +1,142 @@
+"""Facts planted in a real text: a line says a number for a name, and long afterwards another line asks for it.
+
+Between the two stands source code, as it comes, so that a memory must keep a fact while it goes on learning from
+everything else it reads. It is the haystack test of RULER (arXiv 2404.06654) with a haystack that is worth reading: a
+model of text can be trained on it without unlearning its text. Lessons are stretches of Python's standard library with
+several facts and questions, and every byte of them is to be foretold; the test reads modules that training leaves out,
+and asks for one number at a distance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from mnemonist.data import ByteTokenizer, Split, Tokenizer, standard_library
+from mnemonist.errors import UserError
+from mnemonist.evals.needles import doubling, key_words
+from mnemonist.evals.problems import Problem, Question, Setting
+
+FACT, QUESTION = "# remember: {key} = {value}\n", "# recall: {key} ="
+DIGITS = 6
+NEAREST = 64  # bytes between a fact and its first question in a lesson, at least
+BEFORE = 256  # bytes of source code before the fact of a test
+DENSITIES = (320, 120)  # bytes of a lesson for each fact with its question: a text remains one, or facts abound
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Recall in source code.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    name: ClassVar[str] = "planted"
+    metric: ClassVar[Literal["token", "problem"]] = "problem"
+
+    trained: int = 1024
+    """Bytes of a lesson."""
+    shortest: int = 256
+    """Bytes between fact and question in the nearest test; the others double up to `longest`."""
+    longest: int = 16384
+    """Bytes in the furthest."""
+    tokenizer: Tokenizer = field(default_factory=ByteTokenizer)
+    """The model's."""
+
+    def __post_init__(self) -> None:
+        if self.trained < 2 * max(DENSITIES) or not 1 <= self.shortest <= self.longest:
+            raise ValueError(
+                f"trained is {self.trained}, shortest {self.shortest} and longest {self.longest}; the first must be at "
+                f"least {2 * max(DENSITIES)}, the others positive and the second at most the third."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def grid(self) -> list[Setting]:
+        """Doubling distances."""
+        return [{"distance": distance} for distance in doubling(self.shortest, self.longest)]
+
+    @property
+    def lessons(self) -> list[Setting]:
+        """One length, with few facts and with many."""
+        return [{"bytes": self.trained, "facts": self.trained // apart} for apart in DENSITIES]
+
+    @property
+    def chance(self) -> float:
+        """Next to nothing."""
+        return 0.0
+
+    def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
+        """A lesson of so many ``bytes`` with so many ``facts``, or a test at a ``distance``.
+
+        Raises:
+            UserError: there is not so much source code.
+        """
+        if "bytes" in setting:
+            return self._lesson(random, int(setting["bytes"]), int(setting["facts"]))
+        distance = int(setting["distance"])
+        text = _stretch(random, "heldout", BEFORE + distance)
+        key, value = fact(random)
+        at, end = text.rfind(b"\n", 0, BEFORE) + 1, text.rfind(b"\n") + 1
+        read = text[:at] + FACT.format(key=key, value=value).encode() + text[at:end]
+        return Question(read.decode("utf-8", "replace") + QUESTION.format(key=key), f" {value}").problem(self.tokenizer)
+
+    def _lesson(self, random: np.random.Generator, length: int, facts: int) -> Problem:
+        """Source code with facts and questions between its lines; everything is to be foretold."""
+        lines = []
+        for _ in range(facts):
+            key, value = fact(random)
+            lines.append((FACT.format(key=key, value=value), f"{QUESTION.format(key=key)} {value}\n"))
+        room = length - sum(len(line) for pair in lines for line in pair)
+        text = _stretch(random, "train", room)
+        planted: list[tuple[int, str]] = []
+        for said, asked in lines:
+            gap = int(np.exp(random.uniform(np.log(NEAREST), np.log(room - NEAREST))))
+            at = int(random.integers(0, room - gap))
+            planted += [(at, said), (at + gap, asked)]
+        planted.sort(key=lambda line: line[0])
+        parts, done = [], 0
+        for at, line in planted:
+            end = max(done, text.find(b"\n", at) + 1)  # behind the line that the place is in
+            parts += [text[done:end], line.encode()]
+            done = end
+        whole = b"".join([*parts, text[done:]])
+        ids = self.tokenizer.encode(whole.decode("utf-8", "replace"), bos=True)
+        return Problem(ids[:-1], ids[1:])
+
+
+def fact(random: np.random.Generator) -> tuple[str, str]:
+    """A name of two words, and a number."""
+    return key_words(random), str(random.integers(10 ** (DIGITS - 1), 10**DIGITS))
+
+
+def _stretch(random: np.random.Generator, split: Split, length: int) -> bytes:
+    """So many bytes of source code from the beginning of a line on.
+
+    Raises:
+        UserError: there is not so much of it.
+    """
+    whole, lines = _source(split)
+    last = int(np.searchsorted(lines, len(whole) - length, side="right"))
+    if last == 0:
+        raise UserError(f"{length:,} bytes of source code are asked for, but there are {len(whole):,} of {split}")
+    begin = int(lines[random.integers(last)])
+    return whole[begin : begin + length]
+
+
+@cache
+def _source(split: Split) -> tuple[bytes, np.ndarray]:
+    """All modules of a split, one after the other, and where lines begin."""
+    documents = standard_library(split)
+    whole = b"\n\n".join(document.text for document in documents)
+    breaks = np.flatnonzero(np.frombuffer(whole, np.uint8) == ord("\n"))
+    return whole, np.array(list(itertools.chain([0], breaks[:-1] + 1)))
