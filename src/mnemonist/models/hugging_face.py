@@ -33,6 +33,7 @@ from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.folder import FORMAT, MODEL_TYPE, PREFIX, read_config, token_ids
 from mnemonist.models.modeling import INITIAL_STD, LanguageModel, ModelState
 from mnemonist.models.session import Session
+from mnemonist.models.state import join_states
 
 IGNORED = -100  # the label of a token that is not to be predicted
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -161,6 +162,22 @@ class MnemonistCache(Cache):
         """Every row ``repeats`` times."""
         if self.state is not None:
             self.state = self.state.select(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def batch_extend(self, other: MnemonistCache) -> None:
+        """The rows of another cache of the same model behind these; the other stays as it is.
+
+        They may have read texts of different lengths: what is read next needs a mask of its own columns alone.
+
+        Raises:
+            ValueError: one has read nothing, or they are of different models.
+        """
+        if self.state is None or other.state is None:
+            raise ValueError("A cache that has read nothing has no rows; read with both before joining them.")
+        if self.config != other.config:
+            raise ValueError("The caches are of different models; join those of one.")
+        self.state.require_like(other.state)
+        self.state = join_states([self.state, other.state])
+        self.length = max(self.length, other.length)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused, unless there is nothing to do.

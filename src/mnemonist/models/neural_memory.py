@@ -241,9 +241,8 @@ class NeuralMemory(nn.Module):
         known = torch.cat([state.held[:, None].to(flat), flat], dim=1)
         held = known.gather(1, source[..., None].expand(-1, -1, flat.shape[2]))
         parts = held.split([gate.flatten(2).shape[2] for gate in gates.values()], dim=-1)
-        return {name: part.reshape(gate.shape) for (name, gate), part in zip(gates.items(), parts, strict=True)}, held[
-            :, -1
-        ]
+        by_chunk = {name: part.reshape(gate.shape) for (name, gate), part in zip(gates.items(), parts, strict=True)}
+        return by_chunk, held[:, -1].clone()  # a view would keep the whole piece in memory
 
     def _constant_gates(self, x: Tensor) -> dict[str, Tensor]:
         """The same for every token: the largest step; decays of 1 - 2^-5, 1 - 2^-6 ... by head (RetNet eq. 8)."""

@@ -36,7 +36,11 @@ class Node:
     text: str = ""
     """As the policy wrote it; the root has none."""
     tokens: int = 0
-    """Written for it."""
+    """Written for it, once."""
+    copies: int = 1
+    """How often it was proposed there: equal steps behind one parent are one node."""
+    extra_tokens: int = 0
+    """Written besides, and always discarded: further copies of it, and what was tried out behind it to value it."""
     log_prob: float | None = None
     """Of its text after its path, by the policy; None if that is not known."""
     value: float | None = None
