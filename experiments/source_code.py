@@ -48,6 +48,7 @@ def arm(name: str) -> Arm:
 
 
 def of(label: str, config: ModelConfig, folder: Path | None = HOME) -> Arm:
-    """Any configuration, brought to the same number of parameters."""
-    suites = SUITES if config.has_memory else {"live": SUITES["live"]}
+    """Any configuration, brought to the same number of parameters; those that several experiments ask, reset too."""
+    asked = ["live"] + ["frozen"] * config.has_memory + ["reset"] * (folder == HOME)
+    suites = {name: SUITES[name] for name in asked}
     return Arm(label, matched(config, PARAMETERS), TRAINING, source_code(), suites, folder)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnemonist.data import ByteTokenizer
+from mnemonist.data import ByteTokenizer, standard_library
 from mnemonist.errors import UserError
 from mnemonist.evals import streaming
 from mnemonist.evals.evaluation import evaluate
@@ -34,7 +34,7 @@ def test_every_distance_is_as_a_text_of_its_own(blocks, monkeypatch):
     for row in rows:
         whole = []
         for index in range(3):
-            stream = _Stream(ByteTokenizer(), 0, index)
+            stream = _Stream(suite, index)
             context = bytes(stream.up_to(row.setting["distance"])[1:].astype(np.uint8)).decode()
             assert row.setting["distance"] - 91 < len(context) + 1 <= row.setting["distance"]
             question = stream.question
@@ -44,6 +44,25 @@ def test_every_distance_is_as_a_text_of_its_own(blocks, monkeypatch):
         scores = score(reader, Problems.stack(whole))
         assert row.mean == scores.problems.mean()
         assert row.more["bits_per_token"] == pytest.approx(scores.bits.sum() / scores.asked.sum(), rel=1e-4)
+
+
+def test_a_stream_of_source_code_has_its_fact_at_the_beginning():
+    suite, reader = Streaming(nearest=400, times=4, count=2, haystack="source"), model("mag")
+    stream = _Stream(suite, 1)
+    parts = [stream.up_to(distance) for distance in (400, 1600)]
+    text = bytes(np.concatenate(parts)[1:].astype(np.uint8)).decode()
+    assert 1300 < len(text) < 1600 and text.endswith("\n")
+    first, _, rest = text.partition("\n")
+    assert first == f"# remember: {stream.question.text[len('# recall: ') : -len(' =')]} ={stream.question.answer}"
+    assert rest in "\n\n".join(d.text.decode() for d in standard_library("heldout"))
+    [one, *_] = suite.run(reader, suite.steps[0][:1], lambda n: None)
+    stream = [_Stream(suite, index) for index in range(2)]
+    whole = [
+        Question(bytes(s.up_to(400)[1:].astype(np.uint8)).decode() + s.question.text, s.question.answer) for s in stream
+    ]
+    scores = score(reader, Problems.stack([question.problem(ByteTokenizer()) for question in whole]))
+    assert one.more["bits_per_token"] == pytest.approx(scores.bits.sum() / scores.asked.sum(), rel=1e-4)
+    assert suite.identity() != Streaming(nearest=400, times=4, count=2).identity()
 
 
 def test_it_goes_on_with_what_is_missing(tmp_path):
@@ -66,3 +85,5 @@ def test_what_cannot_be_done():
         next(near.run(model("mag"), near.steps[0], lambda n: None))
     with pytest.raises(ValueError, match="times 0"):
         Streaming(times=0)
+    with pytest.raises(ValueError, match="haystack is 'hay'"):
+        Streaming(haystack="hay")

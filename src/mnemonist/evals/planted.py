@@ -10,6 +10,7 @@ and asks for one number at a distance.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar, Literal
@@ -117,6 +118,14 @@ class Planted:
 def fact(random: np.random.Generator) -> tuple[str, str]:
     """A name of two words, and a number."""
     return key_words(random), str(random.integers(10 ** (DIGITS - 1), 10**DIGITS))
+
+
+def source_lines(random: np.random.Generator) -> Iterator[str]:
+    """Lines of the source code that training leaves out, from one of them on, all over again and again."""
+    whole, lines = _source("heldout")
+    begin = int(lines[random.integers(len(lines))])
+    for text in itertools.chain([whole[begin:]], itertools.repeat(whole)):
+        yield from text.decode("utf-8", "replace").splitlines(keepends=True)
 
 
 def _stretch(random: np.random.Generator, split: Split, length: int) -> bytes:

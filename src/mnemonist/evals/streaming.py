@@ -2,11 +2,14 @@
 
 RULER's S-NIAH-1 measures each length with texts of its own, so a test of a million tokens reads a million for each
 answer. A model with a state reads each stream once: at each distance a copy of the state is asked, the answer is thrown
-away, and the stream goes on as if nobody had asked. Opening, needle, haystack and question are those of `needles`.
+away, and the stream goes on as if nobody had asked. Opening, needle, haystack and question are those of `needles`; or,
+with the haystack `source`, fact and question are those of `planted`, and the stream is source code that training leaves
+out, all of it from some line on and then again from its beginning.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.needles import NEEDLE, NOISE, doubling, key_words, parts_of_prompt, secret
+from mnemonist.evals.planted import FACT, QUESTION, fact, source_lines
 from mnemonist.evals.problems import Problems, Question, Setting, generator
 from mnemonist.evals.results import Row
 from mnemonist.evals.scoring import Progress, score
@@ -40,6 +44,8 @@ class Streaming:
     """The first distance, in tokens; the length a model was trained at, say."""
     times: int = 64
     """The last distance is so many times the first; those between double."""
+    haystack: str = "noise"
+    """What is read on: noise, that of S-NIAH-1; or source, unseen source code."""
     count: int = 16
     """Streams."""
     seed: int = 0
@@ -52,6 +58,9 @@ class Streaming:
                 f"nearest is {self.nearest}, times {self.times}, count {self.count} and seed {self.seed}; they must be "
                 "at least 1, the seed at least 0."
             )
+
+        if self.haystack not in ("noise", "source"):
+            raise ValueError(f"haystack is {self.haystack!r}; it must be noise or source.")
 
     @property
     def name(self) -> str:
@@ -84,6 +93,7 @@ class Streaming:
             "suite": self.name,
             "nearest": self.nearest,
             "times": self.times,
+            "haystack": self.haystack,
             "count": self.count,
             "seed": self.seed,
             "tokenizer": self.tokenizer.fingerprint,
@@ -106,7 +116,7 @@ class Streaming:
                 f"the model keeps {keeps / 2**30:,.0f} GiB of {self.count} streams of {distances[-1]:,} tokens, since "
                 "it attends to everything; take a lower times or fewer streams (--count)"
             )
-        streams = [_Stream(self.tokenizer, self.seed, index) for index in range(self.count)]
+        streams = [_Stream(self, index) for index in range(self.count)]
         state: ModelState | None = None
         for distance in distances:
             state = _read_on(model, streams, distance, state, progress)
@@ -117,16 +127,24 @@ class Streaming:
 
 
 class _Stream:
-    """The tokens of one stream, line by line."""
+    """The tokens of one stream, piece by piece."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, index: int) -> None:
-        random = generator("streaming", "test", {}, seed, index)
-        key, value = key_words(random), secret(random, "numbers")
-        opening, asks = parts_of_prompt("numbers", [key])
+    def __init__(self, suite: Streaming, index: int) -> None:
+        random = generator("streaming", "test", {}, suite.seed, index)
+        self._tokenizer = suite.tokenizer
+        if suite.haystack == "noise":
+            key, value = key_words(random), secret(random, "numbers")
+            opening, asks = parts_of_prompt("numbers", [key])
+            begins = opening + NEEDLE.format(kind="numbers", key=key, value=value)
+            self._pieces: Iterator[str] = itertools.repeat("\n" + NOISE)
+        else:
+            key, value = fact(random)
+            begins, asks = FACT.format(key=key, value=value), QUESTION.format(key=key)
+            self._pieces = source_lines(random)
         self.question = Question(asks, " " + value)
-        needle = NEEDLE.format(kind="numbers", key=key, value=value)
-        self._waiting = tokenizer.encode(f"{opening}{needle}", bos=True)
-        self._line = tokenizer.encode("\n" + NOISE)
+        self._begins = suite.tokenizer.encode(begins, bos=True)
+        self._piece = self._begins  # the one that comes next
+        self._text = ""
         self._read = 0
 
     def up_to(self, distance: int) -> NDArray[np.int64]:
@@ -135,13 +153,17 @@ class _Stream:
         Raises:
             UserError: not even the needle has come by then.
         """
-        if self._read == 0 and len(self._waiting) > distance:
-            raise UserError(f"the needle takes {len(self._waiting)} tokens; {distance} are too near")
-        lines = (distance - self._read - len(self._waiting)) // len(self._line)
-        tokens = np.concatenate([self._waiting, np.tile(self._line, max(0, lines))])
-        self._waiting = self._waiting[:0]
-        self._read += len(tokens)
-        return tokens
+        if self._read == 0 and len(self._begins) > distance:
+            raise UserError(f"the needle takes {len(self._begins)} tokens; {distance} are too near")
+        parts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        while self._read + len(self._piece) <= distance:
+            parts.append(self._piece)
+            self._read += len(self._piece)
+            text = next(self._pieces)
+            if text != self._text:  # noise is the same again and again
+                self._text, self._next = text, self._tokenizer.encode(text)
+            self._piece = self._next
+        return np.concatenate(parts)
 
 
 def _read_on(
