@@ -24,12 +24,12 @@ import torch
 
 from mnemonist.data import standard_library
 from mnemonist.evals.evaluation import evaluate
-from mnemonist.evals.intervals import interval
 from mnemonist.evals.lessons import Curriculum, curriculum
 from mnemonist.evals.problems import Task
 from mnemonist.evals.results import Result, Row
 from mnemonist.evals.suites import Suite
 from mnemonist.files import write_atomically
+from mnemonist.intervals import interval
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training import TrainingConfig, train

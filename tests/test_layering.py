@@ -15,15 +15,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "mnemonist"
 
-BOTTOM = {"choices", "errors", "files", "lazy", "tensors"}
+BOTTOM = {"choices", "errors", "files", "intervals", "lazy", "tensors"}
 ALLOWED = {
     "": set(),  # mnemonist/__init__.py
     "errors": set(),
     "lazy": set(),
     "choices": {"errors"},
     "files": {"errors"},
+    "intervals": set(),
     "tensors": {"errors", "files"},
-    "data": BOTTOM - {"tensors"},
+    "data": BOTTOM - {"tensors", "intervals"},
     "memory": BOTTOM,
     "models": BOTTOM | {"data", "memory"},
     "training": BOTTOM | {"data"},  # it trains any module
@@ -40,6 +41,7 @@ THIRD_PARTY = {
     "lazy": set(),
     "choices": set(),
     "files": set(),
+    "intervals": {"numpy"},
     "tensors": {"torch", "safetensors"},
     "data": {"numpy", "pyarrow", "tokenizers", "transformers"},
     "memory": {"torch"},

@@ -28,7 +28,7 @@ def test_a_question_is_answered_by_the_one_fact_of_its_name(distance):
         text = BYTES.decode(tokens[: asked[0] + 1])
         name = re.search(r"\n# recall: (.*) =\Z", text)[1]
         [(place, value)] = [(m.start(), m[1]) for m in re.finditer(rf"# remember: {re.escape(name)} = (\d+)\n", text)]
-        assert BYTES.decode(targets[asked]) == f" {value}" and len(value) == 6
+        assert BYTES.decode(targets[asked]) == f" {value}" and len(value) == 4
         behind = len(text[place:].encode())
         assert distance - 100 < behind < distance + BEFORE + 100
         before, _, between = text.partition(f"# remember: {name} = {value}\n")
@@ -43,9 +43,10 @@ def test_lessons_are_of_training_text_and_ask_for_everything():
             assert tokens[0] == BYTES.bos_id and (tokens[1:] == targets[:-1]).all()
             text = BYTES.decode(np.append(tokens, targets[-1]))
             assert len(tokens) == 2048
-            facts = dict(re.findall(r"# remember: (\S+) = (\d{6})\n", text))
-            asked = [m for m in re.finditer(r"# recall: (\S+) = (\d{6})\n", text)]
-            assert len(facts) == len(asked) == setting["facts"]
+            facts = dict(re.findall(r"# remember: (\S+) = (\d{4})\n", text))
+            asked = [m for m in re.finditer(r"# recall: (\S+) = (\d{4})\n", text)]
+            assert len(facts) == setting["facts"] and len(asked) == 16
+            assert {question[1] for question in asked} == set(facts)
             for question in asked:
                 assert question[2] == facts[question[1]]
                 assert text.index(f"# remember: {question[1]} ") < question.start()
@@ -54,12 +55,12 @@ def test_lessons_are_of_training_text_and_ask_for_everything():
 
 
 def test_few_facts_and_many():
-    assert Planted(trained=1280).lessons == [{"bytes": 1280, "facts": 4}, {"bytes": 1280, "facts": 10}]
+    assert [lesson["facts"] for lesson in Planted(trained=1024).lessons] == [1, 2, 4, 8]
     assert [setting["distance"] for setting in Planted(longest=2000).grid] == [256, 512, 1024, 2000]
 
 
 def test_too_much_is_asked_for():
     with pytest.raises(UserError, match=r"100,000,256 bytes of source code are asked for, but there are"):
         draw(Planted(), {"distance": 10**8}, 1)
-    with pytest.raises(ValueError, match=r"trained is 100, .* at least 640"):
+    with pytest.raises(ValueError, match=r"trained is 100, .* at least 1024"):
         Planted(trained=100)

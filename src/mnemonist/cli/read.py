@@ -31,7 +31,6 @@ from mnemonist.data import (
     read_path,
 )
 from mnemonist.errors import UserError
-from mnemonist.evals.intervals import interval
 from mnemonist.evals.reading import (
     StreamReading,
     TextReading,
@@ -42,6 +41,7 @@ from mnemonist.evals.reading import (
     require_tokenizer,
 )
 from mnemonist.files import require_writable
+from mnemonist.intervals import interval
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.session import Session
 from mnemonist.report import Curve, Reading, SurpriseMap, write_reading

@@ -10,7 +10,7 @@ and asks for one number at a distance.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar, Literal
@@ -19,14 +19,15 @@ import numpy as np
 
 from mnemonist.data import ByteTokenizer, Split, Tokenizer, standard_library
 from mnemonist.errors import UserError
-from mnemonist.evals.needles import doubling, key_words
+from mnemonist.evals.needles import doubling, word_lists
 from mnemonist.evals.problems import Problem, Question, Setting
 
 FACT, QUESTION = "# remember: {key} = {value}\n", "# recall: {key} ="
-DIGITS = 6
+DIGITS = 4
 NEAREST = 64  # bytes between a fact and its first question in a lesson, at least
 BEFORE = 256  # bytes of source code before the fact of a test
-DENSITIES = (320, 120)  # bytes of a lesson for each fact with its question: a text remains one, or facts abound
+FACTS = (1, 2, 4, 8)  # of a lesson; with one, it is enough to copy, with more, names must be told apart
+PER_QUESTION = 128  # bytes of a lesson for each question
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Planted:
     """The model's."""
 
     def __post_init__(self) -> None:
-        if self.trained < 2 * max(DENSITIES) or not 1 <= self.shortest <= self.longest:
+        if self.trained < 1024 or not 1 <= self.shortest <= self.longest:
             raise ValueError(
                 f"trained is {self.trained}, shortest {self.shortest} and longest {self.longest}; the first must be at "
-                f"least {2 * max(DENSITIES)}, the others positive and the second at most the third."
+                "least 1024, the others positive and the second at most the third."
             )
 
     @property
@@ -68,8 +69,8 @@ class Planted:
 
     @property
     def lessons(self) -> list[Setting]:
-        """One length, with few facts and with many."""
-        return [{"bytes": self.trained, "facts": self.trained // apart} for apart in DENSITIES]
+        """One length, with few facts that are asked for often, and with many that are asked for once or twice."""
+        return [{"bytes": self.trained, "facts": facts} for facts in FACTS]
 
     @property
     def chance(self) -> float:
@@ -93,17 +94,19 @@ class Planted:
 
     def _lesson(self, random: np.random.Generator, length: int, facts: int) -> Problem:
         """Source code with facts and questions between its lines; everything is to be foretold."""
-        lines = []
+        questions = length // PER_QUESTION // facts  # of each fact
+        values: dict[str, str] = {}
         for _ in range(facts):
-            key, value = fact(random)
-            lines.append((FACT.format(key=key, value=value), f"{QUESTION.format(key=key)} {value}\n"))
-        room = length - sum(len(line) for pair in lines for line in pair)
+            key, value = fact(random, values)
+            values[key] = value
+        lines = [(FACT.format(key=k, value=v), f"{QUESTION.format(key=k)} {v}\n") for k, v in values.items()]
+        room = length - sum(len(said) + questions * len(asked) for said, asked in lines)
         text = _stretch(random, "train", room)
         planted: list[tuple[int, str]] = []
         for said, asked in lines:
-            gap = int(np.exp(random.uniform(np.log(NEAREST), np.log(room - NEAREST))))
-            at = int(random.integers(0, room - gap))
-            planted += [(at, said), (at + gap, asked)]
+            gaps = np.exp(random.uniform(np.log(NEAREST), np.log(room - 1), questions)).astype(int)
+            at = int(random.integers(0, room - gaps.max()))
+            planted += [(at, said), *((at + int(gap), asked) for gap in gaps)]
         planted.sort(key=lambda line: line[0])
         parts, done = [], 0
         for at, line in planted:
@@ -115,9 +118,12 @@ class Planted:
         return Problem(ids[:-1], ids[1:])
 
 
-def fact(random: np.random.Generator) -> tuple[str, str]:
-    """A name of two words, and a number."""
-    return key_words(random), str(random.integers(10 ** (DIGITS - 1), 10**DIGITS))
+def fact(random: np.random.Generator, taken: Container[str] = ()) -> tuple[str, str]:
+    """A name that is not taken, and a number."""
+    names = word_lists()[1]
+    while (name := names[random.integers(len(names))]) in taken or " " in name:
+        pass
+    return name, str(random.integers(10 ** (DIGITS - 1), 10**DIGITS))
 
 
 def source_lines(random: np.random.Generator) -> Iterator[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mnemonist.data import ByteTokenizer, Tokenizer
 from mnemonist.errors import UserError
-from mnemonist.evals.intervals import Interval, interval
+from mnemonist.intervals import Interval, interval
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.session import PIECE, Reading, Session, read_pieces
 

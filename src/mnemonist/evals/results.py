@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mnemonist.errors import UserError
-from mnemonist.evals.intervals import interval, proportion
 from mnemonist.evals.problems import Setting
 from mnemonist.files import write_atomically
+from mnemonist.intervals import interval, proportion
 
 FORMAT = "mnemonist-evaluation/1"
 

@@ -33,6 +33,9 @@ class Format:
     """The marks of a text.
 
     ``{before}question{after}`` is read, ``thought{close_thought}{open_answer}answer{close_answer}`` is written.
+
+    Raises:
+        UserError: an answer has no marks.
     """
 
     name: str
@@ -45,6 +48,10 @@ class Format:
     open_answer: str = "answer: "
     close_answer: str = "\n"
 
+    def __post_init__(self) -> None:
+        if not self.open_answer or not self.close_answer:
+            raise UserError(f"format {self.name!r} has no mark before or behind an answer; nobody could find it")
+
     def prompt(self, question: str) -> str:
         """What the policy reads."""
         return f"{self.before}{question}{self.after}"
@@ -53,15 +60,17 @@ class Format:
         """What a policy should write; without an answer, the thought so far, still open.
 
         Raises:
-            ValueError: a step is empty, has a line break, or would be read as a mark.
+            ValueError: a step is empty, has a line break, or holds a mark; or the answer is empty, or holds its end.
         """
         marks = [mark.strip() for mark in (self.close_thought, self.open_answer) if mark.strip()]
         for step in steps:
-            if not step.strip() or "\n" in step or any(step.strip().startswith(mark) for mark in marks):
+            if not step.strip() or "\n" in step or any(mark in step for mark in marks):
                 raise ValueError(f"{step!r} is no step of format {self.name!r}: a step is one line without its marks.")
         thought = "".join(f"{step}\n" for step in steps)
         if answer is None:
             return thought
+        if not answer.strip() or self.close_answer in answer:
+            raise ValueError(f"{answer!r} is no answer of format {self.name!r}: it is empty, or holds its end.")
         return f"{thought}{self.close_thought}{self.open_answer}{answer}{self.close_answer}"
 
     def parse(self, text: str) -> Parsed:
@@ -76,7 +85,7 @@ class Format:
         if opened and not closed and not self.close_answer.strip():  # the end of the text ends a line too
             answer, closed = rest, "\n"
         given = answer.strip() if closed and answer.strip() else None
-        steps = tuple(line.strip() for line in thought.splitlines() if line.strip())
+        steps = tuple(line.strip() for line in thought.split("\n") if line.strip())
         fine = closed_thought and given is not None and not between.strip() and not behind.strip()
         return Parsed(steps, given, fine)
 

@@ -102,6 +102,10 @@ class Ledger:
             UserError: it is no ledger of this version.
         """
         try:
-            return cls(**values)
+            ledger = cls(**values)
+            sound = min(ledger.to_json().values()) >= 0
         except TypeError as error:
             raise UserError(f"this is no ledger of this version ({error})") from error
+        if not sound:
+            raise UserError("this is no ledger (a cost is negative)")
+        return ledger

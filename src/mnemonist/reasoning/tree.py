@@ -157,6 +157,8 @@ class Tree:
         for number, node in enumerate(nodes):
             sound = sound and node.number == number
             sound = sound and (number == ROOT or (isinstance(node.parent, int) and 0 <= node.parent < number))
+        if tree.chosen is not None:
+            sound = sound and isinstance(tree.chosen, int) and 0 < tree.chosen < len(nodes)
         if not sound:
             raise UserError("this tree is damaged (its nodes do not follow one another)")
         return tree
@@ -168,7 +170,7 @@ def save_trees(path: str | os.PathLike[str], trees: Iterable[Tree]) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    write_atomically(path, "".join(json.dumps(tree.to_json(), ensure_ascii=False) + "\n" for tree in trees))
+    write_atomically(path, "".join(json.dumps(tree.to_json()) + "\n" for tree in trees))
 
 
 def load_trees(path: str | os.PathLike[str]) -> Iterator[Tree]:
@@ -184,7 +186,7 @@ def load_trees(path: str | os.PathLike[str]) -> Iterator[Tree]:
                     continue
                 try:
                     yield Tree.from_json(json.loads(line))
-                except (UserError, ValueError) as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{path}, line {number}: {error}") from error
     except FileNotFoundError:
         raise UserError(f"there is no file of trees {path}") from None

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mnemonist.evals.intervals import STUDENT_975, interval, proportion
+from mnemonist.intervals import STUDENT_975, interval, proportion
 
 # Reference quantiles are from printed tables of Student's t.
 
