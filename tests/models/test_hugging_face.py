@@ -199,6 +199,22 @@ def test_rows_of_a_cache():
     assert (cache.batch_size, cache.get_seq_length(), len(cache), bool(cache)) == (-1, 0, 0, True)
 
 
+def test_rows_of_two_caches_read_on_together():
+    first, second = MODEL(IDS[:2, :6]).past_key_values, MODEL(IDS[2:, :3]).past_key_values
+    state = second.state
+    first.batch_extend(second)
+    assert (first.batch_size, first.length, second.batch_size) == (3, 6, 1) and second.state is state
+    together = MODEL(IDS[:, 6:8], past_key_values=first).logits
+    torch.testing.assert_close(together[:2], MODEL(IDS[:2, :8]).logits[:, 6:])
+    alone = torch.cat([IDS[2:, :3], IDS[2:, 6:8]], 1)
+    torch.testing.assert_close(together[2:], MODEL(alone).logits[:, 3:])
+    with pytest.raises(ValueError, match="has read nothing"):
+        first.batch_extend(MnemonistCache())
+    other = wrapped(window=5)
+    with pytest.raises(ValueError, match="different models"):
+        first.batch_extend(other(IDS[:1]).past_key_values)
+
+
 # --- generate
 
 

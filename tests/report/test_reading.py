@@ -1,11 +1,7 @@
 """The page holds what it was given, loads nothing, and lets nothing out of its place."""
 
 import base64
-import hashlib
-import json
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
 from mnemonist.report.reading import QUANTITIES, render_reading
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- <style> {{data}} ' \" & \u2028"
-VOID = {"meta", "img", "br", "link", "input", "path"}
 
 
 def surprise_map(text=b"def f(x):\n\treturn x\n", layers=2, heads=3, **keys):
@@ -41,39 +36,6 @@ def reading(**keys):
     return Reading(**{**values, **keys})
 
 
-class Page(HTMLParser):
-    """Tags that must be balanced, their attributes, and the text inside each."""
-
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.texts = [], [], {}
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open:
-            self.texts.setdefault(self.open[-1], []).append(data)
-
-    def attributes(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def data(self):
-        return json.loads(next(text for text in self.texts["script"] if text.startswith("{")))
-
-
 def unpack(packed, length):
     codes = np.frombuffer(base64.b64decode(packed["data"]), dtype=f"<u{packed['width']}").reshape(-1, length)
     low, step, log = (np.array(packed[key], dtype=np.float64)[:, None] for key in ("low", "step", "log"))
@@ -82,7 +44,7 @@ def unpack(packed, length):
     return np.where(codes == 0, np.nan, values)
 
 
-def test_the_page_shows_what_it_was_given():
+def test_the_page_shows_what_it_was_given(Page):
     page = Page(render_reading(reading()))
     assert "".join(page.texts["h1"]) == "".join(page.texts["title"]) == "A reading"
     assert page.texts["dt"] == ["bits per byte"]
@@ -94,7 +56,7 @@ def test_the_page_shows_what_it_was_given():
     assert not any("hidden" in attributes for tag, attributes in page.tags if tag in ("figure", "section", "table"))
 
 
-def test_arrays_come_back_within_the_error_of_their_codes():
+def test_arrays_come_back_within_the_error_of_their_codes(Page):
     each = surprise_map(b"x" * 400)
     packed = Page(render_reading(reading(maps=(each,)))).data["maps"][0]
     assert base64.b64decode(packed["text"]) == each.text
@@ -105,7 +67,7 @@ def test_arrays_come_back_within_the_error_of_their_codes():
     np.testing.assert_allclose(unpack(packed["bits"], 400)[0], each.bits, rtol=2e-4, atol=1e-5)
 
 
-def test_gaps_stay_gaps_and_missing_gates_stay_out():
+def test_gaps_stay_gaps_and_missing_gates_stay_out(Page):
     each = surprise_map(momentum=None, decay=None)
     surprise = each.surprise.copy()
     surprise[1, 2, 3], surprise[0, 0, 0] = np.nan, np.inf
@@ -115,7 +77,7 @@ def test_gaps_stay_gaps_and_missing_gates_stay_out():
     np.testing.assert_array_equal(np.isnan(got), ~np.isfinite(surprise))
 
 
-def test_hostile_text_stays_text_everywhere():
+def test_hostile_text_stays_text_everywhere(Page):
     positions = np.array([1.0, 2.0])
     hostile = Reading(
         title=HOSTILE,
@@ -138,34 +100,12 @@ def test_hostile_text_stays_text_everywhere():
     assert page.data["plot"]["curves"][0]["label"] == HOSTILE
 
 
-def test_the_page_loads_nothing_and_runs_only_its_own_script():
-    html = render_reading(reading())
-    page = Page(html)
-    loading = {"src", "href", "srcset", "action", "data", "style"}
-    assert not [tag for tag, attributes in page.tags if loading & attributes.keys()]
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    addresses = re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", html.replace("http://www.w3.org/2000/svg", ""))
-    assert addresses == []
-    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML|outerHTML|insertAdjacentHTML|eval\(", html)
-    policy = next(a["content"] for a in page.attributes("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none';")
-    assert "unsafe" not in policy
-    for tag in ("style", "script"):
-        content = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        assert len(content) == 1
-        digest = base64.b64encode(hashlib.sha256(content[0].encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
+def test_the_page_is_closed_and_whole(check_closed, check_elements):
+    check_closed(render_reading(reading()))
+    check_elements(render_reading(reading()))
 
 
-def test_every_element_the_script_looks_for_is_there():
-    html = render_reading(reading())
-    identifiers = [attributes["id"] for _, attributes in Page(html).tags if "id" in attributes]
-    assert len(identifiers) == len(set(identifiers))
-    asked = set(re.findall(r'(?:element|getElementById)\("([\w-]+)"\)', html))
-    assert asked and asked <= set(identifiers)
-
-
-def test_empty_parts_are_hidden():
+def test_empty_parts_are_hidden(Page):
     page = Page(render_reading(reading(figures=(), curves=(), maps=(), facts=(), command="")))
     hidden = {attributes.get("id", tag) for tag, attributes in page.tags if "hidden" in attributes}
     assert {"plot", "map", "table"} <= hidden
@@ -182,7 +122,7 @@ def test_bands_are_spoken_of_only_where_there_are_some():
         assert ('class="band' in html) is not hidden
 
 
-def test_a_long_text_with_many_heads_keeps_the_page_small():
+def test_a_long_text_with_many_heads_keeps_the_page_small(Page):
     each = surprise_map(b"a" * 32_768, layers=8, heads=8)
     html = render_reading(reading(maps=(each,)))
     assert len(html) < 6_000_000

@@ -27,7 +27,8 @@ DIGITS = 4
 NEAREST = 64  # bytes between a fact and its first question in a lesson, at least
 BEFORE = 256  # bytes of source code before the fact of a test
 FACTS = (1, 2, 4, 8)  # of a lesson; with one, it is enough to copy, with more, names must be told apart
-PER_QUESTION = 128  # bytes of a lesson for each question
+LEAST_TEXT = 8  # a lesson has at least the eighth part of its bytes of source code, or fewer questions
+PER_QUESTION = (128, 32)  # bytes of a lesson for each question: mostly text, or mostly questions
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,12 @@ class Planted:
 
     @property
     def lessons(self) -> list[Setting]:
-        """One length, with few facts that are asked for often, and with many that are asked for once or twice."""
-        return [{"bytes": self.trained, "facts": facts} for facts in FACTS]
+        """One length, with few facts and many, and with much text between them or little.
+
+        Questions that come thick and fast are what recall is first learned from; text alone would take far longer.
+        """
+        counts = [self.trained // each for each in PER_QUESTION]
+        return [{"bytes": self.trained, "facts": facts, "questions": n} for n in counts for facts in FACTS]
 
     @property
     def chance(self) -> float:
@@ -78,13 +83,13 @@ class Planted:
         return 0.0
 
     def draw(self, random: np.random.Generator, setting: Setting) -> Problem:
-        """A lesson of so many ``bytes`` with so many ``facts``, or a test at a ``distance``.
+        """A lesson of so many ``bytes`` with ``facts`` and ``questions``, or a test at a ``distance``.
 
         Raises:
             UserError: there is not so much source code.
         """
         if "bytes" in setting:
-            return self._lesson(random, int(setting["bytes"]), int(setting["facts"]))
+            return self._lesson(random, *(int(setting[name]) for name in ("bytes", "facts", "questions")))
         distance = int(setting["distance"])
         text = _stretch(random, "heldout", BEFORE + distance)
         key, value = fact(random)
@@ -92,21 +97,26 @@ class Planted:
         read = text[:at] + FACT.format(key=key, value=value).encode() + text[at:end]
         return Question(read.decode("utf-8", "replace") + QUESTION.format(key=key), f" {value}").problem(self.tokenizer)
 
-    def _lesson(self, random: np.random.Generator, length: int, facts: int) -> Problem:
+    def _lesson(self, random: np.random.Generator, length: int, facts: int, questions: int) -> Problem:
         """Source code with facts and questions between its lines; everything is to be foretold."""
-        questions = length // PER_QUESTION // facts  # of each fact
         values: dict[str, str] = {}
         for _ in range(facts):
             key, value = fact(random, values)
             values[key] = value
-        lines = [(FACT.format(key=k, value=v), f"{QUESTION.format(key=k)} {v}\n") for k, v in values.items()]
-        room = length - sum(len(said) + questions * len(asked) for said, asked in lines)
+        said = [FACT.format(key=key, value=value) for key, value in values.items()]
+        asked = [f"{QUESTION.format(key=key)} {value}\n" for key, value in values.items()]
+        room, times = length - sum(map(len, said)), [0] * facts
+        for number in range(questions):
+            which = number % facts
+            if room - len(asked[which]) >= length // LEAST_TEXT:
+                room -= len(asked[which])
+                times[which] += 1
         text = _stretch(random, "train", room)
         planted: list[tuple[int, str]] = []
-        for said, asked in lines:
-            gaps = np.exp(random.uniform(np.log(NEAREST), np.log(room - 1), questions)).astype(int)
-            at = int(random.integers(0, room - gaps.max()))
-            planted += [(at, said), *((at + int(gap), asked) for gap in gaps)]
+        for fact_line, question_line, count in zip(said, asked, times, strict=True):
+            gaps = np.exp(random.uniform(np.log(min(NEAREST, room // 8)), np.log(room - 1), count)).astype(int)
+            at = int(random.integers(0, room - gaps.max(initial=0)))
+            planted += [(at, fact_line), *((at + int(gap), question_line) for gap in gaps)]
         planted.sort(key=lambda line: line[0])
         parts, done = [], 0
         for at, line in planted:

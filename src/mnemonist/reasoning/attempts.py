@@ -67,7 +67,8 @@ class Attempt:
     ids: tuple[int, ...] = ()
     """Tokens written, the end mark included; empty if the sampler does not know them."""
     log_probs: tuple[float, ...] = ()
-    """Of each of ``ids``: ln p at the temperature of the draw (1 if it was 0), before top_p and top_k cut."""
+    """Of each token written: ln p at the temperature of the draw (1 if it was 0), before top_p and top_k cut; empty if
+    the sampler does not know. Servers may tell them without `ids`, and leave out the end mark's."""
     tokens: int = 0
     """Tokens written, the end mark included."""
     finish: Finish = "length"

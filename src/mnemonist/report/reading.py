@@ -2,22 +2,12 @@
 
 A memory whose weights change with every byte leaves a trace: how surprised it was (the norm of the inner
 gradient), how far it stepped, what it kept. The page lays that trace over the text itself, next to the
-curve that tells whether learning while reading paid off. It is one file that loads nothing: it opens from
-disk, travels by mail, and still opens in ten years.
-
-The text is untrusted. It travels in base64, the browser writes it as text and never as markup, and the
-page's own policy allows no script or style but the two whose hashes it names.
+curve that tells whether learning while reading paid off. The text is untrusted, and travels in base64.
 """
 
-import base64
-import hashlib
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -26,7 +16,8 @@ from mnemonist.files import write_atomically
 
 from .curve_plot import Curve, draw_curves
 from .pack import Detail, choose_detail, encode, pack_quantity, pack_rows
-from .shading import LEVELS, style_rules
+from .page import hidden_unless, render_page
+from .shading import LEVELS
 
 QUANTITIES = ("surprise", "loss", "step_size", "momentum", "decay")
 """The arrays of shape [L, H, T]; the first keeps its heads longest when the page has to be made smaller."""
@@ -119,27 +110,20 @@ def render_reading(reading: Reading) -> str:
     """
     plot, geometry = draw_curves(reading.curves) if reading.curves else ("", None)
     data = {"levels": LEVELS, "plot": geometry, "maps": _pack_maps(reading.maps)}
-    style = _template("page.css") + style_rules()
-    script = _template("page.js")
-    return _fill(
-        _template("page.html"),
-        {
-            "title": escape(reading.title),
-            "style": style,
-            "style_hash": _hash(style),
-            "script": script,
-            "script_hash": _hash(script),
-            "figures": _figures(reading.figures),
+    return render_page(
+        "reading",
+        "a reading",
+        title=reading.title,
+        figures=reading.figures,
+        facts=reading.facts,
+        command=reading.command,
+        parts={
             "plot": plot,
-            "plot_hidden": _hidden_unless(reading.curves),
-            "bands_hidden": _hidden_unless([curve for curve in reading.curves if curve.low is not None]),
-            "map_hidden": _hidden_unless(reading.maps),
-            "facts": _facts(reading.facts),
-            "facts_hidden": _hidden_unless(reading.facts),
-            "command": escape(reading.command),
-            "command_hidden": _hidden_unless(reading.command),
-            "data": _json_in_html(data),
+            "plot_hidden": hidden_unless(reading.curves),
+            "bands_hidden": hidden_unless([curve for curve in reading.curves if curve.low is not None]),
+            "map_hidden": hidden_unless(reading.maps),
         },
+        data=data,
     )
 
 
@@ -158,37 +142,3 @@ def _pack_map(each: SurpriseMap, detail: Detail) -> dict[str, Any]:
         "bits": pack_rows(each.bits[None], 2),
         "quantities": {name: pack_quantity(array, name, detail) for name, array in each.arrays().items()},
     }
-
-
-def _figures(figures: Sequence[tuple[str, str]]) -> str:
-    items = (f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in figures)
-    return f'<dl class="figures">{"".join(items)}</dl>' if figures else ""
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    rows = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in facts)
-    return "\n".join(rows)
-
-
-def _hidden_unless(shown: Sequence[Any]) -> str:
-    return "" if shown else "hidden"
-
-
-def _template(name: str) -> str:
-    return files("mnemonist.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _fill(template: str, parts: Mapping[str, str]) -> str:
-    """Replace each `{{name}}` once, in one pass: what is put in is never searched itself."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-
-
-def _hash(content: str) -> str:
-    """What a content security policy calls the inline script or style with this content."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode('ascii')}"
-
-
-def _json_in_html(data: object) -> str:
-    """JSON that can neither end the script element it stands in nor begin a comment there."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

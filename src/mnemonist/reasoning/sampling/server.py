@@ -1,0 +1,306 @@
+"""A sampler that asks a server of the OpenAI protocol: vLLM, SGLang, llama.cpp, or one on the net.
+
+Prompts go to ``/v1/completions`` as they are, several at a time; what the server says of tokens and their
+log-probabilities is kept. A chat server (``chat=True``) puts each prompt into its own template, as the words of a user:
+then a text cannot be begun for it, which budget forcing and tree search need.
+
+What a server leaves open: it gives no token ids, so attempts have none; and it takes stop strings out of the text. vLLM
+and SGLang say which one it was, so it is put back. Others do not say whether it was one at all; for these,
+``stops="client"`` lets the policy write on and cuts the text here, which costs the tokens behind the cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import queue
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from mnemonist.errors import UserError, nearest
+from mnemonist.reasoning.attempts import Attempt, Decoding, Finish
+from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.sampling.json_over_http import Client, Refusal
+from mnemonist.reasoning.sampling.text import first_stop
+
+Stops = Literal["server", "client"]
+
+
+class SamplingFailed(UserError):
+    """A prompt could not be sampled; what was done before is kept."""
+
+    def __init__(self, message: str, attempts: Mapping[int, Attempt]) -> None:
+        super().__init__(message)
+        self.attempts = dict(attempts)
+        """By the number of their prompt; all of them are in the ledger."""
+
+
+class ServerSampler:
+    """Asks a server.
+
+    Args:
+        url: of the server, with or without ``/v1``.
+        model: as the server calls it.
+        api_key: if it wants one.
+        chat: whether prompts are put as messages of a user.
+        concurrency: prompts that are asked at a time.
+        timeout: seconds that the server may be silent; it is while it writes.
+        retries: tries after the first one, when the server is busy, broken or not there.
+        patience: seconds before the second try, about; doubled for each one more.
+        stops: who looks for stop strings.
+        close_thought: put between the thought and the rest, where a chat server gives the thought apart.
+        more: fields that every request has besides, such as ``{"min_p": 0.05}``.
+        on_attempt: called in the caller's thread with the number of a prompt and its attempt, as soon as it is there.
+        name: what tables call it; by default the model.
+        flops_per_token: operations of the model for a token, if you know.
+
+    Raises:
+        UserError: the address is none, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        chat: bool = False,
+        concurrency: int = 8,
+        timeout: float = 600.0,
+        retries: int = 5,
+        patience: float = 1.0,
+        stops: Stops = "server",
+        close_thought: str = "</think>\n",
+        more: Mapping[str, Any] | None = None,
+        on_attempt: Callable[[int, Attempt], None] | None = None,
+        name: str | None = None,
+        flops_per_token: float = 0.0,
+    ) -> None:
+        if concurrency < 1 or stops not in get_args(Stops):
+            raise UserError(
+                f"concurrency is {concurrency} and stops {stops!r}; ask at least one prompt at a time, and let "
+                f"{' or '.join(get_args(Stops))} look for stop strings"
+            )
+        base = url.rstrip("/")
+        self.client = Client(base if base.endswith("/v1") else f"{base}/v1", api_key, timeout, retries, patience)
+        self.model, self.chat, self.concurrency = model, chat, concurrency
+        self.stops: Stops = stops
+        self.close_thought, self.more, self.on_attempt = close_thought, dict(more or {}), on_attempt
+        self.flops_per_token = flops_per_token
+        self._name = name or model
+
+    @property
+    def name(self) -> str:
+        """What tables and ledgers call the policy."""
+        return self._name
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
+        """One attempt for each prompt, in their order; see `Sampler`.
+
+        The server is given a seed that follows from the decoding's and the prompt's number; whether the same seed gives
+        the same attempt is up to the server. Log-probabilities are asked for at temperature 0 and 1 alone, as servers
+        give them at temperature 1.
+
+        Raises:
+            UserError: a prompt is empty.
+            SamplingFailed: the server refuses, does not answer, or answers something else; attempts that are done are
+                in it.
+        """
+        places = range(len(prompts))
+        return self.sample_each(prompts, decoding, [decoding.max_tokens] * len(prompts), places, ledger)
+
+    def sample_each(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        limits: Sequence[int],
+        numbers: Sequence[int],
+        ledger: Ledger | None = None,
+    ) -> list[Attempt]:
+        """As `sample`, with a limit of tokens for each prompt, and a number that its seed follows from.
+
+        Raises:
+            UserError: as `sample`.
+            SamplingFailed: as `sample`.
+        """
+        for place, prompt in enumerate(prompts):
+            if not prompt:
+                raise UserError(f"prompt {place} is empty; give the policy something to go on from")
+        bodies = [self._request(*each, decoding=decoding) for each in zip(prompts, limits, numbers, strict=True)]
+        ledger = Ledger() if ledger is None else ledger
+        done: dict[int, Attempt] = {}
+        failure: UserError | None = None
+        asked = _at_once(
+            lambda place, stopped: self._ask(place, prompts[place], bodies[place], decoding, stopped),
+            len(prompts),
+            self.concurrency,
+        )
+        with ledger.timing(), contextlib.closing(asked):
+            for place, outcome in asked:
+                if isinstance(outcome, UserError):
+                    failure = failure or outcome
+                    continue
+                attempt, read = outcome
+                flops = self.flops_per_token * (read + attempt.tokens)
+                ledger.charge(prompt=read, generated=attempt.tokens, calls=1, flops=flops)
+                done[place] = attempt
+                if self.on_attempt is not None:
+                    self.on_attempt(place, attempt)
+        if failure is not None:
+            raise SamplingFailed(f"{failure} ({len(done)} of {len(prompts)} attempts are done)", done) from failure
+        return [done[place] for place in range(len(prompts))]
+
+    def _ask(
+        self, place: int, prompt: str, body: Mapping[str, Any], decoding: Decoding, stopped: threading.Event
+    ) -> tuple[Attempt, int]:
+        """The attempt, and the tokens that were read for it."""
+        path = "/chat/completions" if self.chat else "/completions"
+        try:
+            reply = self.client.ask(path, body, stopped)
+        except Refusal as refusal:
+            raise self._explained(refusal, place) from refusal
+        try:
+            return self._attempt(prompt, reply, decoding)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"the reply of {self.client.url}{path} is not what the OpenAI protocol says ({error!r}); check the "
+                "server's version, or its log"
+            ) from error
+
+    def _request(self, prompt: str, limit: int, number: int, decoding: Decoding) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": limit,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": _seed(decoding.seed, number),
+        }
+        body |= {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+        if decoding.top_k:
+            body["top_k"] = decoding.top_k  # not of the protocol, but servers for open models have it
+        if decoding.temperature in (0, 1):
+            body["logprobs"] = True if self.chat else 1
+        if decoding.stop and self.stops == "server":
+            body["stop"] = list(decoding.stop)
+        return body | self.more
+
+    def _attempt(self, prompt: str, reply: Mapping[str, Any], decoding: Decoding) -> tuple[Attempt, int]:
+        choice = reply["choices"][0]
+        text = self._text(choice)
+        log_probs = _log_probs(choice)
+        usage = reply["usage"]
+        tokens = int(usage["completion_tokens"])
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        read = max(0, int(usage["prompt_tokens"]) - int(cached))
+        finish: Finish = "end" if choice["finish_reason"] == "stop" else "length"
+        if decoding.stop and self.stops == "client":
+            end = first_stop(text, decoding.stop)
+            if end is not None:
+                text, finish, log_probs = text[:end], "stop", ()
+        elif decoding.stop and finish == "end":
+            mark = self._stopped_by(choice, text, decoding.stop)
+            if mark is not None:
+                text, finish = text if text.endswith(mark) else text + mark, "stop"
+        return Attempt(prompt, text, log_probs=log_probs, tokens=tokens, finish=finish), read
+
+    def _text(self, choice: Mapping[str, Any]) -> str:
+        if not self.chat:
+            return str(choice["text"])
+        message = choice["message"]
+        thought = message.get("reasoning_content") or message.get("reasoning") or ""
+        return f"{thought}{self.close_thought if thought else ''}{message['content'] or ''}"
+
+    def _stopped_by(self, choice: Mapping[str, Any], text: str, stop: Sequence[str]) -> str | None:
+        """The stop string that ended an attempt, or None if it was an end mark."""
+        for name in ("stop_reason", "matched_stop"):  # of vLLM, and of SGLang
+            if name in choice:
+                return choice[name] if choice[name] in stop else None
+        for mark in stop:  # of servers that leave it in
+            if text.endswith(mark):
+                return mark
+        raise UserError(
+            f"{self.client.url} does not say whether an attempt ended by itself or with a stop string; give the "
+            "sampler stops='client'"
+        )
+
+    def _explained(self, refusal: Refusal, place: int) -> UserError:
+        """What to do about a server's no."""
+        if refusal.status in (401, 403):
+            return UserError(f"{refusal}; give the sampler the server's api_key")
+        if refusal.status == 404:
+            known = self._known_models()
+            if known and self.model not in known:
+                near = nearest(self.model, known)
+                return UserError(f"{self.client.url} has no model {self.model!r}{near}; it has {', '.join(known)}")
+            return UserError(f"{refusal}; check the address and the model's name")
+        return UserError(f"prompt {place}: {refusal}; change what the server complains of")
+
+    def _known_models(self) -> list[str]:
+        try:
+            reply = Client(self.client.url, self.client.api_key, min(10.0, self.client.timeout), 0).ask("/models", None)
+            return [str(model["id"]) for model in reply["data"]]
+        except (UserError, KeyError, TypeError):
+            return []
+
+
+def _at_once(
+    ask: Callable[[int, threading.Event], tuple[Attempt, int]], count: int, threads: int
+) -> Generator[tuple[int, tuple[Attempt, int] | UserError], None, None]:
+    """Ask for all numbers, several at a time; what comes of each, as it comes.
+
+    After a failure, or when the caller goes away, what is under way is finished and nothing more is begun. The threads
+    do not keep the program from ending.
+    """
+    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+    stopped = threading.Event()
+    for number in range(count):
+        numbers.put(number)
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                number = numbers.get_nowait()
+            except queue.Empty:
+                break
+            try:
+                outcomes.put((number, ask(number, stopped)))
+            except BaseException as error:  # told to the caller, in whose thread it is raised
+                stopped.set()
+                outcomes.put((number, error))
+        outcomes.put(None)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, count))]
+    for worker in workers:
+        worker.start()
+    working = len(workers)
+    try:
+        while working:
+            outcome = outcomes.get()
+            if outcome is None:
+                working -= 1
+            elif isinstance(outcome[1], BaseException) and not isinstance(outcome[1], UserError):
+                raise outcome[1]
+            else:
+                yield outcome
+    finally:
+        stopped.set()
+
+
+def _seed(seed: int, number: int) -> int:
+    """Of a prompt: 31 bits, which every server takes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def _log_probs(choice: Mapping[str, Any]) -> tuple[float, ...]:
+    """In the protocol's form for completions, or in that for chats, which some servers have for both."""
+    given = choice.get("logprobs") or {}
+    values = given.get("token_logprobs")
+    if values is None:
+        values = [entry["logprob"] for entry in given.get("content") or ()]
+    numbers = tuple(float(value) for value in values)
+    return numbers if all(math.isfinite(value) for value in numbers) else ()
