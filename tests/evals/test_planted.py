@@ -35,14 +35,13 @@ def test_a_question_is_answered_by_the_one_fact_of_its_name(distance):
         assert before[before.find("\n") + 1 :] + between.rpartition("# recall")[0] in held_out
 
 
-def test_lessons_are_of_training_text_and_ask_for_everything():
+def test_lessons_are_of_training_text_and_ask_for_everything_or_for_answers():
     train = source("train")
     for setting in Planted(trained=2048).lessons:
         problems = draw(Planted(trained=2048), setting, 6, split="train")
         for tokens, targets in zip(problems.tokens, problems.targets, strict=True):
-            assert tokens[0] == BYTES.bos_id and (tokens[1:] == targets[:-1]).all()
-            text = BYTES.decode(np.append(tokens, targets[-1]))
-            assert len(tokens) == 2048
+            text = BYTES.decode(tokens) + "\n" * int(tokens[-1] != ord("\n"))
+            assert tokens[0] == BYTES.bos_id and len(tokens) == 2048
             facts = dict(re.findall(r"# remember: (\S+) = (\d{4})\n", text))
             asked = [m for m in re.finditer(r"# recall: (\S+) = (\d{4})\n", text)]
             assert len(facts) == setting["facts"] and 0.6 * setting["questions"] < len(asked) <= setting["questions"]
@@ -50,8 +49,15 @@ def test_lessons_are_of_training_text_and_ask_for_everything():
             for question in asked:
                 assert question[2] == facts[question[1]]
                 assert text.index(f"# remember: {question[1]} ") < question.start()
+            wanted = targets != IGNORED
+            assert (targets[:-1][wanted[:-1]] == tokens[1:][wanted[:-1]]).all()
+            if setting["questions"] == 16:
+                assert wanted.all()
+            else:
+                answers = [question[2] for question in asked]
+                assert BYTES.decode(targets[wanted]) == "".join(f" {answer}" for answer in answers)
             plain = re.sub(r"# (remember|recall): [^\n]*(\n|\Z)", "", text)
-            assert len(plain) >= 256 and plain in train
+            assert len(plain) >= 256 and plain.rstrip("\n") in train
 
 
 def test_few_facts_and_many():

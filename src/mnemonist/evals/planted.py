@@ -3,21 +3,22 @@
 Between the two stands source code, as it comes, so that a memory must keep a fact while it goes on learning from
 everything else it reads. It is the haystack test of RULER (arXiv 2404.06654) with a haystack that is worth reading: a
 model of text can be trained on it without unlearning its text. Lessons are stretches of Python's standard library with
-several facts and questions, and every byte of them is to be foretold; the test reads modules that training leaves out,
-and asks for one number at a distance.
+several facts and questions: in half of them every byte is to be foretold, in the others there are more questions than
+text, and their answers are what counts. The test reads modules that training leaves out, and asks for one number at a
+distance.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from mnemonist.data import ByteTokenizer, Split, Tokenizer, standard_library
+from mnemonist.data import IGNORED, ByteTokenizer, Split, Tokenizer, standard_library
 from mnemonist.errors import UserError
 from mnemonist.evals.needles import doubling, word_lists
 from mnemonist.evals.problems import Problem, Question, Setting
@@ -72,7 +73,8 @@ class Planted:
     def lessons(self) -> list[Setting]:
         """One length, with few facts and many, and with much text between them or little.
 
-        Questions that come thick and fast are what recall is first learned from; text alone would take far longer.
+        Where text is little, only the answers are asked for: beside everything else that a text has to teach, recall
+        would hardly be learned at first.
         """
         counts = [self.trained // each for each in PER_QUESTION]
         return [{"bytes": self.trained, "facts": facts, "questions": n} for n in counts for facts in FACTS]
@@ -98,34 +100,48 @@ class Planted:
         return Question(read.decode("utf-8", "replace") + QUESTION.format(key=key), f" {value}").problem(self.tokenizer)
 
     def _lesson(self, random: np.random.Generator, length: int, facts: int, questions: int) -> Problem:
-        """Source code with facts and questions between its lines; everything is to be foretold."""
+        """Source code with facts and questions between its lines."""
         values: dict[str, str] = {}
         for _ in range(facts):
             key, value = fact(random, values)
             values[key] = value
         said = [FACT.format(key=key, value=value) for key, value in values.items()]
-        asked = [f"{QUESTION.format(key=key)} {value}\n" for key, value in values.items()]
+        asked = [(QUESTION.format(key=key), f" {value}") for key, value in values.items()]
         room, times = length - sum(map(len, said)), [0] * facts
         for number in range(questions):
             which = number % facts
-            if room - len(asked[which]) >= length // LEAST_TEXT:
-                room -= len(asked[which])
+            taken = sum(map(len, asked[which])) + 1
+            if room - taken >= length // LEAST_TEXT:
+                room -= taken
                 times[which] += 1
         text = _stretch(random, "train", room)
-        planted: list[tuple[int, str]] = []
-        for fact_line, question_line, count in zip(said, asked, times, strict=True):
+        planted: list[tuple[int, tuple[str, ...]]] = []
+        for line, question, count in zip(said, asked, times, strict=True):
             gaps = np.exp(random.uniform(np.log(min(NEAREST, room // 8)), np.log(room - 1), count)).astype(int)
             at = int(random.integers(0, room - gaps.max(initial=0)))
-            planted += [(at, fact_line), *((at + int(gap), question_line) for gap in gaps)]
-        planted.sort(key=lambda line: line[0])
-        parts, done = [], 0
-        for at, line in planted:
+            planted += [(at, (line,)), *((at + int(gap), (*question, "\n")) for gap in gaps)]
+        planted.sort(key=lambda place: place[0])
+        return self._written(text, planted, everything=questions <= length // PER_QUESTION[0])
+
+    def _written(self, text: bytes, planted: Sequence[tuple[int, tuple[str, ...]]], everything: bool) -> Problem:
+        """The text with lines in their places; of a line of several parts, the second is an answer."""
+        ids = [self.tokenizer.encode("", bos=True)]
+        wanted = [np.zeros(1, bool)]
+        done = 0
+
+        def write(part: str, answer: bool) -> None:
+            ids.append(self.tokenizer.encode(part))
+            wanted.append(np.full(len(ids[-1]), answer or everything))
+
+        for at, parts in planted:
             end = max(done, text.find(b"\n", at) + 1)  # behind the line that the place is in
-            parts += [text[done:end], line.encode()]
+            write(text[done:end].decode("utf-8", "replace"), False)
             done = end
-        whole = b"".join([*parts, text[done:]])
-        ids = self.tokenizer.encode(whole.decode("utf-8", "replace"), bos=True)
-        return Problem(ids[:-1], ids[1:])
+            for number, part in enumerate(parts):
+                write(part, number == 1)
+        write(text[done:].decode("utf-8", "replace"), False)
+        whole, asks = np.concatenate(ids), np.concatenate(wanted)
+        return Problem(whole[:-1], np.where(asks, whole, IGNORED)[1:])
 
 
 def fact(random: np.random.Generator, taken: Container[str] = ()) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
     from mnemonist.reasoning.sampling.local import LocalSampler
-    from mnemonist.reasoning.sampling.log_probs import token_log_probs
     from mnemonist.reasoning.sampling.server import SamplingFailed, ServerSampler
     from mnemonist.reasoning.sampling.text import TextTokenizer, text_tokenizer
 
@@ -22,6 +21,5 @@ __getattr__, __dir__, __all__ = attach(
         "ServerSampler": ".server",
         "TextTokenizer": ".text",
         "text_tokenizer": ".text",
-        "token_log_probs": ".log_probs",
     },
 )
