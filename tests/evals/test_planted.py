@@ -62,7 +62,7 @@ def test_lessons_are_of_training_text_and_ask_for_everything_or_for_answers():
 
 def test_few_facts_and_many():
     lessons = [(lesson["facts"], lesson["questions"]) for lesson in Planted(trained=1024).lessons]
-    assert lessons == [(facts, questions) for questions in (8, 32) for facts in (1, 2, 4, 8)]
+    assert lessons == [(facts, questions) for questions in (8, 32, 32) for facts in (1, 2, 4, 8)]
     assert [setting["distance"] for setting in Planted(longest=2000).grid] == [256, 512, 1024, 2000]
 
 

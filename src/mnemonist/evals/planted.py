@@ -3,9 +3,9 @@
 Between the two stands source code, as it comes, so that a memory must keep a fact while it goes on learning from
 everything else it reads. It is the haystack test of RULER (arXiv 2404.06654) with a haystack that is worth reading: a
 model of text can be trained on it without unlearning its text. Lessons are stretches of Python's standard library with
-several facts and questions: in half of them every byte is to be foretold, in the others there are more questions than
-text, and their answers are what counts. The test reads modules that training leaves out, and asks for one number at a
-distance.
+several facts and questions. In a third of them every byte is to be foretold; in the others there are more questions
+than text, and their answers are what counts. The test reads modules that training leaves out, and asks for one number
+at a distance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEAREST = 64  # bytes between a fact and its first question in a lesson, at leas
 BEFORE = 256  # bytes of source code before the fact of a test
 FACTS = (1, 2, 4, 8)  # of a lesson; with one, it is enough to copy, with more, names must be told apart
 LEAST_TEXT = 8  # a lesson has at least the eighth part of its bytes of source code, or fewer questions
-PER_QUESTION = (128, 32)  # bytes of a lesson for each question: mostly text, or mostly questions
+TEXT, RECALL = 128, 32  # bytes of a lesson for each question: mostly text, or mostly questions
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Planted:
         Where text is little, only the answers are asked for: beside everything else that a text has to teach, recall
         would hardly be learned at first.
         """
-        counts = [self.trained // each for each in PER_QUESTION]
+        counts = [self.trained // each for each in (TEXT, RECALL, RECALL)]
         return [{"bytes": self.trained, "facts": facts, "questions": n} for n in counts for facts in FACTS]
 
     @property
@@ -121,7 +121,7 @@ class Planted:
             at = int(random.integers(0, room - gaps.max(initial=0)))
             planted += [(at, (line,)), *((at + int(gap), (*question, "\n")) for gap in gaps)]
         planted.sort(key=lambda place: place[0])
-        return self._written(text, planted, everything=questions <= length // PER_QUESTION[0])
+        return self._written(text, planted, everything=questions <= length // TEXT)
 
     def _written(self, text: bytes, planted: Sequence[tuple[int, tuple[str, ...]]], everything: bool) -> Problem:
         """The text with lines in their places; of a line of several parts, the second is an answer."""
