@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mnemonist.errors import UserError
-from mnemonist.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from mnemonist.training.checkpoint import load_checkpoint, restore_model, save_checkpoint, saved_step
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser, optimiser_tensors
 from mnemonist.training.randomness import capture_random_state
@@ -170,6 +170,16 @@ def test_a_wrong_list_of_tied_tensors_is_refused(tmp_path: Path, tied: str) -> N
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint in"):
         load_checkpoint(tmp_path / "c")
+
+
+def test_the_step_is_told_without_reading_tensors(tmp_path: Path) -> None:
+    assert saved_step(tmp_path / "checkpoint") == 0
+    save(tmp_path / "checkpoint", steps=3)
+    (tmp_path / "checkpoint" / "model.safetensors").unlink()
+    assert saved_step(tmp_path / "checkpoint") == 3
+    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state.json: the file is truncated or no JSON"):
+        saved_step(tmp_path / "checkpoint")
 
 
 def test_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -46,6 +46,24 @@ def test_resuming_cuts_later_and_unfinished_lines(tmp_path: Path, tail: str) -> 
     assert read_metrics(path) == [metrics(step) for step in (1, 2, 3, 4)]
 
 
+def test_what_a_caller_measures_beside_them_is_logged_alike(tmp_path: Path) -> None:
+    class Reward:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def to_json(self) -> str:
+            return json.dumps({"step": self.step, "reward": 0.5})
+
+    path = tmp_path / "rewards.jsonl"
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with MetricsLog(path, done) as log:
+            for step in steps:
+                log.write(Reward(step))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": step, "reward": 0.5} for step in (1, 2, 3, 4)
+    ]
+
+
 def test_a_line_being_written_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(metrics(1).to_json() + "\n" + metrics(2).to_json()[:30])

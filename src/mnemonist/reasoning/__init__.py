@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING
 from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
+    from mnemonist.reasoning.adapters import with_adapters
     from mnemonist.reasoning.arms import MATCHES, Arms, match_arms
     from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
     from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, Thought
+    from mnemonist.reasoning.doctor import Finding, examine, examine_folder, examine_targets
     from mnemonist.reasoning.formats import FORMATS, Format, Parsed, find_format
     from mnemonist.reasoning.growing import grow
     from mnemonist.reasoning.journey import JOURNEYS, Journey, JourneyRules, find_journey, walk
     from mnemonist.reasoning.journey_text import PHRASES, Phrases, Telling, Twin, find_phrases, make_twin, tell, twins
+    from mnemonist.reasoning.learning import Learned, learn, learn_recipe
     from mnemonist.reasoning.ledger import Ledger
+    from mnemonist.reasoning.objective import OBJECTIVES, PolicyObjective, find_objective
+    from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
     from mnemonist.reasoning.prompting import Example, Prompting, instruction_for, solved_examples
+    from mnemonist.reasoning.proposing import Material, Policy, Solver
     from mnemonist.reasoning.rewriting import rewrite
+    from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
     from mnemonist.reasoning.sampling import LocalSampler, SamplingFailed, ServerSampler
     from mnemonist.reasoning.search import METHODS, Method, find_method
+    from mnemonist.reasoning.step_labels import Labelled, gold_labels, random_path, rollout_labels
+    from mnemonist.reasoning.step_quality import step_quality
     from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask, Task, Verdict
     from mnemonist.reasoning.tree import Node, Tree, load_trees, save_trees
+    from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -35,25 +45,39 @@ __getattr__, __dir__, __all__ = attach(
         "Decoding": ".attempts",
         "Example": ".prompting",
         "FORMATS": ".formats",
+        "Finding": ".doctor",
         "Format": ".formats",
         "JOURNEYS": ".journey",
         "Journey": ".journey",
         "JourneyRules": ".journey",
+        "Judged": ".weighing",
+        "Labelled": ".step_labels",
+        "Learned": ".learning",
         "Ledger": ".ledger",
         "LocalSampler": ".sampling",
         "LoopDetector": ".budget",
         "MATCHES": ".arms",
         "METHODS": ".search",
+        "Material": ".proposing",
         "Method": ".search",
         "Node": ".tree",
+        "OBJECTIVES": ".objective",
         "PHRASES": ".journey_text",
         "Parsed": ".formats",
         "Phrases": ".journey_text",
+        "Policy": ".proposing",
+        "PolicyObjective": ".objective",
         "Problem": ".tasks.task",
+        "ProcessRewardModel": ".process_reward",
+        "ProcessScorer": ".process_reward",
         "Prompting": ".prompting",
+        "RECIPES": ".rounds",
+        "ROUNDS": ".rounds",
+        "Round": ".rounds",
         "Sampler": ".attempts",
         "SamplingFailed": ".sampling",
         "ServerSampler": ".sampling",
+        "Solver": ".proposing",
         "StepLabel": ".tasks.task",
         "StepTask": ".tasks.task",
         "Task": ".tasks.task",
@@ -62,20 +86,37 @@ __getattr__, __dir__, __all__ = attach(
         "Tree": ".tree",
         "Twin": ".journey_text",
         "Verdict": ".tasks.task",
+        "examine": ".doctor",
+        "examine_folder": ".doctor",
+        "examine_targets": ".doctor",
         "find_format": ".formats",
         "find_journey": ".journey",
         "find_method": ".search",
+        "find_objective": ".objective",
         "find_phrases": ".journey_text",
+        "find_recipe": ".rounds",
+        "find_round": ".rounds",
+        "gold_labels": ".step_labels",
         "grow": ".growing",
         "instruction_for": ".prompting",
+        "learn": ".learning",
+        "learn_recipe": ".learning",
+        "load_judged": ".weighing",
         "load_trees": ".tree",
         "make_twin": ".journey_text",
         "match_arms": ".arms",
+        "random_path": ".step_labels",
         "rewrite": ".rewriting",
+        "rollout_labels": ".step_labels",
+        "save_judged": ".weighing",
         "save_trees": ".tree",
         "solved_examples": ".prompting",
+        "step_quality": ".step_quality",
         "tell": ".journey_text",
+        "train_process_reward": ".process_reward",
         "twins": ".journey_text",
         "walk": ".journey",
+        "weigh": ".weighing",
+        "with_adapters": ".adapters",
     },
 )

@@ -7,7 +7,9 @@ plain strings, exactly what the policy reads and writes: how a problem is put is
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -38,7 +40,8 @@ class Decoding:
     stop: tuple[str, ...] = ()
     """Texts that end an attempt where they are first written; they stay part of its text."""
     seed: int = 0
-    """The draws of prompt number i of a call follow from this seed and i, whatever is sampled beside it."""
+    """The draws of an attempt follow from this seed, its prompt, and how often that came before it in the call: what is
+    sampled beside it does not matter."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.top_k < 0 or self.seed < 0:
@@ -107,6 +110,17 @@ class Attempt:
             return cls(**{**values, **lists})
         except (TypeError, KeyError) as error:
             raise UserError(f"this is no attempt of this version ({error})") from error
+
+
+def draw_numbers(prompts: Sequence[str]) -> list[int]:
+    """For each prompt of a call the number, below 2^48, that its draws follow from beside the seed."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for prompt in prompts:
+        content = f"{seen[prompt]} {prompt}".encode("utf-8", "surrogatepass")
+        numbers.append(int.from_bytes(hashlib.sha256(content).digest()[:6], "big"))
+        seen[prompt] += 1
+    return numbers
 
 
 class Sampler(Protocol):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, Sampler
+from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, Sampler, draw_numbers
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
 
@@ -140,6 +140,8 @@ class _Open:
     """A thought on its way."""
 
     prompt: str
+    number: int
+    """See `draw_numbers`."""
     text: str = ""
     tokens: int = 0
     asked: int = 0
@@ -188,7 +190,7 @@ class BudgetForcing:
         """
         if decoding.stop:
             raise UserError("stop strings and a budget exclude each other: the marks of the format end a thought")
-        thoughts = [_Open(prompt) for prompt in prompts]
+        thoughts = [_Open(prompt, number) for prompt, number in zip(prompts, draw_numbers(prompts), strict=True)]
         mark = self.format.close_thought or self.format.open_answer
         end = mark.strip() or mark
         while unfinished := [number for number, thought in enumerate(thoughts) if thought.closed is None]:
@@ -236,11 +238,11 @@ class BudgetForcing:
         decoding: Decoding,
         ledger: Ledger | None,
     ) -> list[Attempt]:
-        """What these thoughts go on with. Draws follow from a prompt's place and how often it was asked, alone."""
+        """What these thoughts go on with. Draws follow from the prompt, and how often it was asked, alone."""
         asked = [thoughts[number] for number in numbers]
         prompts = [thought.prompt + thought.text for thought in asked]
         limits = [thought.limit for thought in asked]
-        draws = [number + len(thoughts) * thought.asked for number, thought in zip(numbers, asked, strict=True)]
+        draws = [thought.number + thought.asked for thought in asked]
         for thought in asked:
             thought.asked += 1
         if isinstance(self.sampler, EachSampler):

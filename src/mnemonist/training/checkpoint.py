@@ -133,6 +133,16 @@ def has_checkpoint(folder: str | Path) -> bool:
     return Path(folder).is_dir()
 
 
+def saved_step(folder: str | Path) -> int:
+    """The step of the checkpoint, without reading its tensors; 0 if there is none.
+
+    Raises:
+        UserError: as `load_checkpoint`, as far as `state.json` tells.
+    """
+    folder = Path(folder)
+    return _read_state(folder / _STATE)["step"] if has_checkpoint(folder) else 0
+
+
 def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy the checkpoint's parameters and buffers into the model.
 

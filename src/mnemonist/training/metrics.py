@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from mnemonist.errors import UserError
 from mnemonist.files import FileError, write_atomically
@@ -43,6 +44,14 @@ class StepMetrics:
         return json.dumps({"step": self.step, "loss": self.loss, "bits": self.bits, **asdict(self)})
 
 
+class Record(Protocol):
+    """What was measured at a step: this loop's own `StepMetrics`, or what a caller measures beside them."""
+
+    def to_json(self) -> str:
+        """A JSON object with a `step` on one line, without its end."""
+        ...
+
+
 class MetricsLog:
     """A metrics file open for writing, cut to the first `step` steps.
 
@@ -56,7 +65,7 @@ class MetricsLog:
         self._path = path
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: StepMetrics) -> None:
+    def write(self, metrics: Record) -> None:
         try:
             self._file.write(metrics.to_json() + "\n")
             self._file.flush()  # whoever watches the run sees the line at once

@@ -15,7 +15,7 @@ import pytest
 
 import mnemonist
 from mnemonist.errors import UserError
-from mnemonist.reasoning.attempts import Decoding
+from mnemonist.reasoning.attempts import Decoding, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.sampling import SamplingFailed, ServerSampler
 
@@ -106,8 +106,8 @@ def test_what_is_asked(server):
     }  # fmt: skip
     assert server.headers[0]["Authorization"] == "Bearer secret"
     server.asked.clear()
-    asking(server, concurrency=1).sample(["b", "a"], Decoding(seed=3))
-    assert server.asked[1][1]["seed"] == second["seed"]  # of its number and the seed alone
+    asking(server, concurrency=1).sample(["b", "a", "a"], Decoding(seed=3))
+    assert server.asked[2][1]["seed"] == second["seed"]  # of the seed, the prompt and its repetition alone
     assert server.asked[0][1]["logprobs"] == 1 and not {"top_k", "stop"} & set(server.asked[0][1])
     assert "secret" not in repr(asking(server, api_key="secret").client)
 
@@ -115,7 +115,7 @@ def test_what_is_asked(server):
 def test_limits_and_numbers_of_their_own(server):
     server.answer = lambda path, body: reply(f"{body['seed']}")
     plain = asking(server).sample(["a", "b", "c"], Decoding(seed=3))
-    each = asking(server, concurrency=1).sample_each(["c", "a"], Decoding(seed=3), [5, 7], [2, 0])
+    each = asking(server, concurrency=1).sample_each(["c", "a"], Decoding(seed=3), [5, 7], draw_numbers(["c", "a"]))
     assert [attempt.text for attempt in each] == [plain[2].text, plain[0].text]
     assert [body["max_tokens"] for _, body in server.asked[3:]] == [5, 7]
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.attempts import Attempt, Decoding, Finish
+from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.sampling.cache_rows import Rows, arguments, empty_cache, rows_like
 from mnemonist.reasoning.sampling.draws import draw_tokens, uniform_numbers
@@ -87,8 +87,8 @@ class LocalSampler:
         Raises:
             UserError: a prompt is empty, or leaves no position to write at; or the model gives no numbers.
         """
-        places = range(len(prompts))
-        return self.sample_each(prompts, decoding, [decoding.max_tokens] * len(prompts), places, ledger)
+        limits = [decoding.max_tokens] * len(prompts)
+        return self.sample_each(prompts, decoding, limits, draw_numbers(prompts), ledger)
 
     def sample_each(
         self,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from mnemonist.errors import UserError, nearest
-from mnemonist.reasoning.attempts import Attempt, Decoding, Finish
+from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.sampling.json_over_http import Client, Refusal
 from mnemonist.reasoning.sampling.text import first_stop
@@ -99,7 +99,7 @@ class ServerSampler:
     def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
         """One attempt for each prompt, in their order; see `Sampler`.
 
-        The server is given a seed that follows from the decoding's and the prompt's number; whether the same seed gives
+        The server is given a seed that follows from the decoding's and `draw_numbers`; whether the same seed gives
         the same attempt is up to the server. Log-probabilities are asked for at temperature 0 and 1 alone, as servers
         give them at temperature 1.
 
@@ -108,8 +108,8 @@ class ServerSampler:
             SamplingFailed: the server refuses, does not answer, or answers something else; attempts that are done are
                 in it.
         """
-        places = range(len(prompts))
-        return self.sample_each(prompts, decoding, [decoding.max_tokens] * len(prompts), places, ledger)
+        limits = [decoding.max_tokens] * len(prompts)
+        return self.sample_each(prompts, decoding, limits, draw_numbers(prompts), ledger)
 
     def sample_each(
         self,

@@ -1,0 +1,96 @@
+"""The folder of a round: whose it is, and the weights that the round began with.
+
+A round that is resumed with another policy, other problems or other choices would be neither the one nor the other. So
+the folder says what its outcome follows from, and whoever comes back is compared with that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mnemonist.errors import UserError
+from mnemonist.files import write_atomically
+from mnemonist.reasoning.proposing import Material, Policy, agreed
+from mnemonist.reasoning.rounds import Round
+from mnemonist.tensors import content_hash
+from mnemonist.training import TrainingConfig
+
+FORMAT = "mnemonist-round/1"
+IDENTITY = "round.json"
+"""Name of the file that says whose folder it is."""
+
+Weights = Mapping[str, Tensor]
+"""By the names of parameters."""
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what training can change: of a model with LoRA, the adapters alone."""
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: Weights) -> None:
+    """Give the model what `weights_of` took."""
+    for name, value in model.named_parameters():
+        if name in weights:
+            value.copy_(weights[name])
+
+
+def identity(
+    round_: Round, policy: Policy, material: Material, config: TrainingConfig, base: Weights | None
+) -> dict[str, Any]:
+    """All that the outcome follows from, as JSON values."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("save_every", "log_every")}
+    values = {
+        "format": FORMAT,
+        "round": round_.to_json(),
+        "config": settings,
+        "text format": asdict(material.format),
+        "problems": _digest([problem.to_json() for problem in material.problems]),
+        "validation": _digest([problem.to_json() for problem in material.validation]),
+        "pairs": _digest(list(material.pairs)),
+        "teacher": None if material.teacher is None else material.teacher.name,
+        "weights": content_hash("", dict(policy.model.named_parameters())),
+        "base": None if base is None else content_hash("", base),
+    }
+    return json.loads(json.dumps(values))
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelerator) -> None:
+    """Say whose folder it is, or make sure that it is ours.
+
+    Raises:
+        UserError: it is not, or not yet, or already.
+    """
+    path = folder / IDENTITY
+    begun = agreed(path.exists())
+    if begun and not resume:
+        raise UserError(f"{folder} already has a round: go on with --resume, or take another folder")
+    if resume and not begun:
+        raise UserError(f"there is no round in {folder} to resume; start without --resume")
+    if not begun:
+        if accelerator.is_main_process:
+            write_atomically(path, json.dumps(own, indent=1))
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(name for name in before.keys() | own.keys() if before.get(name) != own.get(name))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); take another folder") from error
+    if differing:
+        raise UserError(
+            f"the round in {folder} is another one: its {', '.join(differing)} differ; take the same, or another folder"
+        )

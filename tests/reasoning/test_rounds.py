@@ -1,0 +1,73 @@
+"""Rounds as choices: every row makes sense, and what makes none is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mnemonist.errors import UserError
+from mnemonist.reasoning.attempts import Decoding
+from mnemonist.reasoning.objective import OBJECTIVES
+from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
+
+
+def test_every_row_has_its_name_and_a_source() -> None:
+    assert all(row.name == name and ("arXiv" in row.source) for name, row in ROUNDS.items())
+    assert ROUNDS.keys() >= {"distil", "journey", "rest-em", "dpo", *OBJECTIVES} - {"r1"}
+    assert all(row.objective is OBJECTIVES[name] for name, row in ROUNDS.items() if row.on_policy)
+
+
+def test_rest_em_is_that_of_its_paper() -> None:
+    row = ROUNDS["rest-em"]
+    assert (row.attempts, row.keep, row.from_base, row.until_worse, row.weight) == (32, 10, True, True, "right")
+    assert (row.decoding.temperature, row.decoding.top_k) == (0.7, 40)
+
+
+def test_the_recipe_of_r1_has_four_stages() -> None:
+    stages = find_recipe("r1")
+    assert [stage.name for stage in stages] == ["cold-start", "reasoning", "rejection-sampling", "all-scenarios"]
+    assert [stage.on_policy for stage in stages] == [False, True, False, True]
+    assert [stage.from_base for stage in stages] == [False, False, True, False]
+    assert all(RECIPES[name] == (row,) for name, row in ROUNDS.items())
+    with pytest.raises(UserError, match=r"there is no recipe 'r2' \(did you mean 'r1'\?\)"):
+        find_recipe("r2")
+
+
+def test_a_round_is_found_by_name_and_changed_by_text() -> None:
+    found = find_round("rest-em:iterations=2,temperature=1,until_worse=false,max_tokens=9")
+    expected = replace(ROUNDS["rest-em"], iterations=2, until_worse=False)
+    assert found == replace(expected, decoding=Decoding(max_tokens=9, temperature=1.0, top_k=40))
+    assert find_round("grpo") is ROUNDS["grpo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rest_em", r"there is no round 'rest_em' \(did you mean 'rest-em'\?\); known: distil,"),
+        ("grpo:attempt=3", r"'attempt=3' is not a change to a round \(did you mean 'attempts'\?\)"),
+        ("grpo:objective=dapo", "'objective=dapo' is not a change"),
+        ("grpo:temperature=hot", "temperature is 'hot'; it must be of type float"),
+        ("grpo:iterations=0", "iterations is 0; it must be a whole number from 1"),
+        ("grpo:weight=best", "weight is 'best'; it must be one of one, right, advantage, pairs"),
+        ("grpo:attempts=1", "advantages need at least two attempts"),
+        ("grpo:temperature=0", "all attempts at a problem are equal"),
+        ("grpo:minibatches=5", "8 x 8 attempts cannot be cut into 5 equal minibatches"),
+        ("distil:weight=advantage", "round distil needs an objective, such as grpo"),
+        ("grpo:weight=right", "has an objective, which only rounds of weight 'advantage' use"),
+        ("dpo:beta=0", "pairs need at least two attempts at a problem, and a beta above 0"),
+        ("journey:weight=right", "texts that are given have a weight of one"),
+    ],
+)
+def test_a_round_that_makes_no_sense_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_round(text)
+
+
+def test_a_round_is_json() -> None:
+    row: dict[str, Any] = json.loads(json.dumps(ROUNDS["dapo"].to_json()))
+    assert row["objective"]["clip_high"] == 0.28
+    assert row["decoding"]["temperature"] == 1.0
+    assert Round("mine").to_json()["objective"] is None
