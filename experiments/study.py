@@ -194,6 +194,12 @@ def paired(values: Sequence[float], signed: bool = False) -> str:
     return f"{found.mean:{'+' if signed else ''}.3f}{spread}"
 
 
+def differences(a: Sequence[Result], b: Sequence[Result], measure: Callable[[Result], float]) -> list[float]:
+    """What ``a`` has more than ``b``, for each seed that both have."""
+    others = {result.facts["seed"]: result for result in b}
+    return [measure(result) - measure(others[seed]) for result in a if (seed := result.facts["seed"]) in others]
+
+
 def found(study: Study, arms: Sequence[str] | None = None, suite: str = "") -> dict[str, Result]:
     """The means over seeds of those arms that have any complete run."""
     means = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import source_code
-from study import Arm, Study, main, paired, seeds_of
+from study import Arm, Study, differences, main, paired, seeds_of
 
 from mnemonist.evals.results import Result
 
@@ -90,9 +90,8 @@ def write_page(study: Study) -> str:
         cells = [one.label]
         cells += [paired([measure(result) for result in live]) for measure in (near, far)]
         for measure in (near, far):
-            differences = [measure(a) - measure(b) for a, b in zip(live, base, strict=False)]
-            cells.append("" if name == BASE else paired(differences, signed=True))
-        cells.append(paired([far(a) - far(b) for a, b in zip(live, frozen, strict=False)], signed=True))
+            cells.append("" if name == BASE else paired(differences(live, base, measure), signed=True))
+        cells.append(paired(differences(live, frozen, far), signed=True))
         printed = SAYS.get(name.removeprefix("text-"))
         cells.append("27.01 (LMM)" if name == BASE else "" if printed is None else f"{printed[0]} ({printed[1]})")
         lines.append("| " + " | ".join(cells) + " |")

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import source_code
-from study import Study, draw, main, over_seeds, paired, seeds_of
+from study import Study, differences, draw, main, over_seeds, paired, seeds_of
 
 from mnemonist.evals.results import Result
 
@@ -52,9 +52,9 @@ def write_page(study: Study) -> str:
             if name in ("text-mag", "text-window"):
                 curves.append(over_seeds(results, arm.label + (f", {label}" if arm.config.has_memory else "")))
             if way != "live":
-                saved.append(f"| {arm.label} | {label} | " + " | ".join(differences(live, results)) + " |")
+                saved.append(f"| {arm.label} | {label} | " + " | ".join(savings(live, results)) + " |")
         if arm.config.has_memory and live and window:
-            saved.append(f"| {arm.label} | window alone | " + " | ".join(differences(live, window)) + " |")
+            saved.append(f"| {arm.label} | window alone | " + " | ".join(savings(live, window)) + " |")
     if curves:
         draw(HERE / "positions.svg", curves)
     return "\n\n".join(
@@ -70,12 +70,9 @@ def write_page(study: Study) -> str:
     )
 
 
-def differences(live: list[Result], other: list[Result]) -> list[str]:
+def savings(live: list[Result], other: list[Result]) -> list[str]:
     """What the live memory pays less, by position."""
-    return [
-        paired([bits(b, *each) - bits(a, *each) for a, b in zip(live, other, strict=False)], signed=True)
-        for each in BINS
-    ]
+    return [paired(differences(other, live, lambda r, each=each: bits(r, *each)), signed=True) for each in BINS]
 
 
 STUDY = Study(HERE, ARMS, write_page)
