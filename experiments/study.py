@@ -79,6 +79,8 @@ class Study:
     arms: Mapping[str, Arm]
     write_page: Callable[[Study], str]
     """What to put between the marks of the folder's README.md; draws plots beside it."""
+    run: Callable[[Study, str, int], None] | None = None
+    """Trains and asks an arm with a seed; None: `run_one`."""
 
     def path(self, arm: str, seed: int, suite: str = "") -> Path:
         """Of the result of one run."""
@@ -110,7 +112,7 @@ def main(study: Study) -> None:
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        run_one(study, options.one[0], int(options.one[1]))
+        (study.run or run_one)(study, options.one[0], int(options.one[1]))
         return
     if not options.page:
         wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.only]

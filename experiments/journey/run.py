@@ -1,0 +1,225 @@
+"""Journeys against shortcuts: does it pay to teach a small model its dead ends?
+
+python experiments/journey/run.py            # what is missing, then the page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from study import SEEDS, Arm, Study, differences, draw, found, main, paired, seeds_of
+
+from mnemonist.data import ByteTokenizer
+from mnemonist.evals.evaluation import evaluating, model_facts
+from mnemonist.evals.lessons import Curriculum
+from mnemonist.evals.results import Result, Row
+from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
+from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_journey, random_path, twins
+from mnemonist.reasoning.completions import RowMaker, read, stack
+from mnemonist.reasoning.losses import weighted_likelihood
+from mnemonist.reasoning.tasks import build_task
+from mnemonist.reasoning.tasks.task import Problem, StepTask
+from mnemonist.training import TrainingConfig, train
+from mnemonist.training.checkpoint import has_checkpoint
+from mnemonist.training.metrics import StepMetrics
+
+HERE = Path(__file__).parent
+TASK = build_task("countdown:largest=12")
+assert isinstance(TASK, StepTask)
+FORMAT = find_format("plain")
+NUMBERS = (3, 4)
+TOKENS = 8192
+"""Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
+ALIKE = 2048
+"""Texts that are sorted by length at a time."""
+PRACTICE, STEPS = 200, 1500
+"""Steps of phase 1, which all arms have in common, and of both phases."""
+ASKED_AT = (200, 400, 600, 900, 1200, 1500)
+PROBLEMS = 20_000
+"""Of each number of numbers, to learn from."""
+TESTS = 200
+"""Likewise, to be asked."""
+SIZE = ModelConfig(blocks=("attention",) * 4, width=128, heads=4, head_dim=32, persistent_tokens=0, mlp_width=344)
+TRAINING = TrainingConfig(
+    steps=STEPS, batch_size=1, row_length=TOKENS, learning_rate=2e-3, warmup_steps=100, save_every=100, device="cpu"
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an arm reads after phase 1."""
+
+    rules: str
+    """Of the journeys; the shortcut is told of the same trees."""
+    shortcut: bool
+
+
+LESSONS = {
+    "shortcut": ("shortcut", Lesson("o1-journey", shortcut=True)),
+    "journey": ("journey (O1 Replication Journey)", Lesson("o1-journey", shortcut=False)),
+    "search": ("journey, depth first (Stream of Search)", Lesson("depth-first", shortcut=False)),
+}
+
+
+def problems(split: str, count: int) -> Iterator[Problem]:
+    """So many of each number of numbers, in turn."""
+    for index, numbers in itertools.product(range(count), NUMBERS):
+        yield TASK.problem(split, numbers, index)
+
+
+@cache
+def practice() -> list[tuple[str, str]]:
+    """Phase 1: allowed steps that lead anywhere; arithmetic and the form of a step, but no answers."""
+    paths = ((problem, random_path(TASK, problem, seed=1)) for problem in problems("train", PROBLEMS // 4))
+    return [(FORMAT.prompt(p.question), FORMAT.write(steps, None)) for p, steps in paths if steps]
+
+
+@cache
+def texts(lesson: Lesson) -> list[tuple[str, str]]:
+    """Phase 2: one text for each problem."""
+    told = twins(problems("train", PROBLEMS), TASK, find_journey(lesson.rules), FORMAT)
+    return [(twin.prompt, twin.shortcut if lesson.shortcut else twin.journey) for twin in told]
+
+
+def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[int]]:
+    """Texts of each step, until it has its tokens; texts of a step are alike in length, so that little is padding.
+
+    Every pass draws an order anew, sorts stretches of it by length, cuts these into steps, and shuffles the steps.
+    """
+    made: list[list[int]] = []
+    lengths = [len(text) + 1 for _, text in pairs]
+    for epoch in itertools.count():
+        random = np.random.default_rng([seed, epoch])
+        order = random.permutation(len(pairs)).tolist()
+        cut: list[list[int]] = []
+        for at in range(0, len(order), ALIKE):
+            step: list[int] = []
+            for number in sorted(order[at : at + ALIKE], key=lambda number: lengths[number]):
+                step.append(number)
+                if sum(lengths[number] for number in step) >= TOKENS:
+                    cut.append(step)
+                    step = []
+        random.shuffle(cut)
+        made += cut
+        if len(made) >= steps:
+            return made[:steps]
+    raise AssertionError("never comes here")
+
+
+def learns(lesson: Lesson, training: TrainingConfig) -> Curriculum:
+    """Phase 1, then the lesson."""
+    phases = (practice(), texts(lesson))
+    plans = [batches(pairs, training.seed, n) for pairs, n in zip(phases, (PRACTICE, STEPS - PRACTICE), strict=True)]
+    maker = RowMaker(ByteTokenizer())
+
+    def batch_of(step: int, micro: int, rank: int, world: int) -> dict[str, torch.Tensor]:
+        phase, at = (0, step) if step < PRACTICE else (1, step - PRACTICE)
+        return stack([maker.of_text(*phases[phase][number]) for number in plans[phase][at]])
+
+    def loss_of(model: MnemonistForCausalLM, batch: dict[str, torch.Tensor]):
+        opinion = read(model, batch)
+        return weighted_likelihood(opinion.log_probs_BT, opinion.mask_BT, batch["weights"])
+
+    return batch_of, loss_of
+
+
+def ask(policy: MnemonistForCausalLM, tokens: int) -> Iterator[Row]:
+    """Problems solved by greedy writing, for each number of numbers."""
+    sampler = LocalSampler(policy, ByteTokenizer(), batch_size=TESTS)
+    for numbers in NUMBERS:
+        asked = [TASK.problem("test", numbers, index) for index in range(TESTS)]
+        decoding = Decoding(max_tokens=4096, temperature=0)
+        attempts = sampler.sample([FORMAT.prompt(problem.question) for problem in asked], decoding)
+        answers = [FORMAT.parse(attempt.text).answer for attempt in attempts]
+        right = [a is not None and TASK.judge(p, a).right for p, a in zip(asked, answers, strict=True)]
+        yield Row.of(
+            {"tokens": tokens, "numbers": numbers},
+            np.array(right),
+            written=float(np.mean([attempt.tokens for attempt in attempts])),
+            answered=float(np.mean([answer is not None for answer in answers])),
+        )
+
+
+def run(study: Study, name: str, seed: int) -> None:
+    """Train an arm, or go on, and ask it on the way; every answer is saved as it comes."""
+    torch.set_flush_denormal(True)
+    arm, path = study.arms[name], study.path(name, seed)
+    training = dataclasses.replace(arm.training, seed=seed)
+    folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
+    identity = {"arm": name, "seed": seed, "task": TASK.name, "training": str(training), "tests": TESTS}
+    torch.manual_seed(seed)
+    policy = MnemonistForCausalLM.from_language_model(LanguageModel(arm.config))
+    result = Result(identity, "problems solved", "tokens", model=model_facts(policy.model, arm.label))
+    if path.exists() and (kept := Result.load(path)).identity == identity:
+        result = kept
+
+    def on_step(metrics: StepMetrics) -> None:
+        nonlocal result
+        tokens = metrics.step * TOKENS
+        if metrics.step not in ASKED_AT or result.row({"tokens": tokens, "numbers": NUMBERS[-1]}) is not None:
+            return
+        with evaluating(policy.model):
+            rows = (*result.rows, *ask(policy, tokens))
+        facts = {"seed": seed, "seconds": round(metrics.seconds, 1), "training": dataclasses.asdict(training)}
+        result = dataclasses.replace(result, rows=rows, facts=facts, complete=metrics.step == STEPS)
+        result.save(path)
+
+    batch_of, loss_of = arm.learns(training)
+    resume = has_checkpoint(folder / "checkpoint")
+    ended = train(policy, batch_of, loss_of, training, folder, resume=resume, progress=False, on_step=on_step)
+    if ended.interrupted:
+        raise SystemExit(130)
+
+
+def end(result: Result, numbers: int) -> float:
+    """Solved after all tokens."""
+    row = result.row({"tokens": STEPS * TOKENS, "numbers": numbers})
+    assert row is not None
+    return row.mean
+
+
+def write_page(study: Study) -> str:
+    """By numbers, against the shortcut; curves against tokens."""
+    lines = [
+        "| learned from | " + " | ".join(f"{n} numbers | against shortcut" for n in NUMBERS) + " | tokens written |"
+    ]
+    lines.append("|---|" + "--:|--:|" * len(NUMBERS) + "--:|")
+    for name, arm in study.arms.items():
+        results = study.results(name)
+        if not results:
+            continue
+        cells = [arm.label]
+        for n in NUMBERS:
+            cells.append(paired([end(result, n) for result in results]))
+            against = differences(results, study.results("shortcut"), lambda r, n=n: end(r, n))
+            cells.append("" if name == "shortcut" else paired(against, signed=True))
+        written = [row.more["written"] for result in results for row in result.rows[-len(NUMBERS) :]]
+        lines.append("| " + " | ".join([*cells, f"{np.mean(written):.0f}"]) + " |")
+    means = list(found(study).values())
+    if means:
+        draw(HERE / "tokens.svg", means)
+    plot = "\n\n![Problems solved by tokens read](tokens.svg)" if means else ""
+    return f"{seeds_of(study)}\n\n" + "\n".join(lines) + plot
+
+
+def arm(label: str, lesson: Lesson) -> Arm:
+    """The same model, the same tokens; only the texts differ."""
+    return Arm(label, SIZE, TRAINING, lambda training: learns(lesson, training), {"": None})
+
+
+ARMS = {name: arm(*row) for name, row in LESSONS.items()}
+STUDY = Study(HERE, ARMS, write_page, run)
+
+if __name__ == "__main__":
+    assert SEEDS == 3
+    main(STUDY)
