@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import train
+from reason_runs import SMALL, learn
 
 from mnemonist.cli import main
 
@@ -33,6 +34,15 @@ def run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run")
     assert main(train(texts, folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of distillation; the model adds digits, and is right now and then."""
+    folder = tmp_path_factory.mktemp("adder")
+    command = learn("distil:epochs=60", folder, "--training.batch-size", 64, preset=SMALL, count=64, validation=8)
+    assert main(command) == 0
     return folder
 
 

@@ -6,17 +6,14 @@ import re
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from commands import FRACTION, environment, interrupt_at, losses, refuses, train, tree
+from commands import FRACTION, environment, refuses, train, tree
 
-import mnemonist.cli.demo
 import mnemonist.cli.read
 from mnemonist.cli import main
-from mnemonist.cli.options import DEMO_BASELINE, DEMO_MODEL, DEMO_TRAINING
 from mnemonist.memory import RULES
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.models import BLOCKS, PRESETS, LanguageModel, ModelConfig
@@ -167,45 +164,27 @@ def test_an_interrupted_reading_leaves_no_page(texts, run, tmp_path, capsys, mon
 # The demo.
 
 
-def test_the_demo_from_nothing_and_again(tmp_path, capsys, monkeypatch) -> None:
-    """With smaller models than its own, and on the standard library as always."""
-    sizes = {"width": 16, "heads": 2, "head_dim": 8, "memory_heads": 2, "memory_head_dim": 8, "mlp_width": 24}
-    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_MODEL", DEMO_MODEL.replace(**sizes))
-    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_BASELINE", DEMO_BASELINE.replace(**sizes))
-    monkeypatch.setattr(mnemonist.cli.demo, "DEMO_TRAINING", replace(DEMO_TRAINING, row_length=64, log_every=1))
+def test_the_demo_reads_and_recalls(tmp_path, capsys) -> None:
+    """On the standard library as always, and with the models that come with the package."""
     out = tmp_path / "demo"
-    command = ["demo", "--steps", "3", "--texts", "2", "--length", "600", "--out", str(out)]
-
-    with monkeypatch.context() as patch:
-        interrupt_at(1, patch)
-        assert main(command) == 130
-    assert not (out / "window").exists()
+    command = ["demo", "--texts", "2", "--length", "600", "--streams", "2", "--times", "2", "--out", str(out)]
     assert main(command) == 0
-    first = capsys.readouterr()
-    assert sorted(path.name for path in out.iterdir()) == ["demo.html", "memory", "window"]
-    assert [step for step, *_ in losses(out / "memory")] == [1, 2, 3]
+    told = capsys.readouterr()
+    assert sorted(path.name for path in out.iterdir()) == ["demo.html"]
+    assert re.search(r"^\| 512 +\| \d\.\d{3} ", told.out, flags=re.MULTILINE)
     for name in ("memory learning", "memory frozen", "attention only"):
-        assert re.search(rf"^{name}, bits per byte: {FRACTION} ± {FRACTION}$", first.out, flags=re.MULTILINE)
+        assert re.search(rf"^{name}, bits per byte: {FRACTION} ± {FRACTION}$", told.out, flags=re.MULTILINE)
     html = (out / "demo.html").read_text()
-    assert "mnemonist demo --seed 0 --steps 3 --texts 2 --length 600" in html
+    assert "mnemonist demo --texts 2 --length 600 --streams 2 --times 2 --seed 0" in html
     assert html.count('"title":"') == 2
-
-    before = [(out / name / "checkpoint" / "state.json").stat().st_mtime_ns for name in ("memory", "window")]
-    assert main(command) == 0  # reads again, and trains nothing
-    again = capsys.readouterr()
-    assert [(out / n / "checkpoint" / "state.json").stat().st_mtime_ns for n in ("memory", "window")] == before
-    assert [step for step, *_ in losses(out / "memory")] == [1, 2, 3]
-    assert again.out.splitlines()[:5] == first.out.splitlines()[:5]
-    refuses([*command, "--steps", "4"], "steps (was 3, now 4)", capsys)
-
-
-def test_the_demos_own_models_fit_together() -> None:
-    """What the demo compares differs in its memory: the other one is as large, or a little larger."""
-    with torch.device("meta"):
-        sizes = [sum(p.numel() for p in LanguageModel(c).parameters()) for c in (DEMO_MODEL, DEMO_BASELINE)]
-    assert sizes[0] <= sizes[1] <= 1.2 * sizes[0]
-    same = ("width", "heads", "head_dim", "window", "persistent_tokens", "vocab_size")
-    assert all(getattr(DEMO_MODEL, name) == getattr(DEMO_BASELINE, name) for name in same)
+    for name in ("memory", "window"):
+        line = rf"^facts recalled after 256 · 512 bytes, {name}: ([012] · [012] of 2)$"
+        found = re.search(line, told.out, flags=re.MULTILINE)
+        assert found and found[1] in html
+    before = told.out.splitlines()
+    assert main(command) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert [line for line in again if "speed" not in line] == [line for line in before if "speed" not in line]
 
 
 @pytest.mark.parametrize(
@@ -214,13 +193,15 @@ def test_the_demos_own_models_fit_together() -> None:
         (["--texts", "0"], "texts is 0"),
         (["--length", "0"], "length 0; both must be at least 1"),
         (["--length", "100000000"], "ask for fewer --texts or a lower --length"),
-        (["--steps", "0"], "steps is 0"),
-        (["--seed", "-1"], "seed is -1"),
+        (["--streams", "0"], "count 0"),
+        (["--seed", "-1"], "seed -1"),
+        (["--model", "nowhere"], "There is no model at nowhere"),
+        (["--baseline", "shipped/windw"], "there is no model shipped/windw (did you mean 'shipped/window'?)"),
     ],
 )
 def test_impossible_demos(options, sentence, tmp_path, capsys) -> None:
     refuses(["demo", "--out", str(tmp_path / "demo"), *options], sentence, capsys)
-    assert not (tmp_path / "demo").exists()
+    assert not list((tmp_path).rglob("*.html"))
 
 
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.
@@ -274,7 +255,6 @@ def test_models_that_are_none(place, texts, run, capsys) -> None:
     ):
         refuses([*read, "--model", name], sentence, capsys)
         refuses([*read, "--model", str(run), "--baseline", name], sentence, capsys)
-    refuses(read, "There is no model at runs/demo/memory", capsys)  # the default, before any demo
     assert tree(place) == before
 
 
@@ -303,7 +283,7 @@ def test_places_that_cannot_be_written(place, texts, run, capsys) -> None:
     refuses([*read, "--out", "binary/page.html"], "mnemonist: cannot write binary/page.html", capsys)
     refuses([*read, "--out", "page.html"], "mnemonist: cannot write page.html: it is a folder", capsys)
     refuses(train(texts, Path("binary/run")), "mnemonist: cannot write binary/run/metrics.jsonl", capsys)
-    refuses(["demo", "--out", "binary/demo", "--length", "600"], "cannot write binary/demo/memory", capsys)
+    refuses(["demo", "--out", "binary/demo", "--length", "600"], "cannot write binary/demo/demo.html", capsys)
     assert tree(place) == before
 
 

@@ -120,7 +120,7 @@ def test_every_suite_can_be_built_and_says_what_it_is(name):
     assert json.loads(json.dumps(made.identity())) == made.identity()
     for rows in made.references().values():
         assert [row.setting for row in rows] == settings
-    texts = {"positions", "niah", "phonebook", "babilong-like", "streaming"}
+    texts = {"positions", "niah", "phonebook", "planted", "babilong-like", "streaming"}
     assert reads_text(name) == (name in texts)
     assert not SUITES[name].trains or build_task(name).vocab_size == made.vocab_size
 

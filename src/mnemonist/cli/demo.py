@@ -1,64 +1,85 @@
-"""``mnemonist demo``: the main job from nothing, on Python's own source."""
+"""``mnemonist demo``: the main job, with the models that come with the package, on source code they have never seen."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 
-from mnemonist.cli.options import DEMO_BASELINE, DEMO_MODEL, DEMO_TRAINING, Demo
-from mnemonist.cli.read import Reader, compare, cut_alike, run_facts, summary, write_page
-from mnemonist.cli.train import Trained, build_model, prepare_text, prepare_torch, say, steps_done, train_model
-from mnemonist.data import Document, fingerprint, standard_library
+from mnemonist.cli.eval import steps_bar
+from mnemonist.cli.options import Demo
+from mnemonist.cli.read import compare, cut_alike, load_reader, run_facts, summary, write_page
+from mnemonist.cli.train import prepare_torch, say
+from mnemonist.data import Document, standard_library
 from mnemonist.errors import UserError
-from mnemonist.models.configuration import ModelConfig
+from mnemonist.evals.evaluation import evaluate
+from mnemonist.evals.results import Result, table
+from mnemonist.evals.streaming import Streaming
+from mnemonist.files import require_writable
+
+NEAREST = 256  # bytes after which a fact is first asked for
 
 
 def run_demo(options: Demo) -> int:
-    """Train both models, read held-out modules three ways, write the page."""
+    """Ask both models for facts at growing distances, read held-out modules three ways, write the page."""
     began = time.perf_counter()
-    prepare_torch()
-    documents = standard_library("train")
     texts = held_out_texts(options.texts, options.length)
-    training = replace(DEMO_TRAINING, steps=options.steps, seed=options.seed, warmup_steps=options.steps // 10)
-    text = prepare_text(documents, training)
+    recall = recall_suite(options)
+    page = options.out / "demo.html"
+    require_writable(page)
+    prepare_torch()
+    memory, window = load_reader(options.model), load_reader(options.baseline)
+    say(
+        f"a fact at the beginning of {recall.count} streams of source code, asked for up to "
+        f"{NEAREST * recall.times:,} bytes later; attention sees the last {memory.model.config.window}"
+    )
+    results = []
+    for name, reader in (("memory", memory), ("window", window)):
+        with steps_bar(name) as (advance, on_step):
+            results.append(evaluate(reader.model, recall, name=name, progress=advance, on_step=on_step))
+    print(table(results) + "\n")
 
-    def trained(config: ModelConfig, name: str) -> Trained:
-        folder = options.out / name
-        model = build_model(config, training)
-        say(
-            f"{name}: {model.parameter_count:,} parameters, blocks {' '.join(config.blocks)}, "
-            f"{training.steps} steps of {training.batch_size} x {training.row_length} bytes"
-        )
-        resume = steps_done(folder, text.identity(config)) > 0
-        return train_model(model, text, training, folder, resume=resume)
-
-    memory = trained(DEMO_MODEL, "memory")
-    if memory.result.interrupted:
-        return 130
-    window = trained(DEMO_BASELINE, "window")
-    if window.result.interrupted:
-        return 130
     say(f"reading {len(texts)} modules that neither model has seen, {len(texts[0].text):,} bytes each")
-    comparison = compare(Reader(memory.model), Reader(window.model), texts)
-    for label, value in summary(comparison):
+    comparison = compare(memory, window, texts)
+    lines = [*recalled(results), *summary(comparison)]
+    for label, value in lines:
         print(f"{label}: {value}")
-    bytes_read = training.steps * training.batch_size * training.row_length
+    numbers = ("texts", "length", "streams", "times", "seed")
+    command = " ".join(["mnemonist demo", *(f"--{name} {getattr(options, name)}" for name in numbers)])
     more = {
-        "attention only": f"{' '.join(DEMO_BASELINE.blocks)}; window {DEMO_BASELINE.window}; "
-        f"{window.model.parameter_count:,} parameters; the same bytes in the same order",
-        "training": f"{training.steps} steps of {training.batch_size} x {training.row_length} bytes ({bytes_read:,}) "
-        f"of Python's standard library (fingerprint {fingerprint(documents)}); "
-        f"{memory.result.seconds:.0f} s and {window.result.seconds:.0f} s",
+        "model file": str(options.model),
+        "attention only": f"{options.baseline}; {' '.join(window.model.config.blocks)}; window "
+        f"{window.model.config.window}; {window.model.parameter_count:,} parameters; trained on the same bytes",
         "seed": str(options.seed),
     }
-    page = options.out / "demo.html"
-    numbers = ("seed", "steps", "texts", "length")
-    command = " ".join(["mnemonist demo", *(f"--{name} {getattr(options, name)}" for name in numbers)])
     facts = run_facts(memory.model, comparison, more)
-    write_page(page, "A memory that learns while it reads", comparison, facts, command, map_bytes=options.length)
+    title = "A memory that learns while it reads"
+    write_page(page, title, comparison, facts, command, map_bytes=options.length, first=recalled(results))
     print(f"page: {page} (open it in a browser)")
     say(f"done in {time.perf_counter() - began:.0f} s")
     return 0
+
+
+def recall_suite(options: Demo) -> Streaming:
+    """What is asked of both models.
+
+    Raises:
+        UserError: there is nothing to ask.
+    """
+    try:
+        return Streaming(NEAREST, options.times, haystack="source", count=options.streams, seed=options.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def recalled(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """How many facts each model recalled, from the nearest distance to the furthest, as (label, value)."""
+    lines = []
+    for result in results:
+        distances = " · ".join(f"{int(row.setting['distance']):,}" for row in result.rows)
+        counts = " · ".join(str(round(row.mean * row.count)) for row in result.rows)
+        label = f"facts recalled after {distances} bytes, {result.name}"
+        lines.append((label, f"{counts} of {result.rows[0].count}"))
+    return lines
 
 
 def held_out_texts(count: int, length: int) -> tuple[Document, ...]:

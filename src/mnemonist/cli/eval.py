@@ -24,6 +24,7 @@ from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
 from mnemonist.evals.suites import Suite, build_suite, reads_text
 from mnemonist.files import require_writable
+from mnemonist.models.shipped import find_model
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training.interruption import stop_on_signals
 
@@ -32,12 +33,13 @@ def run_eval(options: Eval) -> int:
     """Measure each model, print the table, write JSON and plot."""
     name_of_suite = options.suite.partition(":")[0]
     reads = reads_text(options.suite)
-    names = model_names(options.model)
+    paths = tuple(map(find_model, options.model))
+    names = model_names(paths)
     plot = options.out / f"{name_of_suite}.svg"
     require_writable(plot)
     prepare_torch()
     models, suites = {}, {}
-    for name, path in zip(names, options.model, strict=True):
+    for name, path in zip(names, paths, strict=True):
         model, tokenizer = load_model(path), None
         if reads:
             tokenizer = find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)

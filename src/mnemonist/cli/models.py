@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from mnemonist.cli.figures import amount
@@ -32,16 +35,7 @@ def run_models() -> int:
             for name, info in SUITES.items()
         },
     }
-    for title, rows in sections.items():
-        grid = _table(title)
-        grid.add_column(no_wrap=True)
-        grid.add_column()
-        for name, lines in rows.items():
-            grid.add_row(name, lines[0])
-            for line in lines[1:]:
-                grid.add_row("", line, style="dim")
-        console.print(grid)
-        console.print()
+    print_sections(sections)
     console.print(_presets())
     console.print()
     console.print(
@@ -51,6 +45,23 @@ def run_models() -> int:
         markup=False,
     )
     return 0
+
+
+def print_sections(sections: Mapping[str, Mapping[str, tuple[str, ...]]], last: str = "") -> None:
+    """Print tables: for each title the names with their lines, the first of which says what it is."""
+    console = Console(highlight=False)
+    for title, rows in sections.items():
+        grid = _table(title)
+        grid.add_column(no_wrap=True)
+        grid.add_column()
+        for name, lines in rows.items():
+            grid.add_row(name, escape(lines[0]))
+            for line in lines[1:]:
+                grid.add_row("", escape(line), style="dim")
+        console.print(grid)
+        console.print()
+    if last:
+        console.print(last, markup=False)
 
 
 def _table(title: str) -> Table:

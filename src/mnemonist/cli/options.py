@@ -8,33 +8,38 @@ from typing import Annotated, Any
 
 import tyro
 
+from mnemonist.cli.reason.options import Reason, in_full, reason_type
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.training.configuration import TrainingConfig
 
-DEMO_FOLDER = Path("runs/demo")
-
-DEMO_MODEL = ModelConfig(blocks=("mag", "mag"), rule="titans:expansion=2,chunk_size=32", window=32, mlp_width=256)
-DEMO_BASELINE = DEMO_MODEL.replace(blocks=("window", "window"), mlp_width=521)
-DEMO_TRAINING = TrainingConfig(steps=330, batch_size=2, row_length=1024, learning_rate=4e-3)
+MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a small byte model whose memory learns while it reads, read code it has never seen, write one HTML page.
+    """See what a memory that learns while it reads is good for, as one HTML page.
 
-    Reads Python's own standard library, so nothing is downloaded. An interrupted demo goes on when run again.
+    It recalls what attention no longer sees, and bytes cost less the more it has read.
+    Takes the models that come with the package, and source code of Python that they have never seen. Nothing is
+    downloaded or trained.
     """
 
-    out: Path = DEMO_FOLDER
-    """Folder for the models and the page."""
-    seed: int = 0
-    """Seed of weights, data order and training."""
-    steps: int = DEMO_TRAINING.steps
-    """Training steps of each of the two models."""
+    model: Path = MODEL
+    """A model with a memory."""
+    baseline: Path = BASELINE
+    """One without, to compare it with."""
+    out: Path = Path("runs/demo")
+    """Folder for the page."""
     texts: int = 8
     """Held-out modules to read."""
     length: int = 16384
     """Bytes to read of each."""
+    streams: int = 32
+    """Streams of source code with a fact at the beginning."""
+    times: int = 32
+    """The fact is asked for after 256 bytes, after twice as many, and so on to so many times as many."""
+    seed: int = 0
+    """Seed of the facts and streams."""
 
     def run(self) -> int:
         """Exit code."""
@@ -93,8 +98,8 @@ class Read:
     path: Annotated[Path, tyro.conf.Positional]
     """File or folder to read. Of a folder, up to 8 of the longest texts are read side by side; with a session, all of
     them one after another in the order of their names, each but the first as a new document."""
-    model: Path = DEMO_FOLDER / "memory"
-    """A model: the folder of a run, or a model.safetensors."""
+    model: Path = MODEL
+    """A model: the folder of a run, a model.safetensors, or the name of one that comes with the package."""
     baseline: Path | None = None
     """Another model to compare with, e.g. one without memory."""
     out: Path = Path("reading.html")
@@ -126,8 +131,8 @@ class Generate:
     The text comes on stdout as it is written, the prompt not included. Ctrl-C stops it.
     """
 
-    model: Path = DEMO_FOLDER / "memory"
-    """A model: the folder of a run, or a model.safetensors."""
+    model: Path = MODEL
+    """A model: the folder of a run, a model.safetensors, or the name of one that comes with the package."""
     prompt: str | None = None
     """Text to go on from."""
     prompt_file: Path | None = None
@@ -196,7 +201,7 @@ class Eval:
         return run_eval(self)
 
 
-Command = Demo | Train | Read | Generate | Eval | Models
+Command = Demo | Train | Read | Generate | Eval | Reason | Models
 
 
 def parse(arguments: list[str]) -> Command:
@@ -206,16 +211,19 @@ def parse(arguments: list[str]) -> Command:
         ValueError: an option's value does not fit.
         SystemExit: the arguments cannot be understood (2), or ask for help (0); tyro has printed why.
     """
+    arguments = in_full(arguments)
     train: Any = Train()
-    preset = _value_of("--preset", arguments)
+    preset = _value_of("--preset", arguments) if arguments[:1] == ["train"] else None
     if preset is not None:  # the preset sets the defaults that --help shows and other options change
         train = Train(preset=preset, model=find_preset(preset))
-    commands = (
+    reason: Any = reason_type(arguments)
+    commands: Any = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Read, tyro.conf.subcommand("read")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[reason, tyro.conf.subcommand("reason", description=Reason.__doc__)]
         | Annotated[Models, tyro.conf.subcommand("models")]
     )
     # Within a dataclass, since tyro would name the union itself after one of its own insides.

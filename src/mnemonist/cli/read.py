@@ -44,6 +44,7 @@ from mnemonist.files import require_writable
 from mnemonist.intervals import interval
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.session import Session
+from mnemonist.models.shipped import find_model
 from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
 from mnemonist.training.interruption import stop_on_signals
 
@@ -158,6 +159,7 @@ def load_reader(path: Path) -> Reader:
     Raises:
         UserError: there is no model, or no tokenizer that fits it.
     """
+    path = find_model(path)
     model = load_model(path)
     return Reader(model, find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size))
 
@@ -335,15 +337,16 @@ def write_page(
     command: str,
     map_bytes: int,
     maps: int = 3,
+    first: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the HTML page of a reading."""
+    """Write the HTML page of a reading; ``first`` are figures that stand before those of the reading."""
     curves = []
     for name, reading in comparison.readings.items():
         by = bits_by_position(reading.bits)
         curves.append(Curve(name, by.positions, by.mean, by.low, by.high))
     count = min(maps, len(comparison.texts)) if comparison.learning.memories else 0
     shown = tuple(_surprise_map(comparison, i, map_bytes) for i in range(count))
-    write_reading(path, Reading(title, tuple(summary(comparison)), tuple(curves), shown, facts, command))
+    write_reading(path, Reading(title, (*first, *summary(comparison)), tuple(curves), shown, facts, command))
 
 
 def _surprise_map(comparison: Comparison, row: int, most: int) -> SurpriseMap:

@@ -34,6 +34,7 @@ from mnemonist.files import FileError
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.modeling import LanguageModel
+from mnemonist.models.shipped import find_model
 from mnemonist.training import TrainingConfig, TrainingResult, load_checkpoint, train
 from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
@@ -153,11 +154,12 @@ def steps_done(folder: Path, identity: Mapping[str, str]) -> int:
 
 
 def load_model(path: Path) -> LanguageModel:
-    """The model in a run's folder, or in a file.
+    """The model in a run's folder, in a file, or that comes with the package under this name.
 
     Raises:
         UserError: there is none.
     """
+    path = find_model(path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"There is no model at {file}; train one with `mnemonist train` or name one with --model.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnemonist.models.modeling import LanguageModel, ModelOutput, ModelState
     from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
     from mnemonist.models.session import Reading, Session
+    from mnemonist.models.shipped import SHIPPED, find_model
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -41,7 +42,9 @@ __getattr__, __dir__, __all__ = attach(
         "NeuralMemory": ".neural_memory",
         "NeuralMemoryState": ".neural_memory",
         "Reading": ".session",
+        "SHIPPED": ".shipped",
         "Session": ".session",
+        "find_model": ".shipped",
         "find_preset": ".configuration",
         "matched": ".cost",
         "model_cost": ".cost",

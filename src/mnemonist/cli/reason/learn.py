@@ -1,0 +1,257 @@
+"""``mnemonist reason learn``: a round or a recipe, from what is learned to the model that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.figures import duration
+from mnemonist.cli.reason.material import draw, step_task
+from mnemonist.cli.reason.options import Learn
+from mnemonist.cli.reason.pages import learn_page, share
+from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
+from mnemonist.cli.reason.traces import SHOWN, check, journey_views, make_twins
+from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
+from mnemonist.errors import UserError
+from mnemonist.files import require_writable
+from mnemonist.intervals import proportion
+from mnemonist.reasoning.arms import match_arms
+from mnemonist.reasoning.attempts import Sampler
+from mnemonist.reasoning.completions import RowMaker
+from mnemonist.reasoning.doctor import examine, examine_folder
+from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.learning import Learned, learn, learn_recipe
+from mnemonist.reasoning.objective import find_objective
+from mnemonist.reasoning.proposing import Material, Policy, Solver
+from mnemonist.reasoning.round_folder import IDENTITY
+from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
+from mnemonist.reasoning.search.proposers import require_steps
+from mnemonist.reasoning.tasks import Problem, Task, accuracy_reward, build_task, format_reward, load_rows
+from mnemonist.reasoning.tasks.rows import pair_of
+from mnemonist.reasoning.weighing import load_judged
+from mnemonist.report import JourneyView, write_reasoning
+from mnemonist.training import TrainingConfig
+
+PAGE = "learn.html"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a run learns from, and journeys of it to show."""
+
+    material: Material
+    journeys: Sequence[JourneyView] = ()
+
+
+def run_learn(options: Learn) -> int:
+    """Run the round or recipe, save the model, say what came of it and what the doctor thinks, write the page."""
+    began = time.perf_counter()
+    rounds = rounds_of(options)
+    task, format = build_task(options.task), find_format(options.asked.format)
+    require(options, rounds, task)
+    problems = draw(task, "train", options.asked.difficulty, options.count)
+    prepare_torch()
+    model = learner_of(options.learner, options.training.seed, options.lora)
+    lesson = lesson_of(options, rounds, task, format, problems, model)
+    require_writable(options.out / PAGE)
+    policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
+    say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
+    try:
+        learned = run_rounds(options, rounds, policy, lesson.material)
+    except KeyboardInterrupt:
+        say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
+        return INTERRUPTED
+    model.learner.eval()
+    if first_process():
+        model.save(options.out)
+        report(options, learned, lesson, model, time.perf_counter() - began)
+    if any(one.interrupted for one in learned.values()):
+        say(f"interrupted; the model so far is in {options.out}: --resume goes on")
+        return INTERRUPTED
+    say(f"model in {options.out}; ask it: mnemonist reason solve {options.task} --model {options.out}")
+    return 0
+
+
+def rounds_of(options: Learn) -> tuple[Round, ...]:
+    """The rounds that are named, with the objective that is.
+
+    Raises:
+        UserError: there is none of this name, or a change does not fit.
+    """
+    name = options.round.partition(":")[0]
+    if name in RECIPES and name not in ROUNDS:
+        if name != options.round:
+            raise UserError(
+                f"the rounds of recipe {name} have choices of their own; run them one by one to change them"
+            )
+        rounds = find_recipe(name)
+    else:
+        rounds = (find_round(options.round),)
+    if options.objective is None:
+        return rounds
+    if not any(row.on_policy for row in rounds):
+        raise UserError(f"round {name} has no objective to replace; leave out --objective")
+    objective = find_objective(options.objective)
+    return tuple(replace(row, objective=objective) if row.on_policy else row for row in rounds)
+
+
+def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
+    """Complain about options that contradict each other or the round, before anything is read or written.
+
+    Raises:
+        UserError: they do.
+    """
+    given = any(row.proposer == "given" for row in rounds)
+    teacher = any(row.proposer == "teacher" for row in rounds)
+    check(options.telling)
+    if options.data is not None and not given:
+        raise UserError(f"round {options.round} learns from attempts; leave out --data, or take round journey")
+    if (options.teacher is not None or options.server is not None) and not teacher:
+        raise UserError(f"round {options.round} has no teacher; leave out --teacher and --server")
+    if options.teacher is not None and options.server is not None:
+        raise UserError("there are two teachers; give either --teacher or --server")
+    if given and options.data is None:
+        require_steps(task, f"round {options.round} without --data")
+    if teacher and options.teacher is None and options.server is None:
+        require_steps(task, f"round {options.round} without --teacher or --server")
+    if options.validation < 0 or options.format_reward < 0:
+        raise UserError(
+            f"validation is {options.validation} and format_reward {options.format_reward}; both are numbers from 0"
+        )
+    same = options.learner.model is not None and options.learner.model.resolve() == options.out.resolve()
+    if same or ((options.out / MODEL_FILE).exists() and not _has_run(options.out)):
+        raise UserError(f"{options.out} has a model that is not of this run; take another folder with --out")
+    if _has_run(options.out) and not options.resume:
+        raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
+
+
+def _has_run(folder: Path) -> bool:
+    return any(folder.glob(IDENTITY)) or any(folder.glob(f"*/{IDENTITY}"))
+
+
+def lesson_of(
+    options: Learn, rounds: Sequence[Round], task: Task, format: Format, problems: Sequence[Problem], model: Model
+) -> Lesson:
+    """What the rounds learn from.
+
+    Raises:
+        UserError: a teacher, data or the task cannot give it.
+    """
+    material = Material(task, format, problems)
+    if options.validation:
+        asked = draw(task, "validation", options.asked.difficulty, options.validation, "validation")
+        material = replace(material, validation=asked)
+    if options.format_reward:
+        rewards = (accuracy_reward(task, format), format_reward(format, options.format_reward))
+        material = replace(material, rewards=rewards)
+    if any(row.proposer == "teacher" for row in rounds):
+        material = replace(material, teacher=teacher_of(options, material))
+    if not any(row.proposer == "given" for row in rounds):
+        return Lesson(material)
+    if options.data is not None:
+        return Lesson(replace(material, pairs=read_pairs(options.data, options.arm, format)))
+    steps = step_task(task, "making journeys")
+    seed, telling = options.training.seed, options.telling
+    twins = make_twins(steps, problems, telling, format, seed)
+    maker = RowMaker(model.tokenizer)
+    arms = match_arms(twins, telling.match, seed=seed, tokens=lambda *text: len(maker.of_text(*text).completion))
+    arm = arms.journey if options.arm == "journey" else arms.shortcut
+    return Lesson(replace(material, pairs=arm.pairs), journey_views(steps, problems[:SHOWN], telling, format, seed))
+
+
+def teacher_of(options: Learn, material: Material) -> Sampler:
+    """Who is distilled.
+
+    Raises:
+        UserError: there is no such model, or the task has no solutions of its own.
+    """
+    if options.server is not None:
+        return server_sampler(options.server, options.server_model, options.batch_size)
+    if options.teacher is not None:
+        teacher = open_model(options.teacher)
+        to_device(teacher, options.training.device)
+        return teacher.sampler(options.batch_size)
+    return Solver(step_task(material.task, "distilling"), material.problems, material.format)
+
+
+def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
+    """Prompts and completions in a file of rows; of a file with two arms those of one.
+
+    Raises:
+        UserError: it cannot be read, has no such texts, or is of another format.
+    """
+    rows = [row for row in load_rows(path) if row.get("arm", arm) == arm]
+    if not rows:
+        raise UserError(f"{path} has no text of the arm {arm}")
+    pairs = [pair_of(row, format) for row in rows]
+    odd = next((prompt for prompt, _ in pairs if not prompt.endswith(format.after)), None)
+    if odd is not None:
+        raise UserError(
+            f"{path} has a prompt that is not of format {format.name}: {odd[-50:]!r}; name its with --format"
+        )
+    return pairs
+
+
+def run_rounds(options: Learn, rounds: Sequence[Round], policy: Policy, material: Material) -> dict[str, Learned]:
+    """Run them, and say how each has ended.
+
+    Raises:
+        UserError: see `learning.learn`.
+    """
+    if len(rounds) == 1:
+        row = rounds[0]
+        return {row.name: learn(row, policy, material, options.out, options.training, resume=options.resume)}
+    configs = [config_of(options.training, row) for row in rounds]
+    ended = learn_recipe(rounds, policy, material, options.out, configs, resume=options.resume)
+    return {row.name: one for row, one in zip(rounds, ended, strict=False)}
+
+
+def config_of(training: TrainingConfig, row: Round) -> TrainingConfig:
+    """Of a round in a recipe: policy gradients learn at a tenth of the rate of fits to texts."""
+    return replace(training, learning_rate=0.1 * training.learning_rate) if row.on_policy else training
+
+
+def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: Model, seconds: float) -> None:
+    """Print what came of it, and write the page."""
+    asked = len(lesson.material.validation)
+    figures = []
+    for name, one in learned.items():
+        done = f"{one.iterations} iterations" if one.iterations != 1 else "1 iteration"
+        if one.validation is None:
+            figures.append((name, done))
+            continue
+        low, high = proportion(round(one.validation * asked), asked)
+        figures.append((f"{name}, right in validation", f"{share(one.validation, low, high)} after {done}"))
+    for label, value in figures:
+        print(f"{label}: {value}")
+    findings = doctors_findings(learned)
+    for finding in findings:
+        print(f"the doctor says: {finding}")
+    facts = {
+        "round": options.round,
+        "task": f"{lesson.material.task.name}, {len(lesson.material.problems):,} problems",
+        "texts": f"{len(lesson.material.pairs):,} of the arm {options.arm}" if lesson.material.pairs else "attempts",
+        "model": f"{options.learner.model or options.learner.preset}, {model.parameters:,} parameters",
+        "time": duration(seconds),
+        **{f"the doctor says ({number})": finding for number, finding in enumerate(findings, 1)},
+    }
+    page = learn_page(f"Learning {lesson.material.task.name}", learned, figures, lesson.journeys, facts)
+    write_reasoning(options.out / PAGE, page)
+    print(f"page: {options.out / PAGE} (open it in a browser)")
+
+
+def doctors_findings(learned: dict[str, Learned]) -> list[str]:
+    """What is wrong with the attempts and metrics of each round, and with what was answered in validation."""
+    found = []
+    for name, one in learned.items():
+        prefix = f"{name}, " if len(learned) > 1 else ""
+        found += [f"{prefix}{finding}" for finding in examine_folder(one.folder)]
+        validations = [one.folder / str(one.best) / "validation.jsonl", one.folder / "validation.jsonl"]
+        for path in validations:
+            if path.exists():
+                rows = [judged.to_json() for judged in load_judged(path)]
+                found += [f"{prefix}in validation, {finding}" for finding in examine(rows)]
+    return found

@@ -1,0 +1,281 @@
+"""The commands of ``mnemonist reason`` and their options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mnemonist.reasoning.attempts import Decoding
+from mnemonist.reasoning.rounds import RECIPES, ROUNDS
+from mnemonist.training.configuration import Device, TrainingConfig
+
+Flat = tyro.conf.arg(name="")
+"""Of options whose names stand without that of the group they are in."""
+Split = Literal["train", "validation", "test"]
+Arm = Literal["journey", "shortcut"]
+
+NEW_MODEL = "mag-tiny"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which problems, and how they are put."""
+
+    difficulty: tuple[int, ...] = ()
+    """Difficulties that take turns; left out, the task's easiest."""
+    format: str = "plain"
+    """How questions are put and answers marked; `mnemonist reason tasks` lists the formats."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """List tasks, formats, methods, journeys, rounds and objectives, each with its source."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.tasks import run_tasks
+
+        return run_tasks()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who writes."""
+
+    model: Path | None = None
+    """A model of ours (folder, file, or a name that comes with the package), or the folder of any causal language model
+    of transformers. Methods with proposer=moves need none."""
+    server: str | None = None
+    """Address of a server of the OpenAI protocol that is asked instead; its key, if any, is read from the variable
+    OPENAI_API_KEY."""
+    server_model: str | None = None
+    """The model as the server calls it."""
+    chat: bool = False
+    """Put questions as a user's message: in the chat template of the model, or for the server's chat endpoint."""
+    shots: int = 0
+    """Solved problems that are shown before the question, after a sentence that says what is wanted."""
+    batch_size: int = 32
+    """Attempts that are written at a time, or asked of a server."""
+    device: Device = "auto"
+    """Where a model computes: auto takes a CUDA device if there is one."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Solve problems by one or several methods: accuracy and cost side by side, trees as JSONL, one HTML page.
+
+    What is solved is saved piece by piece. Ctrl-C stops after the piece at hand; the same command goes on. More methods
+    or problems can be asked for later in the same folder.
+    """
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """What to solve, with changes if wanted: countdown:largest=50; `mnemonist reason tasks` lists the tasks."""
+    method: tuple[str, ...] = ("chain-of-thought",)
+    """How, with changes if wanted: best-of-n:attempts=8 beam:proposer=moves,value=gold"""
+    policy: Annotated[Policy, Flat] = field(default_factory=Policy)
+    asked: Annotated[Asked, Flat] = field(default_factory=Asked)
+    split: Split = "test"
+    """Which problems: those of other splits are never met in training."""
+    count: int = 50
+    """Problems, over all difficulties."""
+    out: Path = Path("runs/solve")
+    """Folder for METHOD.jsonl of each method (trees) and the page solve.html."""
+    proposer: Literal["policy", "moves"] | None = None
+    """Who proposes steps, for all methods that grow thoughts step by step: the policy, or the task's own moves."""
+    value: str | None = None
+    """Who values paths, for all methods that ask: model (see --scorer), self, gold, outcome, rollouts, any-rollout."""
+    scorer: Path | None = None
+    """Folder of a process reward model that `mnemonist reason reward` has trained, for value=model."""
+    thinking: int | None = None
+    """Budget forcing: tokens after which a thought is closed and the answer asked for."""
+    extensions: int = 0
+    """Budget forcing: how often the policy is kept from ending its thought, by the word Wait."""
+    decoding: Annotated[Decoding, Flat] = field(default_factory=Decoding)
+    piece: int = 16
+    """Problems that are solved side by side and saved together."""
+    json: bool = False
+    """Print the figures as JSON instead of the table."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.solve import run_solve
+
+        return run_solve(self)
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How journeys are made by rule, without a model."""
+
+    journey: str = "o1-journey"
+    """How far they go astray, with changes if wanted: o1-journey:trials=2 or depth-first."""
+    phrases: str = "terse"
+    """What is said at dead ends: terse, or spoken."""
+    match: str = "examples"
+    """What journeys and shortcuts have in common: examples, tokens-by-problems or tokens-by-passes."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Make journeys, dead ends and returns included, and their shortcut twins: texts to learn from, as JSONL.
+
+    Rows have prompt and completion as TRL knows them, the arm they belong to, and where they come from. Every text is
+    taken apart and judged again before it is written.
+    """
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """One whose steps can be checked, with changes if wanted."""
+    out: Path = Path("traces.jsonl")
+    """File to write; both arms are in it."""
+    asked: Annotated[Asked, Flat] = field(default_factory=Asked)
+    split: Split = "train"
+    """Which problems."""
+    count: int = 1000
+    """Problems, over all difficulties."""
+    telling: Annotated[Telling, Flat] = field(default_factory=Telling)
+    seed: int = 0
+    """Of the order in which steps are tried, and of the words."""
+    page: Path | None = None
+    """HTML page that shows the first of them, journey beside shortcut."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.traces import run_traces
+
+        return run_traces(self)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Who learns."""
+
+    model: Path | None = None
+    """A model of ours, or the folder of any causal language model of transformers; left out, a new model of bytes."""
+    preset: str = NEW_MODEL
+    """Sizes of a new model, with changes if wanted: mag-tiny:width=64; `mnemonist models` lists the presets."""
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Learn by a round or a recipe; `mnemonist reason grpo ...` is short for `mnemonist reason learn grpo ...`.
+
+    distil (a teacher's right attempts), journey (thoughts with their dead ends), rest-em (own right attempts, again and
+    again), dpo (right above wrong ones), grpo, dr-grpo, dapo, gspo, lite-ppo (policy gradients), r1 (a recipe of four).
+    Ctrl-C leaves a model; --resume goes on as if it had never stopped.
+    """
+
+    round: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROUND")]
+    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128"""
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """What to learn, with changes if wanted: countdown:largest=50"""
+    learner: Annotated[Learner, Flat] = field(default_factory=Learner)
+    lora: int | None = None
+    """Train adapters of this rank alone; they are merged into the model that is saved."""
+    asked: Annotated[Asked, Flat] = field(default_factory=Asked)
+    count: int = 1000
+    """Problems of the split train, over all difficulties."""
+    validation: int = 100
+    """Problems of the split validation, asked after every fit; 0 asks none."""
+    out: Path = Path("runs/learn")
+    """Folder of the run: the model, what was attempted, metrics.jsonl, the page learn.html."""
+    resume: bool = False
+    """Go on with the run in this folder, with the same options."""
+    objective: str | None = None
+    """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3"""
+    format_reward: float = 0.0
+    """Paid for a well-formed text, besides 1 for a right answer."""
+    teacher: Path | None = None
+    """Model whose attempts are distilled; left out, the task's own solutions are, if it has any."""
+    server: str | None = None
+    """Address of a server whose model is the teacher; its key, if any, is read from the variable OPENAI_API_KEY."""
+    server_model: str | None = None
+    """The teacher as the server calls it."""
+    data: Path | None = None
+    """Round journey: texts to learn, as `mnemonist reason traces` or TRL writes them; left out, they are made."""
+    arm: Arm = "journey"
+    """Round journey: which texts to learn, the journeys or their shortcut twins."""
+    telling: Annotated[Telling, Flat] = field(default_factory=Telling)
+    batch_size: int = 64
+    """Attempts that are written at a time."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Of each fit; steps and row length follow from the round, and so does the batch size of a policy gradient."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.learn import run_learn
+
+        return run_learn(self)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Train a process reward model: after every step it says whether a right answer can still be reached.
+
+    It learns from the truth that the task knows, about steps of solutions and steps astray. `solve --scorer` asks it.
+    """
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    """One whose steps can be checked, with changes if wanted."""
+    learner: Annotated[Learner, Flat] = field(default_factory=Learner)
+    asked: Annotated[Asked, Flat] = field(default_factory=Asked)
+    count: int = 1000
+    """Problems of the split train, over all difficulties; a path of each is read."""
+    validation: int = 200
+    """Problems of the split validation, to say how good it is."""
+    epochs: int = 3
+    """How often every path is read."""
+    out: Path = Path("runs/reward")
+    """Folder of the run, with the model."""
+    resume: bool = False
+    """Go on with the run in this folder, with the same options."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps and row length follow from the paths."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.reward import run_reward
+
+        return run_reward(self)
+
+
+class Reason:
+    """Propose, search, and learn from attempts: the outer loop."""
+
+    command: Tasks | Solve | Traces | Learn | Reward
+
+    def run(self) -> int:
+        """Exit code."""
+        return self.command.run()
+
+
+def reason_type(arguments: Sequence[str]) -> type[Reason]:
+    """`Reason` as a dataclass; the round that the arguments name sets the defaults that ``--help`` shows."""
+    learn = Learn(round=tyro.MISSING, task=tyro.MISSING, training=training_for(arguments))
+    commands = (
+        Annotated[Tasks, tyro.conf.subcommand("tasks")]
+        | Annotated[Solve, tyro.conf.subcommand("solve")]
+        | Annotated[Traces, tyro.conf.subcommand("traces")]
+        | Annotated[Learn, tyro.conf.subcommand("learn", default=learn)]
+        | Annotated[Reward, tyro.conf.subcommand("reward")]
+    )
+    return make_dataclass("Reason", [("command", Annotated[commands, Flat])], bases=(Reason,))
+
+
+def training_for(arguments: Sequence[str]) -> TrainingConfig:
+    """What training begins with: a policy that learns from its own mistakes too must not move far at once."""
+    named = {word.partition(":")[0] for word in arguments}
+    if any(row.weight in ("advantage", "pairs") for name, row in ROUNDS.items() if name in named):
+        return TrainingConfig(learning_rate=1e-4, warmup_steps=10, save_every=10)
+    return TrainingConfig()
+
+
+def in_full(arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``learn`` put before the name of a round, where it was left out."""
+    words = list(arguments)
+    if words[:1] == ["reason"] and words[1:2] and words[1].partition(":")[0] in RECIPES:
+        words.insert(1, "learn")
+    return words

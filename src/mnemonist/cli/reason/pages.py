@@ -1,0 +1,227 @@
+"""What a run of the outer loop shows: tables for the terminal, and HTML pages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnemonist import __version__
+from mnemonist.cli.reason.solving import Solved
+from mnemonist.reasoning.learning import Learned
+from mnemonist.reasoning.search.scaling import Point, curves
+from mnemonist.reasoning.tasks.task import Problem
+from mnemonist.reasoning.tree import ROOT, Tree
+from mnemonist.reasoning.weighing import Judged, load_judged
+from mnemonist.report import JourneyView, Plot, ReasoningPage, Rollout, Series
+from mnemonist.training.metrics import read_metrics
+
+SHOWN = 12
+"""Problems whose trees are on the page, by every method."""
+MEASURES: Mapping[str, str] = {
+    "accuracy": "share of attempts that are right",
+    "validation": "accuracy in validation",
+    "reward": "mean reward of attempts",
+    "solved": "share of problems with a right attempt",
+    "zero_variance": "share of groups that teach nothing",
+    "length": "tokens of an attempt",
+    "truncated": "share of attempts that were cut off",
+    "entropy": "entropy, nats a token",
+    "kl": "divergence from the reference, nats a token",
+}
+"""What is drawn of the metrics of a round."""
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its head."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)
+
+
+def command() -> str:
+    """What the person has typed."""
+    return shlex.join(["mnemonist", *sys.argv[1:]])
+
+
+def facts_of(facts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Facts with the versions of what computed."""
+    versions = (
+        f"mnemonist {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    return (*facts.items(), ("versions", versions))
+
+
+def share(right: float, low: float, high: float) -> str:
+    """An accuracy with its interval."""
+    return f"{100 * right:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+# Solving.
+
+
+def solve_page(solved: Sequence[Solved], problems: Sequence[Problem], facts: Mapping[str, str]) -> ReasoningPage:
+    """Methods side by side: what is right, what it costs, and the trees of some problems."""
+    shown = [problem.id for problem in problems[:SHOWN]]
+    return ReasoningPage(
+        title=f"Solving {problems[0].task}",
+        figures=tuple((one.label, share(one.point.accuracy, *one.point.interval)) for one in solved),
+        scaling=scaling_plots(solved),
+        ledgers={one.label: one.ledger for one in solved},
+        trees=tuple(one.run.trees[name] for name in shown for one in solved if name in one.run.trees),
+        rollouts=tuple(itertools.chain.from_iterable(rollouts_of(one) for one in solved)),
+        facts=facts_of(facts),
+        command=command(),
+    )
+
+
+def scaling_plots(solved: Sequence[Solved]) -> tuple[Plot, ...]:
+    """Accuracy against tokens and, where they are known, operations; a line for each method."""
+    plots = []
+    for cost, axis in (("tokens", "tokens of a problem"), ("flops", "operations of a problem")):
+        lines = curves([one.run for one in solved], cost)
+        if any(point.cost for points in lines.values() for point in points):
+            plots.append(_scaling(lines, cost, axis))
+    return tuple(plots)
+
+
+def _scaling(lines: Mapping[str, Sequence[Point]], cost: str, axis: str) -> Plot:
+    series = []
+    for label, points in lines.items():
+        rising = list({point.cost: point for point in points}.values())
+        ends = [point.interval for point in rising]
+        series.append(
+            Series(
+                label,
+                np.array([point.cost for point in rising]),
+                np.array([point.accuracy for point in rising]),
+                np.array([low for low, _ in ends]),
+                np.array([high for _, high in ends]),
+            )
+        )
+    positive = all(point.cost > 0 for points in lines.values() for point in points)
+    return Plot(f"accuracy by {cost}", axis, "share of problems solved", tuple(series), log_x=positive)
+
+
+def rollouts_of(solved: Solved) -> list[Rollout]:
+    """Whole texts, of methods that write such."""
+    return [
+        Rollout(
+            node.text,
+            node.right,
+            tree.problem.id,
+            tree.problem.question,
+            node.answer,
+            tree.problem.answer,
+            node.tokens,
+            group=solved.label,
+        )
+        for tree in solved.trees
+        if _writes_whole_texts(tree)
+        for node in tree.children(ROOT)
+    ]
+
+
+def _writes_whole_texts(tree: Tree) -> bool:
+    return "attempts" in tree.settings
+
+
+# Learning.
+
+
+def learn_page(
+    title: str,
+    rounds: Mapping[str, Learned],
+    figures: Sequence[tuple[str, str]],
+    journeys: Sequence[JourneyView],
+    facts: Mapping[str, str],
+) -> ReasoningPage:
+    """What changed while learning, and what was written at the beginning and at the end.
+
+    Args:
+        title: heading.
+        rounds: by name.
+        figures: headline figures.
+        journeys: of what was learned from.
+        facts: what was run.
+    """
+    rollouts: list[Rollout] = []
+    for name, learned in rounds.items():
+        for when, path in _ends_of(learned.folder).items():
+            rollouts += [_rollout(one, f"{name}, {when}") for one in load_judged(path)]
+    return ReasoningPage(
+        title=title,
+        figures=tuple(figures),
+        curves=curves_of({name: learned.folder for name, learned in rounds.items()}),
+        journeys=tuple(journeys),
+        rollouts=tuple(rollouts),
+        facts=facts_of(facts),
+        command=command(),
+    )
+
+
+def curves_of(folders: Mapping[str, Path]) -> tuple[Plot, ...]:
+    """A plot for each thing that was measured more than once, a line for each round; and the loss of the last fits."""
+    rows = {name: metrics_of(folder) for name, folder in folders.items()}
+    plots = [_curve(label, measure, rows) for measure, label in MEASURES.items()]
+    fits = {name: [vars(step) for step in _fit_of(folder)] for name, folder in folders.items()}
+    return tuple(plot for plot in (*plots, _curve("loss of the last fit", "loss", fits)) if plot is not None)
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a round's metrics file; none if it came to none."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _curve(label: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot | None:
+    series, unit = [], "iteration"
+    for name, lines in rows.items():
+        known = [line for line in lines if line.get(measure) is not None]
+        if len(known) > 1:
+            unit = "step" if "step" in known[0] else "iteration"
+            at = np.array([line.get("step", line.get("iteration", 0) + 1) for line in known])
+            series.append(Series(name, at, np.array([line[measure] for line in known])))
+    return Plot(label, unit, label, tuple(series)) if series else None
+
+
+def _fit_of(folder: Path) -> list[Any]:
+    """Metrics of the last fit of a round that has several."""
+    fits = [path for path in folder.glob("[0-9]*/fit/metrics.jsonl") if path.parent.parent.name.isdecimal()]
+    return read_metrics(max(fits, key=lambda path: int(path.parent.parent.name))) if fits else []
+
+
+def _ends_of(folder: Path) -> dict[str, Path]:
+    """Files of attempts that say most: the first and the last ones, and the last validation."""
+    attempts = sorted(folder.glob("attempts/[0-9]*.jsonl"))  # of policy gradients
+    places = sorted((p for p in folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name))
+    attempts += [first for place in places for first in sorted(place.glob("attempts/[0-9]*.jsonl"))[:1]]
+    asked = [path for path in (*(p / "validation.jsonl" for p in places), folder / "validation.jsonl") if path.exists()]
+    found = {"attempts at first": attempts[:1], "attempts at last": attempts[1:][-1:], "validation": asked[-1:]}
+    return {when: paths[0] for when, paths in found.items() if paths}
+
+
+def _rollout(one: Judged, group: str) -> Rollout:
+    return Rollout(
+        one.attempt.text,
+        one.right,
+        one.problem.id,
+        one.problem.question,
+        one.answer,
+        one.problem.answer,
+        one.attempt.tokens,
+        one.reward,
+        group,
+    )

@@ -1,0 +1,236 @@
+"""``mnemonist reason solve``: problems, several methods, what each gets right and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.eval import steps_bar
+from mnemonist.cli.figures import amount
+from mnemonist.cli.reason.material import claim, draw, in_context
+from mnemonist.cli.reason.options import Solve
+from mnemonist.cli.reason.pages import aligned, solve_page
+from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
+from mnemonist.cli.reason.reward import Scorer, open_scorer
+from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
+from mnemonist.cli.train import prepare_torch, say
+from mnemonist.errors import UserError
+from mnemonist.files import require_writable
+from mnemonist.reasoning.attempts import Sampler
+from mnemonist.reasoning.budget import Budget, BudgetForcing
+from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.search import Method, find_method
+from mnemonist.reasoning.search.proposers import require_steps
+from mnemonist.reasoning.search.scaling import Run
+from mnemonist.reasoning.search.values import VALUES
+from mnemonist.reasoning.tasks import Task, build_task
+from mnemonist.report import write_reasoning
+from mnemonist.training.interruption import stop_on_signals
+
+IDENTITY, PAGE = "solve.json", "solve.html"
+FORMAT = "mnemonist-solve/1"
+ASKING = ("self", "rollouts", "any-rollout")
+"""Values for which the policy is asked."""
+
+
+def run_solve(options: Solve) -> int:
+    """Solve by each method, print the table, write trees and page."""
+    task = build_task(options.task)
+    methods = choose_methods(options)
+    for method in methods.values():
+        require(method, options, task)
+    problems = draw(task, options.split, options.asked.difficulty, options.count)
+    prepare_torch()
+    model = None if options.policy.model is None else open_model(options.policy.model)
+    format = choose_format(options, task, model)
+    scorer = None if options.scorer is None else open_scorer(options.scorer, options.asked.format)
+    if model is not None:
+        to_device(model, options.policy.device)
+    sampler = budgeted(sampler_of(options.policy, model), format, options)
+    setting = Setting(task, format, sampler, options.decoding, scorer, options.piece)
+    require_writable(options.out / PAGE)
+    claim(options.out / IDENTITY, identity(setting, model, scorer), "solutions")
+
+    solved: list[Solved] = []
+    with stop_on_signals() as stop:
+        for label, method in methods.items():
+            path = options.out / f"{file_name(label)}.jsonl"
+            with steps_bar(label) as (advance, on_step):
+                trees = solve_in_pieces(
+                    method, problems, setting, path, on_step=on_step, advance=advance, stop=lambda: stop.requested
+                )
+            if trees:
+                solved.append(
+                    Solved(label, Run(method.name, trees[0].settings, {tree.problem.id: tree for tree in trees}))
+                )
+            if stop.requested:
+                break
+    if solved:
+        print(json.dumps([figures(one) for one in solved]) if options.json else table(solved))
+        write_reasoning(options.out / PAGE, solve_page(solved, problems, described(options, model)))
+        say(f"trees and page in {options.out}; open {options.out / PAGE} in a browser")
+    if stop.requested:
+        say("interrupted; the same command goes on with what is missing")
+        return INTERRUPTED
+    return 0
+
+
+def choose_methods(options: Solve) -> dict[str, Method]:
+    """Methods by how they were asked for, with what is said for all of them.
+
+    Raises:
+        ValueError: one is named twice, or there is no such method or choice.
+    """
+    if not options.method:
+        raise UserError("there is no method to solve by; name one with --method")
+    if options.value is not None and options.value not in VALUES:
+        raise UserError(f"value is {options.value!r}; it must be one of {', '.join(VALUES)}")
+    methods: dict[str, Method] = {}
+    files: set[str] = set()
+    for spec in options.method:
+        method = find_method(spec)
+        own = {name for name in ("proposer", "value") if hasattr(method, name) and f"{name}=" not in spec}
+        given: dict[str, Any] = {"proposer": options.proposer, "value": options.value}
+        changes = {name: given[name] for name in own if given[name] is not None}
+        if file_name(spec) in files:
+            raise UserError(f"method {spec} is named twice; name each once")
+        files.add(file_name(spec))
+        methods[spec] = dataclasses.replace(method, **changes)
+    return methods
+
+
+def file_name(label: str) -> str:
+    """Of the trees of a method: what no file system minds."""
+    return "".join(letter if letter.isalnum() or letter in "-_.=," else "-" for letter in label)
+
+
+def require(method: Method, options: Solve, task: Task) -> None:
+    """Complain about what a method needs and is not given, before anything is spent.
+
+    Raises:
+        UserError: it needs something.
+    """
+    chooses = getattr(method, "choice", "best") != "majority" or hasattr(method, "proposer")
+    value = getattr(method, "value", "") if chooses else ""
+    moves = getattr(method, "proposer", "policy") == "moves"
+    if moves or value == "gold":
+        require_steps(task, "proposer=moves" if moves else "value=gold")
+    if options.policy.model is None and options.policy.server is None and (not moves or value in ASKING):
+        raise UserError(
+            f"method {method.name} asks a policy; name one with --model or --server, or let the task propose and judge "
+            f"steps: {method.name if hasattr(method, 'proposer') else 'beam'}:proposer=moves,value=gold"
+        )
+    if options.policy.model is not None and options.policy.server is not None:
+        raise UserError("there are two policies; give either --model or --server")
+    if value == "model" and options.scorer is None:
+        raise UserError(
+            f"method {method.name} needs values: name a process reward model with --scorer (`mnemonist reason reward` "
+            "trains one), or take --value self, or one that knows the truth: --value gold"
+        )
+    if options.thinking is not None and hasattr(method, "proposer") and not moves:
+        raise UserError(
+            f"a budget is for whole thoughts, and {method.name} grows them step by step: leave out --thinking"
+        )
+    if options.piece < 1:
+        raise UserError(f"piece is {options.piece}; solve at least 1 problem at a time")
+
+
+def choose_format(options: Solve, task: Task, model: Model | None) -> Format:
+    """How questions are put.
+
+    Raises:
+        UserError: there is no such format, or it cannot be shown or put into a chat.
+    """
+    format = find_format(options.asked.format)
+    policy = options.policy
+    chat = None
+    if policy.chat and policy.server is None:
+        if model is None or not hasattr(model.tokenizer, "apply_chat_template"):
+            raise UserError("--chat needs a model of transformers that has a chat template, or a server")
+        chat = model.tokenizer
+    level = options.asked.difficulty[0] if options.asked.difficulty else task.difficulties[0]
+    return in_context(format, task, policy.shots, level, chat)
+
+
+def budgeted(sampler: Sampler, format: Format, options: Solve) -> Sampler:
+    """The sampler, kept to a budget if one is given.
+
+    Raises:
+        UserError: the budget is none, or the sampler is a chat.
+    """
+    if options.thinking is None:
+        if options.extensions:
+            raise UserError("extensions belong to a budget; give one with --thinking")
+        return sampler
+    if options.policy.chat and options.policy.server is not None:
+        raise UserError("a thought cannot be begun for a chat server, which a budget needs; leave out --chat")
+    return BudgetForcing(sampler, format, Budget(most=options.thinking, extensions=options.extensions))
+
+
+def identity(setting: Setting, model: Model | None, scorer: Scorer | None) -> dict[str, Any]:
+    """What trees of a folder have in common: all they follow from but method and problem."""
+    return {
+        "format": FORMAT,
+        "task": setting.task.name,
+        "text format": dataclasses.asdict(setting.format),
+        "policy": setting.sampler.name,
+        "weights": None if model is None else model.fingerprint,
+        "scorer": None if scorer is None else scorer.fingerprint,
+        "decoding": dataclasses.asdict(setting.decoding),
+        "piece": setting.piece,
+    }
+
+
+def described(options: Solve, model: Model | None) -> dict[str, str]:
+    """Facts for the page."""
+    policy = options.policy
+    if model is not None:
+        who = f"{policy.model}, {model.parameters:,} parameters"
+    else:
+        who = "none" if policy.server is None else f"{policy.server_model} at {policy.server}"
+    levels = ", ".join(map(str, options.asked.difficulty)) or "the easiest"
+    return {
+        "task": f"{options.task}, split {options.split}, difficulty {levels}",
+        "policy": who,
+        "drawing": f"temperature {options.decoding.temperature:g}, top-p {options.decoding.top_p:g}, top-k "
+        f"{options.decoding.top_k}, at most {options.decoding.max_tokens} tokens, seed {options.decoding.seed}",
+    }
+
+
+def figures(solved: Solved) -> dict[str, Any]:
+    """Of one method, unrounded; means are of a problem."""
+    point, ledger = solved.point, solved.ledger
+    return {
+        "method": solved.label,
+        "problems": point.count,
+        "right": point.right,
+        "accuracy": point.accuracy,
+        "interval": list(point.interval),
+        "mean_tokens": point.cost,
+        **ledger.to_json(),
+    }
+
+
+def table(solved: Sequence[Solved]) -> str:
+    """A table in Markdown, a line for each method; costs are means of a problem."""
+    lines = [("method", "right", "accuracy (95% interval)", "tokens", "discarded", "judges'", "FLOPs", "seconds")]
+    for one in solved:
+        point, ledger = one.point, one.ledger
+        low, high = point.interval
+        n = point.count
+        lines.append(
+            (
+                one.label,
+                f"{point.right} of {n}",
+                f"{point.accuracy:.3f} ({low:.3f} to {high:.3f})",
+                f"{point.cost:,.0f}",
+                f"{ledger.discarded_tokens / n:,.0f}",
+                f"{ledger.reward_tokens / n:,.0f}",
+                amount(ledger.flops / n).strip() if ledger.flops else "-",
+                f"{ledger.seconds / n:.2f}",
+            )
+        )
+    return "costs are means of a problem\n\n" + aligned(lines)

@@ -1,0 +1,173 @@
+"""Solving piece by piece: trees go to a file as they come, and what is there already is not solved again.
+
+Each piece of problems is solved in lockstep and saved before the next one begins. Which problems make a piece follows
+from their number, and what is drawn for it from its first problem, so a run that was stopped and goes on has the trees
+of one that never stopped.
+
+Trees may be large, so pieces are appended instead of writing the file anew. A line is whole if it has its end: what a
+program that was killed has left without one is cut off before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mnemonist.errors import UserError
+from mnemonist.files import FileError
+from mnemonist.reasoning.attempts import Decoding, Sampler
+from mnemonist.reasoning.formats import Format
+from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.search.lockstep import Method, PathScorer
+from mnemonist.reasoning.search.scaling import Point, Run
+from mnemonist.reasoning.shuffling import mix
+from mnemonist.reasoning.tasks.task import Problem, Task
+from mnemonist.reasoning.tree import Tree, load_trees
+
+BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What methods are compared under: all the same for all of them."""
+
+    task: Task
+    format: Format
+    sampler: Sampler
+    decoding: Decoding
+    scorer: PathScorer | None
+    piece: int
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a method has done so far."""
+
+    label: str
+    """The method as it was asked for."""
+    run: Run
+
+    @property
+    def trees(self) -> list[Tree]:
+        """In the order of their problems."""
+        return list(self.run.trees.values())
+
+    @property
+    def point(self) -> Point:
+        """Accuracy and tokens."""
+        return self.run.point()
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of all problems together."""
+        return sum((tree.ledger for tree in self.trees), Ledger())
+
+
+def solve_in_pieces(
+    method: Method,
+    problems: Sequence[Problem],
+    setting: Setting,
+    path: Path,
+    *,
+    on_step: Callable[[int, int], None],
+    advance: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> list[Tree]:
+    """The trees of the problems, in their order; those that were not solved before are added to the file.
+
+    Args:
+        method: solves them.
+        problems: which.
+        setting: under which it does.
+        path: file of trees; may have some of other problems, which stay.
+        on_step: told after each piece how many problems are done, and of how many.
+        advance: told the tokens that each piece took.
+        stop: asked before each piece; True ends the work, and what is done is returned.
+
+    Raises:
+        UserError: the file is damaged or has trees of other choices, or the policy cannot answer.
+    """
+    kept = {tree.problem.id: tree for tree in _load(path, method)}
+    for first in range(0, len(problems), setting.piece):
+        piece = problems[first : first + setting.piece]
+        on_step(first, len(problems))
+        if all(problem.id in kept for problem in piece):
+            continue
+        if stop():
+            break
+        # All of the piece, though a part may be there: what is drawn for a problem depends on those beside it.
+        made = [tree for tree in _solve(method, piece, setting) if tree.problem.id not in kept]
+        append_trees(path, made)
+        for tree in made:
+            kept[tree.problem.id] = tree
+            advance(tree.ledger.tokens)
+    done = [kept[problem.id] for problem in problems if problem.id in kept]
+    on_step(len(done), len(problems))
+    return done
+
+
+def append_trees(path: Path, trees: Sequence[Tree]) -> None:
+    """Add trees to the end of a file.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(tree.to_json()) + "\n" for tree in trees))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Leave out what stands behind the last line end."""
+    with path.open("rb+") as file:
+        end = at = file.seek(0, os.SEEK_END)
+        while at:
+            first = max(0, at - BLOCK)
+            file.seek(first)
+            found = file.read(at - first).rfind(b"\n")
+            if found >= 0:
+                at = first + found + 1
+                break
+            at = first
+        if at < end:
+            file.truncate(at)
+
+
+def _solve(method: Method, problems: Sequence[Problem], setting: Setting) -> list[Tree]:
+    # Another seed for each piece: with the same one, problems of the same place would get the same draws.
+    own = replace(setting.decoding, seed=mix(setting.decoding.seed, problems[0].id))
+    trees = method.solve(problems, setting.task, setting.format, setting.sampler, own, setting.scorer)
+    for tree in trees:
+        tree.settings["decoding"]["seed"] = setting.decoding.seed  # so that all pieces are known to be of one run
+    return trees
+
+
+def _load(path: Path, method: Method) -> list[Tree]:
+    """Trees of an earlier call.
+
+    Raises:
+        UserError: they are damaged, or the method had other choices.
+    """
+    if not path.exists():
+        return []
+    try:
+        _cut_unfinished(path)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    choices = {name: value for name, value in asdict(method).items() if name != "name"}
+    trees = list(load_trees(path))
+    for tree in trees:
+        differing = [name for name, value in choices.items() if tree.settings.get(name) != value]
+        if tree.method != method.name or differing:
+            what = ", ".join(differing) or "method"
+            raise UserError(
+                f"the trees in {path} are of another method: {what} differs; take another folder with --out"
+            )
+    return trees

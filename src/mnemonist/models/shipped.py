@@ -1,0 +1,35 @@
+"""Models that come with the package: small byte models, to try things with before anything is trained.
+
+`SHIPPED` lists them; each is a folder like any other model's, so whatever opens those opens these.
+`shipped/README.md` is their card: data, recipe, figures, limits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mnemonist.errors import UserError, nearest
+
+SHIPPED: Mapping[str, str] = {
+    "shipped/memory": "MAG: a window of attention and a memory that learns while it reads",
+    "shipped/window": "the window of attention alone, at the same size and after the same training",
+}
+"""Names that stand for a path wherever a model is asked for."""
+
+
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """The path itself, or the folder of a model that comes with the package, if the path is its name.
+
+    A file or folder of that name in the present folder is taken first.
+
+    Raises:
+        UserError: the name begins like theirs, but there is none.
+    """
+    name = Path(path).as_posix()
+    if not name.startswith("shipped/") or os.path.lexists(path):
+        return Path(path)
+    if name not in SHIPPED:
+        raise UserError(f"there is no model {name}{nearest(name, SHIPPED)}; with the package come {', '.join(SHIPPED)}")
+    return Path(__file__).parent / name

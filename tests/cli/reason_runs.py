@@ -1,0 +1,89 @@
+"""What tests of ``mnemonist reason`` share: small runs, and a policy that gets some sums right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mnemonist.cli.reason import solving
+from mnemonist.data import ByteTokenizer
+from mnemonist.reasoning.tree import Tree, load_trees
+
+SUMS = "chain-arithmetic:digits=1,minus=false"
+SMALL = "window-tiny:width=48,heads=2,head_dim=24,mlp_width=96"
+"""Some 60 thousand parameters."""
+SMALLEST = "window-tiny:width=8,heads=1,head_dim=8,mlp_width=16"
+QUICK = {
+    "training.batch-size": 16,
+    "training.learning-rate": 1e-2,
+    "training.warmup-steps": 5,
+    "training.log-every": 1,
+    "training.save-every": 4,
+    "training.device": "cpu",
+}
+
+
+def reason(*words: object, **options: object) -> list[str]:
+    """A command; options are written with their dashes as underscores."""
+    named = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", *_words(value))]
+    return ["reason", *map(str, words), *named]
+
+
+def _words(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, tuple | list) else [str(value)]
+
+
+def learn(round_: str, out: Path, *words: object, task: str = SUMS, **options: object) -> list[str]:
+    quick = [str(word) for name, value in QUICK.items() for word in (f"--{name}", value)]
+    return [*reason(round_, task, out=out, **options), *quick, *map(str, words)]
+
+
+def trees(path: Path) -> list[Tree]:
+    return list(load_trees(path))
+
+
+def timeless(found: Sequence[Tree]) -> list[dict[str, Any]]:
+    """Trees as JSON values, without how long they took."""
+    values = [tree.to_json() for tree in found]
+    for value in values:
+        value["ledger"]["seconds"] = 0.0
+    return values
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def interrupt_after_pieces(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C when so many pieces have been saved."""
+    saved = 0
+
+    append = solving.append_trees
+
+    def then_press(path: Path, made: Sequence[Tree]) -> None:
+        nonlocal saved
+        append(path, made)
+        saved += 1
+        if saved == count:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(solving, "append_trees", then_press)
+
+
+def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size) -> Path:
+    """A transformer of some thousand parameters that reads bytes, as transformers saves it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    marks = {"bos_token_id": ByteTokenizer.bos_id, "eos_token_id": ByteTokenizer.eos_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **sizes, **heads, **marks)).save_pretrained(folder)
+    ByteTokenizer().save(folder)
+    return folder

@@ -1,0 +1,365 @@
+"""``mnemonist reason`` learns: traces, rounds and recipes, judges of steps; and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import interrupt_at, refuses, same_weights
+from reason_runs import SMALLEST, SUMS, learn, lines, reason, save_llama, trees
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import mnemonist.cli.reason.learn
+from mnemonist.cli import main
+from mnemonist.models import LanguageModel
+from mnemonist.reasoning import Attempt, LocalSampler, find_format
+from mnemonist.reasoning.rounds import RECIPES
+from mnemonist.reasoning.tasks import build_task, load_rows
+from mnemonist.reasoning.weighing import load_judged
+from mnemonist.report import ReasoningPage
+
+SHORT = "max_tokens=40"
+
+
+# Traces.
+
+
+@pytest.mark.parametrize("match", ["examples", "tokens-by-passes"])
+def test_traces_have_both_arms_and_right_answers(match, tmp_path, capsys) -> None:
+    out, page = tmp_path / "traces.jsonl", tmp_path / "page.html"
+    options = {"count": 12, "difficulty": (3, 4), "journey": "o1-journey:chance=1", "phrases": "spoken", "match": match}
+    assert main(reason("traces", "countdown", out=out, page=page, format="think", **options)) == 0
+    told = capsys.readouterr()
+    rows = load_rows(out)
+    task, format = build_task("countdown"), find_format("think")
+    problems = {
+        task.problem("train", 3 + n % 2, n // 2).id: task.problem("train", 3 + n % 2, n // 2) for n in range(12)
+    }
+    tokens = {"journey": 0, "shortcut": 0}
+    for row in rows:
+        parsed = format.parse(row["completion"])
+        assert parsed.well_formed and task.judge(problems[row["problem"]], parsed.answer).right
+        assert row["prompt"] == format.prompt(problems[row["problem"]].question)
+        assert row["rules"] == "o1-journey:chance=1.0"
+        tokens[row["arm"]] += len(row["completion"].encode()) + 1
+    assert {row["problem"] for row in rows} == set(problems)
+    for arm, sum_ in tokens.items():
+        count = sum(row["arm"] == arm for row in rows)
+        assert re.search(rf"^\| {arm} +\| {count} +\| 12 +\| \d+ +\| {sum_:,} ", told.out, flags=re.MULTILINE)
+    more = tokens["journey"] / tokens["shortcut"]
+    assert more > 1.5 if match == "examples" else 0.95 < more < 1.05
+    assert any("Back to" in row["completion"] for row in rows if row["arm"] == "journey")
+    assert r"countdown/train/3/0 \u00b7 o1-journey" in page.read_text()
+
+
+def test_where_nothing_goes_astray_that_is_said(tmp_path, capsys) -> None:
+    assert main(reason("traces", SUMS, out=tmp_path / "traces.jsonl", count=3)) == 0
+    assert "no journey goes astray" in capsys.readouterr().err
+
+
+# Rounds.
+
+
+def test_distillation_leaves_a_model_that_others_open(adder, capsys) -> None:
+    assert {path.name for path in adder.iterdir()} >= {"config.json", "model.safetensors", "round.json", "learn.html"}
+    assert len(lines(adder / "metrics.jsonl")) == 1
+    model = LanguageModel.load(adder)
+    format, task = find_format("plain"), build_task(SUMS)
+    (judged, *_) = load_judged(adder / "0" / "validation.jsonl")
+    assert judged.problem == task.problem("validation", 2, 0)
+    assert main(["generate", "--model", str(adder), "--prompt", "2 + 4 = ?\n", "--greedy", "--tokens", "40"]) == 0
+    written = capsys.readouterr().out
+    assert format.parse(written).well_formed, written  # it has learned how texts look, and to end them
+    page = (adder / "learn.html").read_text()
+    assert "loss of the last fit" in page and "distil, validation" in page
+    assert model.config.width == 48
+
+
+def test_the_doctor_is_heard(tmp_path, capsys) -> None:
+    command = learn("distil:epochs=1", tmp_path / "out", preset=SMALLEST, count=8, validation=8)
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "distil, right in validation: 0.0 % (0.0 to 32.4) after 1 iteration\n" in out
+    assert "the doctor says: in validation, " in out
+    assert "the doctor says (1)" in (tmp_path / "out" / "learn.html").read_text()
+
+
+def test_a_policy_learns_from_its_right_attempts(adder, tmp_path, capsys) -> None:
+    round_ = f"rest-em:iterations=2,attempts=8,{SHORT},until_worse=false,temperature=1"
+    out = tmp_path / "out"
+    assert main(learn(round_, out, "--training.learning-rate", 1e-4, model=adder, count=32, validation=4)) == 0
+    records = lines(out / "metrics.jsonl")
+    assert [record["iteration"] for record in records] == [0, 1] and all(record["accuracy"] > 0 for record in records)
+    assert not same_weights(adder, out)
+    told = capsys.readouterr().out
+    assert re.search(r"rest-em, right in validation: [\d.]+ % \([\d.]+ to [\d.]+\) after 2 iterations\n", told)
+    assert "share of attempts that are right" in (out / "learn.html").read_text()
+
+
+def test_a_policy_prefers_right_attempts(adder, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert main(learn(f"dpo:attempts=8,{SHORT},temperature=1", out, model=adder, count=16, validation=0)) == 0
+    pairs = lines(out / "0" / "pairs.jsonl")
+    assert pairs and all(pair["chosen"] != pair["rejected"] for pair in pairs)
+    assert not same_weights(adder, out)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr-grpo", "gspo", "lite-ppo"])
+def test_policy_gradients_move_a_policy(name, adder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    round_ = f"{name}:iterations=2,problems=8,attempts=4,minibatches=2,{SHORT}"
+    options = {"model": adder, "count": 16, "validation": 0, "format_reward": 0.2}
+    assert main(learn(round_, out, "--training.learning-rate", 1e-3, **options)) == 0
+    records = lines(out / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record["reward"] >= record["accuracy"] for record in records)
+    assert not same_weights(adder, out)
+    assert f"{name}: 2 iterations\n" in capsys.readouterr().out
+    assert "entropy, nats a token" in (out / "learn.html").read_text()
+
+
+def test_an_objective_can_be_replaced(adder, tmp_path) -> None:
+    """By one with dynamic sampling."""
+    out = tmp_path / "out"
+    round_ = f"grpo:iterations=1,problems=2,attempts=8,{SHORT}"
+    options = {"model": adder, "count": 32, "validation": 0, "objective": "dapo:overlong_share=0", "format_reward": 0.2}
+    assert main(learn(round_, out, **options)) == 0
+    assert json.loads((out / "round.json").read_text())["round"]["objective"]["name"] == "dapo"
+    assert lines(out / "metrics.jsonl")[0]["kl"] is None  # it has no reference
+
+
+def test_journeys_and_shortcuts_are_learned_from_a_file_or_made(tmp_path, capsys) -> None:
+    made = {"task": "countdown", "count": 10, "journey": "depth-first"}
+    assert main(reason("traces", made["task"], out=tmp_path / "t", count=10, journey="depth-first")) == 0
+    for arm in ("journey", "shortcut"):
+        for source in ("file", "made"):
+            options = {"preset": SMALLEST, "validation": 0, "arm": arm, "task": "countdown", "count": 10}
+            options |= {"data": tmp_path / "t"} if source == "file" else made
+            assert main(learn("journey:epochs=1", tmp_path / f"{arm}-{source}", **options)) == 0
+        assert same_weights(tmp_path / f"{arm}-file", tmp_path / f"{arm}-made")
+    assert not same_weights(tmp_path / "journey-made", tmp_path / "shortcut-made")
+    assert r"countdown/train/3/0 \u00b7 depth-first" in (tmp_path / "journey-made" / "learn.html").read_text()
+
+
+def test_adapters_alone_are_trained_and_then_merged(adder, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert main(learn("distil:epochs=1", out, model=adder, count=16, validation=2, lora=1)) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (adder, out))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and "embedding.weight" not in changed
+    assert all(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= 1 for name in changed)
+    assert main(reason("solve", SUMS, model=out, count=1, max_tokens=4, out=tmp_path / "s")) == 0
+
+
+def test_a_model_of_transformers_learns(tmp_path) -> None:
+    llama, out = save_llama(tmp_path / "llama"), tmp_path / "out"
+    assert main(learn("distil:epochs=1", out, model=llama, count=16, validation=2)) == 0
+    learned = AutoModelForCausalLM.from_pretrained(out)
+    before = AutoModelForCausalLM.from_pretrained(llama).state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in learned.state_dict().items())
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert main(reason("solve", SUMS, model=out, count=1, max_tokens=4, out=tmp_path / "s")) == 0
+    assert trees(tmp_path / "s" / "chain-of-thought.jsonl")[0].settings["sampler"] == "out"
+
+
+def test_another_model_teaches(adder, tmp_path) -> None:
+    out = tmp_path / "out"
+    round_ = f"distil:epochs=1,attempts=8,{SHORT}"
+    assert main(learn(round_, out, preset=SMALLEST, teacher=adder, count=16, validation=0)) == 0
+    judged = load_judged(out / "0" / "attempts" / "00000.jsonl")
+    assert len(judged) == 128 and {one.right for one in judged} == {True, False}
+
+
+def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:
+    cold, policy, *_ = RECIPES["r1"]
+    draws = replace(policy.decoding, max_tokens=40)
+    rounds = (replace(cold, epochs=1), replace(policy, iterations=1, problems=4, attempts=4, decoding=draws))
+    monkeypatch.setattr(mnemonist.cli.reason.learn, "find_recipe", lambda name: rounds)
+    assert main(learn("r1", tmp_path / "out", model=adder, count=8, validation=0)) == 0
+    assert "cold-start: 1 iteration\nreasoning: 1 iteration\n" in capsys.readouterr().out
+    rates = [json.loads((tmp_path / "out" / name / "round.json").read_text())["config"]["learning_rate"]
+             for name in ("1-cold-start", "2-reasoning")]  # fmt: skip
+    assert rates == [1e-2, pytest.approx(1e-3)]
+    assert LanguageModel.load(tmp_path / "out").config.width == 48
+
+
+# Interruptions.
+
+
+def test_an_interrupted_fit_leaves_a_model_and_goes_on(tmp_path, capsys, monkeypatch) -> None:
+    def command(out: str, *more: str) -> list[str]:
+        return learn("distil:epochs=3", tmp_path / out, *more, preset=SMALLEST, count=32, validation=2)
+
+    assert main(command("whole")) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        assert main(command("cut")) == 130
+    told = capsys.readouterr()
+    assert "the model so far is in" in told.err and "--resume goes on" in told.err
+    assert main(reason("solve", SUMS, model=tmp_path / "cut", count=1, max_tokens=4, out=tmp_path / "s")) == 0
+    refuses(command("cut"), "already has a run: go on with --resume", capsys)
+    assert main(command("cut", "--resume")) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -> None:
+    sample, calls = LocalSampler.sample, []
+
+    def interrupted(self: LocalSampler, prompts: Sequence[str], *rest: object) -> list[Attempt]:
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(self, prompts, *rest)  # type: ignore[arg-type]
+
+    def command(*more: str) -> list[str]:
+        options = {"model": adder, "count": 8, "validation": 0}
+        return learn(f"grpo:iterations=2,problems=8,attempts=2,{SHORT}", tmp_path / "out", *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalSampler, "sample", interrupted)
+        assert main(command()) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main(command("--resume")) == 0
+    assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
+
+
+# Judges of steps.
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    options = {"preset": SMALLEST, "count": 64, "validation": 40, "epochs": 4, "task": "countdown"}
+    assert main(learn("reward", folder, **options)) == 0
+    return folder
+
+
+def test_a_judge_of_steps_is_trained_and_asked(judge, tmp_path, capsys) -> None:
+    method = "beam:beams=4,width=2,proposer=moves"
+    command = reason("solve", "countdown", "--json", method=method, scorer=judge, count=4, out=tmp_path / "out")
+    assert main(command) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["reward_tokens"] > 0 and row["generated_tokens"] == 0
+    values = {node.value for tree in trees(tmp_path / "out" / "beam-beams=4,width=2,proposer=moves.jsonl")
+              for node in tree.nodes[1:]}  # fmt: skip
+    assert len(values) > 4 and all(0 < value < 1 for value in values)
+    assert LanguageModel.load(judge).config.width == 8
+
+
+def test_how_good_a_judge_is(judge, tmp_path, capsys) -> None:
+    options = {"model": judge, "count": 8, "validation": 8, "epochs": 1, "task": "countdown"}
+    assert main(learn("reward", tmp_path / "again", **options)) == 0
+    head, _, row = capsys.readouterr().out.splitlines()
+    found = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)), strict=True))
+    assert int(found["steps"]) >= 8 and all(0 <= float(found[name]) <= 1 for name in list(found)[1:])
+
+
+def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
+    same = {"method": "beam:proposer=moves", "count": 1, "out": tmp_path / "out"}
+    command = reason("solve", "countdown", scorer=judge, format="think", **same)
+    refuses(command, "reads texts of format plain, not think; take --format plain", capsys)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in judge.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "reward.json").write_text((judge / "reward.json").read_text().replace("reward/1", "reward/7"))
+    refuses(reason("solve", "countdown", scorer=copy, **same), "is of format 'mnemonist-reward/7'", capsys)
+    (copy / "reward.json").write_text("[]")
+    refuses(reason("solve", "countdown", scorer=copy, **same), "reward.json is damaged", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["learn", "grpoo", "countdown"], "there is no round 'grpoo' (did you mean 'grpo'?)"),
+        (["grpo:atempts=3", "countdown"], "'atempts=3' is not a change to a round (did you mean 'attempts'?)"),
+        (["grpo", "countdwn"], "there is no task 'countdwn' (did you mean 'countdown'?)"),
+        (["r1:epochs=2", "countdown"], "the rounds of recipe r1 have choices of their own"),
+        (["grpo", "countdown", "--objective", "dappo"], "there is no objective 'dappo' (did you mean 'dapo'?)"),
+        (["distil", "countdown", "--objective", "dapo"], "round distil has no objective to replace"),
+        (["grpo", "countdown", "--data", "x.jsonl"], "learns from attempts; leave out --data"),
+        (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
+        (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
+        (["distil", "countdown", "--teacher", "nowhere"], "There is no model at nowhere"),
+        (["distil", "reasoning-gym"], "round distil without --teacher or --server needs a task whose"),
+        (["journey", "reasoning-gym"], "round journey without --data needs a task whose steps can be checked"),
+        (["journey", "countdown", "--data", "nothing.jsonl"], "cannot read nothing.jsonl"),
+        (["journey", "countdown", "--journey", "o2-journey"], "there is no journey 'o2-journey'"),
+        (["journey", "countdown", "--phrases", "long"], "there are no phrases 'long'"),
+        (["journey", "countdown", "--match", "exampels"], "match is 'exampels' (did you mean 'examples'?)"),
+        (["distil", "countdown", "--preset", "mag-tny"], "mag-tiny"),
+        (["distil", "countdown", "--preset", "mag-tiny:widht=3"], "'widht=3' is not a change to the preset mag-tiny"),
+        (["distil", "countdown", "--lora", "0"], "lora is 0"),
+        (["distil", "countdown", "--count", "0"], "count is 0"),
+        (["distil", "countdown", "--validation", "-1"], "validation is -1"),
+        (["rest-em", "countdown", "--validation", "0"], "round rest-em needs problems for validation"),
+        (["distil", "countdown", "--model", "ADDER", "--out", "ADDER"], "has a model that is not of this run"),
+        (["distil", "countdown", "--resume"], "there is no round in"),
+        (["reward", "reasoning-gym"], "learning to judge steps needs a task whose steps can be checked"),
+        (["reward", "countdown", "--epochs", "0"], "epochs is 0"),
+        (["reward", "countdown", "--validation", "0"], "validation is 0; ask for at least 1 problem"),
+        (["traces", "reasoning-gym"], "making journeys needs a task whose steps can be checked"),
+        (["traces", "countdown", "--journey", "depth-first:trails=1"], "'trails=1' is not a change to a journey"),
+        (["traces", "countdown", "--split", "tests"], "invalid choice"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(words, sentence, adder, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = [{"ADDER": str(adder)}.get(word, word) for word in words]
+    out = [] if "--out" in words else ["--out", "out"]
+    small = ["--preset", SMALLEST] if words[0] != "traces" and not {"--preset", "--model"} & set(words) else []
+    refuses(["reason", *named, *out, *small], sentence, capsys)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_policy_that_is_never_right_has_nothing_to_learn_from(tmp_path, capsys) -> None:
+    command = learn("rest-em:attempts=2,max_tokens=4", tmp_path / "out", preset=SMALLEST, count=2, validation=1)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "none of the 4 attempts of iteration 0 is right" in capsys.readouterr().err
+
+
+def test_runs_of_others_are_refused(adder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(learn("distil:epochs=1", out, preset=SMALLEST, count=4, validation=0)) == 0
+    command = learn("distil:epochs=2", out, "--resume", preset=SMALLEST, count=4, validation=0)
+    refuses(command, "is another one: its round differ; take the same, or another folder", capsys)
+    command = learn("distil:epochs=1", out, "--resume", model=adder, count=4, validation=0)
+    refuses(command, "is another one: its weights differ", capsys)
+    model = tmp_path / "model"
+    LanguageModel.load(adder).save(model)
+    refuses(learn("distil", model, preset=SMALLEST, count=4), "has a model that is not of this run", capsys)
+
+
+def test_data_that_does_not_fit(tmp_path, capsys) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "no line end", "completion": "answer: 1\n"}) + "\n")
+    same = {"preset": SMALLEST, "count": 2, "data": path, "task": "countdown"}
+    refuses(learn("journey", tmp_path / "out", **same), "has a prompt that is not of format plain", capsys)
+    path.write_text(json.dumps({"prompt": "a\n", "completion": "answer: 1\n", "arm": "shortcut"}) + "\n")
+    refuses(learn("journey", tmp_path / "out", **same), "has no text of the arm journey", capsys)
+
+
+def test_the_page_has_what_was_written(adder, tmp_path, monkeypatch) -> None:
+    pages: list[ReasoningPage] = []
+    monkeypatch.setattr(mnemonist.cli.reason.learn, "write_reasoning", lambda path, page: pages.append(page))
+    options = {"model": adder, "count": 4, "validation": 3}
+    assert main(learn(f"grpo:iterations=3,problems=4,attempts=2,{SHORT}", tmp_path / "out", **options)) == 0
+    (page,) = pages
+    groups = [rollout.group for rollout in page.rollouts]
+    expected = {"grpo, attempts at first": 8, "grpo, attempts at last": 8, "grpo, validation": 3}
+    assert {group: groups.count(group) for group in groups} == expected
+    assert {series.label for plot in page.curves for series in plot.series} == {"grpo"}
+    assert [plot.x for plot in page.curves] == ["step"] * len(page.curves) and len(page.curves) >= 5
