@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnemonist.errors import UserError
-from mnemonist.files import FileError, atomic_folder, atomic_path, recover_folder, write_atomically
+from mnemonist.files import FileError, atomic_folder, atomic_path, differing_fields, recover_folder, write_atomically
 
 SOURCE = Path(__file__).parent.parent / "src"
 unless_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -241,3 +241,16 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="a file has that name"), atomic_folder(tmp_path / "c"):
         pass
     assert (tmp_path / "c").read_text() == "kept"
+
+
+def test_what_differs_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text('{"a": 1, "b": [2], "c": null}')
+    assert differing_fields(path, {"a": 1, "b": [2]}) == []
+    assert differing_fields(path, {"a": 2, "b": [2], "d": 0}) == ["a", "d"]
+    for damage in ("[1]", "{", b"\xff".decode("latin-1")):
+        path.write_text(damage)
+        with pytest.raises(FileError, match=r"own\.json is damaged .*; take another folder"):
+            differing_fields(path, {})
+    with pytest.raises(FileError, match="is damaged"):
+        differing_fields(tmp_path / "missing", {})

@@ -7,10 +7,11 @@ file system a rename happens or does not. Whoever reads the target never sees it
 Names of unfinished work start with a dot. A killed writer may leave one behind; it does no harm.
 """
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
             temporary.write_bytes(data)
         except OSError as error:
             raise FileError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def differing_fields(path: str | os.PathLike[str], content: Mapping[str, object]) -> list[str]:
+    """Names of the fields that a JSON file and ``content`` (JSON values) do not have in common.
+
+    Folders of long work say in such a file whose they are, so that nobody goes on with another's.
+
+    Raises:
+        FileError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        before = json.loads(Path(path).read_text(encoding="utf-8"))
+        return sorted(name for name in before.keys() | content.keys() if before.get(name) != content.get(name))
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError(f"{path} is damaged ({error}); take another folder") from error
 
 
 def require_writable(path: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnemonist.errors import UserError
-from mnemonist.files import write_atomically
+from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.proposing import Material, Policy, agreed
 from mnemonist.reasoning.rounds import Round
 from mnemonist.tensors import content_hash
@@ -85,12 +85,7 @@ def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelera
         if accelerator.is_main_process:
             write_atomically(path, json.dumps(own, indent=1))
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in before.keys() | own.keys() if before.get(name) != own.get(name))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); take another folder") from error
-    if differing:
+    if differing := differing_fields(path, own):
         raise UserError(
             f"the round in {folder} is another one: its {', '.join(differing)} differ; take the same, or another folder"
         )

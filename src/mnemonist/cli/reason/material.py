@@ -10,7 +10,7 @@ from typing import Any
 
 from mnemonist.cli.reason.options import Split
 from mnemonist.errors import UserError
-from mnemonist.files import write_atomically
+from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
 from mnemonist.reasoning.search.proposers import require_steps
@@ -91,12 +91,7 @@ def claim(path: Path, identity: Mapping[str, Any], what: str) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(own, indent=1) + "\n")
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in before.keys() | own.keys() if before.get(name) != own.get(name))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); take another folder with --out") from error
-    if differing:
+    if differing := differing_fields(path, own):
         raise UserError(
             f"the {what} in {path.parent} are of another run: its {', '.join(differing)} differ; take the same, or "
             "another folder with --out"
