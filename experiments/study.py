@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -194,6 +195,14 @@ def paired(values: Sequence[float], signed: bool = False) -> str:
     found = interval(np.array(values))
     spread = "" if found.half_width is None else f" ± {found.half_width:.3f}"
     return f"{found.mean:{'+' if signed else ''}.3f}{spread}"
+
+
+def mean_over(result: Result, begin: int, end: int) -> float:
+    """The mean by position of the bins from one place to another, each at its width."""
+    edges = [0, *(int(row.setting["position"]) for row in result.rows)]
+    bins = zip(itertools.pairwise(edges), result.rows, strict=True)
+    inside = [(b - a, row.mean) for (a, b), row in bins if begin <= a and b <= end]
+    return sum(width * mean for width, mean in inside) / sum(width for width, _ in inside)
 
 
 def differences(a: Sequence[Result], b: Sequence[Result], measure: Callable[[Result], float]) -> list[float]:

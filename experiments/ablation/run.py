@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import source_code
-from study import Arm, Study, differences, main, paired, seeds_of
+from study import Arm, Study, differences, main, mean_over, paired, seeds_of
 
 from mnemonist.evals.results import Result
 
@@ -66,14 +66,6 @@ def near(result: Result) -> float:
 def far(result: Result) -> float:
     """Bits per byte in the last half, from 32 times that length on."""
     return mean_over(result, source_code.LONGEST // 2, source_code.LONGEST)
-
-
-def mean_over(result: Result, begin: int, end: int) -> float:
-    """Bits per byte of the bins from one place to another."""
-    edges = [0, *(int(row.setting["position"]) for row in result.rows)]
-    bins = zip(edges, edges[1:], result.rows, strict=False)
-    inside = [(b - a, row.mean) for a, b, row in bins if a >= begin and b <= end]
-    return sum(width * mean for width, mean in inside) / sum(width for width, _ in inside)
 
 
 def write_page(study: Study) -> str:

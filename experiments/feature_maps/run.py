@@ -5,7 +5,6 @@ python experiments/feature_maps/run.py            # what is missing, then the pa
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from study import Arm, Study, found, main, paired, seeds_of, source_code, task
+from study import Arm, Study, found, main, mean_over, paired, seeds_of, source_code, task
 
 from mnemonist.evals.associative_recall import AssociativeRecall
 from mnemonist.evals.positions import Positions
@@ -27,6 +26,7 @@ from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
+TEXT = Positions(length=8192, count=16)
 RECALL = AssociativeRecall(vocabulary=128, longest=128, lessons_from="grid")
 DIM = 16
 MAPS = {
@@ -77,7 +77,7 @@ def arm(which: str, text: bool) -> Arm:
         rule = f"linear-attention:feature_map={name}" + (f",{changes}" if changes else "")
         config = matched(plain.replace(blocks=("lmm",) * 2, rule=rule), model_cost(plain).parameters)
     if text:
-        return Arm(MAPS[which], config, TEXT_TRAINING, source_code(), {"": Positions(length=8192, count=16)})
+        return Arm(MAPS[which], config, TEXT_TRAINING, source_code(), {"": TEXT})
     return Arm(MAPS[which], config, RECALL_TRAINING, task(RECALL), {"": TaskSuite(RECALL, count=300)})
 
 
@@ -162,9 +162,7 @@ def last(result: Result) -> float:
     """Of the hardest setting: most pairs; for text, all of it."""
     if "pairs" in result.rows[0].setting:
         return max(result.rows, key=lambda row: int(row.setting["pairs"])).mean
-    edges = [0, *(int(row.setting["position"]) for row in result.rows)]
-    widths = [b - a for a, b in itertools.pairwise(edges)]
-    return sum(w * row.mean for w, row in zip(widths, result.rows, strict=True)) / edges[-1]
+    return mean_over(result, 0, TEXT.length)
 
 
 def write_page(study: Study) -> str:

@@ -5,14 +5,13 @@ python experiments/reading/run.py            # what is missing, then the page
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import source_code
-from study import Study, differences, draw, main, over_seeds, paired, seeds_of
+from study import Study, differences, draw, main, mean_over, over_seeds, paired, seeds_of
 
 from mnemonist.evals.results import Result
 
@@ -21,17 +20,6 @@ NAMES = ("mag", "mal", "mac", "lmm-2", "gated-deltanet", "titans-linear", "windo
 ARMS = {f"text-{name}": source_code.arm(name) for name in NAMES}
 WAYS = {"live": "learning", "frozen": "frozen", "reset": "reset every 1,024 bytes"}
 BINS = ((0, 1024), (1024, 8192), (8192, 32768), (32768, 65536))
-
-
-def bits(result: Result, begin: int, end: int) -> float:
-    """Per byte, from one place to another."""
-    edges = [0, *(int(row.setting["position"]) for row in result.rows)]
-    inside = [
-        (b - a, row.mean)
-        for (a, b), row in zip(itertools.pairwise(edges), result.rows, strict=True)
-        if begin <= a and b <= end
-    ]
-    return sum(width * mean for width, mean in inside) / sum(width for width, _ in inside)
 
 
 def write_page(study: Study) -> str:
@@ -47,7 +35,7 @@ def write_page(study: Study) -> str:
             results = study.results(name, way) if way in arm.suites else []
             if not results:
                 continue
-            cells = [paired([bits(result, *each) for result in results]) for each in BINS]
+            cells = [paired([mean_over(result, *each) for result in results]) for each in BINS]
             lines.append(f"| {arm.label} | {label if arm.config.has_memory else ''} | " + " | ".join(cells) + " |")
             if name in ("text-mag", "text-window"):
                 curves.append(over_seeds(results, arm.label + (f", {label}" if arm.config.has_memory else "")))
@@ -72,7 +60,7 @@ def write_page(study: Study) -> str:
 
 def savings(live: list[Result], other: list[Result]) -> list[str]:
     """What the live memory pays less, by position."""
-    return [paired(differences(other, live, lambda r, each=each: bits(r, *each)), signed=True) for each in BINS]
+    return [paired(differences(other, live, lambda r, each=each: mean_over(r, *each)), signed=True) for each in BINS]
 
 
 STUDY = Study(HERE, ARMS, write_page)

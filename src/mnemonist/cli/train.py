@@ -63,14 +63,6 @@ class TrainingText:
         }
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model and how its training ended."""
-
-    model: LanguageModel
-    result: TrainingResult
-
-
 def run_train(options: Train) -> int:
     """Say what it will cost, train, save, and say what came of it."""
     prepare_torch()
@@ -98,13 +90,13 @@ def run_train(options: Train) -> int:
         if options.tensorboard and first_process():
             folder = options.out / "tensorboard"
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
-        trained = train_model(model, text, options.training, options.out, resume=options.resume, on_step=log)
-    loss = trained.result.loss
+        result = train_model(model, text, options.training, options.out, resume=options.resume, on_step=log)
+    loss = result.loss
     if loss is not None:
         bits = loss / math.log(2) / text.rows.bytes_per_token
-        say(f"step {trained.result.step}: {bits:.3f} bits per byte on what it was trained on")
+        say(f"step {result.step}: {bits:.3f} bits per byte on what it was trained on")
     say(f"model in {options.out / MODEL_FILE}; read with it: mnemonist read PATH --model {options.out}")
-    return 130 if trained.result.interrupted else 0
+    return 130 if result.interrupted else 0
 
 
 def build_model(config: ModelConfig, training: TrainingConfig) -> LanguageModel:
@@ -121,7 +113,7 @@ def train_model(
     *,
     resume: bool,
     on_step: Callable[[StepMetrics], None] | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a new model in ``folder``, and write it there with its tokenizer, also when interrupted.
 
     Raises:
@@ -134,7 +126,7 @@ def train_model(
     model.eval()
     if first_process():
         model.save(folder, text.tokenizer)
-    return Trained(model, result)
+    return result
 
 
 def steps_done(folder: Path, identity: Mapping[str, str]) -> int:

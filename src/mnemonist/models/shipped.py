@@ -13,7 +13,7 @@ from pathlib import Path
 from mnemonist.errors import UserError, nearest
 
 SHIPPED: Mapping[str, str] = {
-    "shipped/memory": "MAG: a window of attention and a memory that learns while it reads",
+    "shipped/memory": "MAL: a window of attention and a memory that learns while it reads",
     "shipped/window": "the window of attention alone, at the same size and after the same training",
 }
 """Names that stand for a path wherever a model is asked for."""
