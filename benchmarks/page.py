@@ -1,6 +1,7 @@
 """The page of the results: README.md, its plots, and the figures of limits.md, from the reports.
 
-    python benchmarks/page.py           reads benchmarks/results/cpu.json and, where it is, gpu.json
+    python benchmarks/page.py           reads benchmarks/results/cpu.json and, where they are, candidates.json,
+                                        sampling.json and gpu.json
 
 Nothing in them is written by hand but the words of limits.md around its figures.
 """
@@ -11,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- figures: written by page.py -->", "<!-- end of figures -->"
 
 
-def page(cpu: Report, gpu: Report | None) -> str:
-    """README.md."""
+def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = ()) -> str:
+    """README.md; the others are reports of one group each."""
     results = cpu["results"]
     aimed = [entry for entry in results if entry.get("target") is not None]
     reached = sum(met(entry) == "yes" for entry in aimed)
@@ -47,6 +49,7 @@ def page(cpu: Report, gpu: Report | None) -> str:
     ]
     for title, text in cpu["groups"].items():
         parts += [f"### {title}", text, rows([entry for entry in results if entry["group"] == title])]
+    parts += [part for other in others for part in one_group_parts(other)]
     parts += [gpu_part(gpu), HOW]
     return "\n\n".join(parts) + "\n"
 
@@ -64,7 +67,8 @@ To record a run, on a machine that does nothing else:
 
     python benchmarks/cpu.py --out benchmarks/results/cpu.json && python benchmarks/page.py
 
-On an NVIDIA GPU `python benchmarks/gpu.py` first checks that what is timed is right, and writes `results/gpu.json`."""
+`python benchmarks/candidates.py` and `python benchmarks/sampling.py` take longer and have reports of their own. On an
+NVIDIA GPU `python benchmarks/gpu.py` first checks that what is timed is right, and writes `results/gpu.json`."""
 
 
 def machine_words(cpu: Report) -> str:
@@ -114,6 +118,28 @@ def gpu_part(gpu: Report | None) -> str:
     return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, rows(aimed + compared)])
 
 
+def one_group_parts(report: Report) -> Iterator[str]:
+    """Its title, what it is of, and its rows; candidates have a line each, whatever is measured of them."""
+    results = report["results"]
+    for title, text in report["groups"].items():
+        yield f"### {title}"
+        machine = report["machine"]
+        yield f"{text} {report['date']}, `{report['command']}`; {machine['processor']}, {machine['threads']} threads."
+        yield pivot(results) if "candidate" in results[0] else rows(results)
+
+
+def pivot(entries: list[Entry]) -> str:
+    """Ratios: a line for each candidate, a column for each of what is measured."""
+    columns = list(dict.fromkeys((entry["what"], entry["length"]) for entry in entries))
+    found = {(entry["candidate"], entry["what"], entry["length"]): entry for entry in entries}
+    lines = ["| candidate | " + " | ".join(f"{what}, {length:,} bytes" for what, length in columns) + " |"]
+    lines.append("|---|" + "--:|" * len(columns))
+    for candidate in dict.fromkeys(entry["candidate"] for entry in entries):
+        cells = [ratio(found[(candidate, *column)]) for column in columns]
+        lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def limit_figures(cpu: Report) -> str:
     """The figures of limits.md."""
     entries = roofline(cpu)
@@ -157,8 +183,10 @@ def write(folder: Path) -> list[Path]:
     cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
     on_gpu = results / "gpu.json"
     gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
+    more = [results / f"{name}.json" for name in ("candidates", "sampling")]
+    others = [json.loads(path.read_text(encoding="utf-8")) for path in more if path.exists()]
     written = [folder / "README.md", results / "ratios.svg"]
-    write_atomically(written[0], page(cpu, gpu))
+    write_atomically(written[0], page(cpu, gpu, others))
     draw_ratios(cpu["results"], written[1])
     if roofline(cpu):
         limits = folder / "limits.md"

@@ -11,10 +11,7 @@ the same distribution, if not the same lengths; hence seconds for a token writte
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -25,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import numpy as np
 import torch
-from cpu_measure import Group, Measure, Pairs, Row, filled_entry
-from table import line
-from timing import Side, Work, alternate, processor, versions
+from cpu_measure import Group, Measure, Pairs, Row
+from one_group import measured
+from timing import Side, Work, alternate
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mnemonist.files import require_writable, write_atomically
 from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.sampling import LocalSampler
 
@@ -172,27 +168,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; it must be at least 1.")
-    require_writable(options.out)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    torch.set_flush_denormal(True)
     base = QUICK if options.quick else Sizes()
     group = sampling(Sizes(**{**vars(base), "runs": options.runs}))
-    report: dict[str, Any] = {
-        "what": "a quick look: its figures mean little" if options.quick else "sampling on a CPU",
-        "command": " ".join(["python", "benchmarks/sampling.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": versions(("mnemonist", "torch", "transformers")),
-        "groups": {group.title: group.text},
-        "results": [],
-    }
-    for measure in group.measures:
-        for row, pairs in zip(measure.rows, measure.take(), strict=True):
-            entry = filled_entry(group, measure, row, pairs)
-            report["results"].append(entry)
-            print(line(entry), flush=True)
-            write_atomically(options.out, json.dumps(report, indent=2) + "\n")
-    return 0 if all(entry["met"] for entry in report["results"]) else 1
+    what = "a quick look: its figures mean little" if options.quick else "sampling on a CPU"
+    results = measured(group, what, options.out, ("mnemonist", "torch", "transformers"))
+    return 0 if all(entry["met"] for entry in results) else 1
 
 
 if __name__ == "__main__":

@@ -160,3 +160,26 @@ def test_the_committed_page_is_that_of_the_committed_report(benchmarks):
     cpu, gpu = ((results / f"{name}.json") for name in ("cpu", "gpu"))
     read = [json.loads(path.read_text()) if path.exists() else None for path in (cpu, gpu)]
     assert (benchmarks / "README.md").read_text() == page(*read)
+
+
+def test_candidates_have_a_line_each(folder):
+    from page import write
+
+    measured = [
+        entry("Candidates", f"{name}, {what}", 0.002, 0.005, candidate=name, what=what, length=1024, state_bytes=8)
+        for name in ("mag", "mac")
+        for what in ("training", "decoding")
+    ]
+    report = {
+        "command": "python benchmarks/candidates.py",
+        "date": "2026-01-03",
+        "machine": {"processor": "Some Processor", "threads": 2},
+        "groups": {"Candidates": "Of one size."},
+        "results": measured,
+    }
+    (folder / "results" / "candidates.json").write_text(json.dumps(report))
+    write(folder)
+    text = (folder / "README.md").read_text()
+    assert "| candidate | training, 1,024 bytes | decoding, 1,024 bytes |" in text
+    assert "| mac | 2.50 (2.25 to 3.00) | 2.50 (2.25 to 3.00) |" in text
+    assert "Of one size. 2026-01-03" in text

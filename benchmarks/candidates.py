@@ -1,0 +1,140 @@
+"""What every candidate of the experiments costs: training and decoding, against a transformer of as many parameters.
+
+    python benchmarks/candidates.py             # some minutes on two cores that do nothing else
+    python benchmarks/candidates.py --rehearse  # the same at tiny sizes: the figures mean nothing
+
+The rows are those of `mnemonist.evals.candidates`: `docs/which-memory.md` puts what a memory costs beside what it can
+do. All run in this process, in turn, in float32, with denormals flushed to zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+from cpu_measure import Group, Measure, Pairs, Row
+from cpu_models import training
+from one_group import measured
+from timing import Side, Work, alternate
+
+from mnemonist.evals.candidates import CANDIDATES, configure
+from mnemonist.models import LanguageModel, ModelConfig
+from mnemonist.models.cost import model_cost
+
+RESULTS = Path(__file__).parent / "results"
+PEER = "attention"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the models, and of what is asked of them."""
+
+    width: int = 256
+    dim: int = 32
+    mlp_width: int = 936
+    chunk: int = 32
+    lengths: tuple[int, ...] = (1024, 8192)
+    """Bytes of the text of a step of training, and before those that are decoded."""
+    decoded: int = 64
+    runs: int = 5
+
+    @property
+    def transformer(self) -> ModelConfig:
+        """Which sets the number of parameters."""
+        heads = self.width // self.dim
+        return ModelConfig(
+            blocks=("attention",) * 2, width=self.width, heads=heads, head_dim=self.dim, memory_heads=heads,
+            memory_head_dim=self.dim, window=self.chunk, persistent_tokens=0, mlp_width=self.mlp_width,
+        )  # fmt: skip
+
+
+TINY = Sizes(width=32, dim=16, mlp_width=160, chunk=8, lengths=(24, 48), decoded=2, runs=1)
+
+
+def configurations(sizes: Sizes) -> dict[str, ModelConfig]:
+    """Of every candidate, the transformer last; deep memories of expansion 2."""
+    names = [name for name in CANDIDATES if name != PEER] + [PEER]
+    made = {}
+    for name in names:
+        rule = CANDIDATES[name].rule
+        changes = f"chunk_size={sizes.chunk}" if rule.startswith("titans") else ""
+        if rule.startswith("titans") and rule != "titans-linear":
+            changes += ",expansion=2"
+        made[name] = configure(name, sizes.transformer, changes)
+    return made
+
+
+def decoding(model: LanguageModel, sizes: Sizes, length: int) -> Work:
+    """Bytes one by one, after a text of this length."""
+    ids = torch.randint(0, 256, (1, length + sizes.decoded))
+    with torch.inference_mode():
+        _, before = model.read(ids[:, :length])
+
+    def work() -> None:
+        with torch.inference_mode():
+            state = before.fork()
+            for t in range(length, length + sizes.decoded):
+                _, state = model.read(ids[:, t : t + 1], state)
+
+    return work
+
+
+def compared(sizes: Sizes, what: str, length: int) -> list[Pairs]:
+    """Seconds of all candidates, each with the transformer's."""
+    configs = configurations(sizes)
+    sides = []
+    for config in configs.values():
+        torch.manual_seed(0)
+        if what == "training":
+            sides.append(Side(*training(config, (length, max(1, length // 4)))))
+        else:
+            sides.append(Side(decoding(LanguageModel(config).eval(), sizes, length)))
+    per = 1 if what == "training" else sizes.decoded
+    *ours, theirs = [[s / per for s in times] for times in alternate(sides, sizes.runs)]
+    found = []
+    for (name, config), times in zip(configs.items(), ours, strict=False):  # the transformer is the last, and no row
+        cost = model_cost(config)
+        state = cost.state_bytes + length * cost.state_bytes_per_token
+        found.append(Pairs(times, theirs, {"candidate": name, "what": what, "length": length, "state_bytes": state}))
+    return found
+
+
+def group(sizes: Sizes) -> Group:
+    """All that is measured."""
+    transformer = sizes.transformer
+    text = (
+        f"Models of {model_cost(transformer).parameters / 1e6:.1f}M parameters each: 2 blocks of width {sizes.width}, "
+        f"{transformer.heads} heads of {sizes.dim}, windows, segments and chunks of {sizes.chunk}, deep memories of "
+        f"expansion 2, one row of bytes. Training is a step (forward, loss, backward, AdamW), decoding one more byte "
+        f"with the state. The ratio says how many times less time a candidate takes than the transformer."
+    )
+    measures = []
+    for what in ("training", "decoding"):
+        for length in sizes.lengths:
+            label = f"a step on {length:,} bytes" if what == "training" else f"a byte after {length:,}"
+            rows = tuple(
+                Row(f"{candidate.label}, {label}", "transformer with full attention")
+                for name, candidate in CANDIDATES.items()
+                if name != PEER
+            )
+            measures.append(Measure(rows, lambda what=what, length=length: compared(sizes, what, length)))
+    return Group("Candidates", text, tuple(measures))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "candidates.json", help="default: %(default)s")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes; the figures mean nothing")
+    options = parser.parse_args()
+    what = "a rehearsal: its figures mean nothing" if options.rehearse else "candidates on a CPU"
+    measured(group(TINY if options.rehearse else Sizes()), what, options.out, ("mnemonist", "torch"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
