@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import source_code
+from passages import passages
 from study import Study, differences, draw, main, mean_over, over_seeds, paired, seeds_of
 
 from mnemonist.evals.results import Result
@@ -54,6 +55,9 @@ def write_page(study: Study) -> str:
             "Bits per byte, paired by seed; above zero the live memory is better.",
             "\n".join(saved),
             "![Bits per byte by position](positions.svg)" if curves else "",
+            "### Three passages",
+            "`shipped/memory` and `shipped/window` on modules that neither has met, each read from its beginning.",
+            passages(HERE),
         ]
     )
 
