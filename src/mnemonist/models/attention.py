@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels.native_elementwise import turn_projections
 from mnemonist.models.state import StreamState
 
 
@@ -161,7 +162,10 @@ class CausalAttention(nn.Module):
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, T, H, D]`` of tokens, whose `rotations` are given."""
-        q, k, v = self.in_proj(x_BTE).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        projected = self.in_proj(x_BTE)
+        if (turned := turn_projections(projected, *rotations, self.heads)) is not None:
+            return turned
+        q, k, v = projected.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         return rotate(q, *rotations), rotate(k, *rotations), v
 
     def _attend_in_blocks(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.memory.kernels.native_elementwise import gated, gated_halves
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.attention import AttentionState, CausalAttention
 from mnemonist.models.configuration import BlockChoices, ModelConfig, find_block
@@ -151,11 +151,12 @@ class Gate(nn.Module):
     def __init__(self, width: int, sigma: str) -> None:
         super().__init__()
         self.near_norm, self.far_norm = RMSNorm(width), RMSNorm(width)
-        self.sigma = torch.sigmoid if sigma == "sigmoid" else F.silu
+        self.sigma = sigma
 
     def forward(self, near: Tensor, far: Tensor) -> Tensor:
         """``[..., E], [..., E] -> [..., E]``."""
-        return self.near_norm(near) * self.sigma(self.far_norm(far))
+        near, far = self.near_norm(near), self.far_norm(far)
+        return near * torch.sigmoid(far) if self.sigma == "sigmoid" else gated(far, near)
 
 
 MIXERS: dict[str, Callable[[ModelConfig, BlockChoices], Mixer]] = {
@@ -197,8 +198,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., E] -> [..., E]``."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated_halves(self.gate_up(x)))
 
 
 class Block(nn.Module):

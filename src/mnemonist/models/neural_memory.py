@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
 from mnemonist.memory.kernels import native_streams
+from mnemonist.memory.kernels.native_elementwise import gated
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
@@ -191,7 +192,7 @@ class NeuralMemory(nn.Module):
 
     def finish(self, x_BTE: Tensor, y_BTHD: Tensor) -> Tensor:
         """What the layer makes of its input and of the memory's answers to it: ``[B, T, E]``."""
-        return self.out_proj(self.norm(y_BTHD).flatten(2) * F.silu(self.out_gate(x_BTE)))
+        return self.out_proj(gated(self.out_gate(x_BTE), self.norm(y_BTHD).flatten(2)))
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mnemonist.memory.kernels.native_elementwise import rms_norm
 
 
 def wide(x: Tensor) -> Tensor:
@@ -23,4 +24,4 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width] -> [..., width]``."""
         y = wide(x)
-        return F.rms_norm(y, (x.shape[-1],), self.weight.to(y.dtype), self.eps).to(x.dtype)
+        return rms_norm(y, self.weight.to(y.dtype), self.eps).to(x.dtype)

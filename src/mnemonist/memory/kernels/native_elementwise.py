@@ -1,0 +1,210 @@
+"""Norms, gated activations and rotations, compiled (`native_elementwise.cpp`, see `native`).
+
+They are little arithmetic on much data. In torch each is several passes over it, and twice as many back; here it is one
+each way. Where tensors are small, on a device, traced by a compiler or transformed by `torch.func`, and on machines
+without a compiler, they are what torch makes of them. Second derivatives need ``MNEMONIST_KERNELS=off``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mnemonist.memory.kernels import native
+
+LEAST = 4096
+"""Numbers below which a call costs more than it saves."""
+BLOCK = 64
+"""Rows of a unit of work, as in the source."""
+
+
+class _Work(native.Structure):
+    """As `Work` in the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "a_stride", "b_stride", "angles")),
+        ("to_strides", ctypes.c_int64 * 9),
+        *((name, ctypes.c_int32) for name in ("width", "heads", "tokens", "threads", "double_precision")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "weight", "cosine", "sine", "y", "scale", "q", "k", "v")),
+        *((name, ctypes.c_void_p) for name in ("to_y", "to_q", "to_k", "to_v", "to_a", "to_b", "to_weight")),
+    ]
+
+
+def elementwise_kernel() -> ctypes.CDLL | None:
+    """The compiled kernel, or None if there is no way to have it."""
+    functions = ("rms", "rms_back", "gated", "gated_back", "turn", "turn_back")
+    return native.kernel("native_elementwise.cpp", functions, _Work)
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Whether the kernel can work with these tensors, which are all that it would be given, and is worth its call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False  # before sizes are looked at: a compiler would compile anew for each side of the limit
+    first = tensors[0]
+    return (
+        first.numel() >= LEAST
+        and all(type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+        and first.dtype in (torch.float32, torch.float64)
+        and elementwise_kernel() is not None
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension (Zhang & Sennrich 2019, eq. 4).
+
+    Args:
+        x: ``[..., E]``.
+        weight: ``[E]``, of the same type.
+        eps: keeps what is all zero finite.
+    """
+    if applies(x, weight):
+        return _Rms.apply(x, weight, eps)
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def gated(a: Tensor, b: Tensor) -> Tensor:
+    """``silu(a) * b`` for tensors of one shape."""
+    if a.shape == b.shape and applies(a, b):
+        return _Gated.apply(a, b)
+    return F.silu(a) * b
+
+
+def gated_halves(x: Tensor) -> Tensor:
+    """``silu(a) * b`` for the halves of the last dimension: ``[..., 2 E] -> [..., E]`` (Shazeer 2020)."""
+    if applies(x):
+        return _GatedHalves.apply(x)
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+def turn_projections(x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Queries, keys and values ``[B, T, H, D]`` of projections ``[B, T, 3 H D]``, queries and keys turned.
+
+    Args:
+        x: projections.
+        cosine: ``[B or 1, T, 1, D]``.
+        sine: likewise, with a minus in the first half.
+        heads: ``H``.
+
+    Returns:
+        None where the kernel does not apply; the caller then turns them in torch.
+    """
+    return _Turn.apply(x, cosine, sine, heads) if applies(x, cosine, sine) else None
+
+
+def _run(name: str, x: Tensor, rows: int, width: int, **given: Any) -> None:
+    """Call a function of the kernel; tensors stand for where their numbers are."""
+    kernel = elementwise_kernel()
+    assert kernel is not None
+    values = {key: value.data_ptr() if isinstance(value, Tensor) else value for key, value in given.items()}
+    work = _Work(
+        rows=rows, width=width, threads=torch.get_num_threads(), double_precision=x.dtype == torch.float64, **values
+    )
+    call: Callable[..., None] = getattr(kernel, name)
+    call(ctypes.byref(work))
+
+
+def _new(*shape: int, like: Tensor) -> Tensor:
+    made = like.new_empty(shape)
+    native.on_large_pages(made)
+    return made
+
+
+class _Rms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        width, rows = x.shape[-1], x.shape[:-1].numel()
+        y, scale = _new(*x.shape, like=x), x.new_empty(rows)
+        _run("rms", x, rows, width, a=x, weight=weight, y=y, scale=scale, eps=eps)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        width, rows = x.shape[-1], len(scale)
+        to_x, to_weight = _new(*x.shape, like=x), x.new_empty(-(-rows // BLOCK), width)
+        given = {"a": x, "weight": weight, "scale": scale, "to_y": to_y.contiguous()}
+        _run("rms_back", x, rows, width, **given, to_a=to_x, to_weight=to_weight)
+        return to_x, to_weight.sum(0), None
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        a, b = a.contiguous(), b.contiguous()
+        ctx.save_for_backward(a, b)
+        y, width = _new(*a.shape, like=a), a.shape[-1]
+        _run("gated", a, a.shape[:-1].numel(), width, a=a, b=b, y=y, a_stride=width, b_stride=width)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor, ...]:
+        a, b = ctx.saved_tensors
+        to_a, to_b, width = _new(*a.shape, like=a), _new(*a.shape, like=a), a.shape[-1]
+        given = {"a": a, "b": b, "to_y": to_y.contiguous(), "to_a": to_a, "to_b": to_b}
+        _run("gated_back", a, a.shape[:-1].numel(), width, **given, a_stride=width, b_stride=width)
+        return to_a, to_b
+
+
+class _GatedHalves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        width = x.shape[-1] // 2
+        y = _new(*x.shape[:-1], width, like=x)
+        strides = {"a_stride": 2 * width, "b_stride": 2 * width}
+        _run("gated", x, x.shape[:-1].numel(), width, a=x, b=x[..., width:], y=y, **strides)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        width, to_x = x.shape[-1] // 2, _new(*x.shape, like=x)
+        given = {"a": x, "b": x[..., width:], "to_y": to_y.contiguous(), "to_a": to_x, "to_b": to_x[..., width:]}
+        strides = {"a_stride": 2 * width, "b_stride": 2 * width}
+        _run("gated_back", x, x.shape[:-1].numel(), width, **given, **strides)
+        return to_x
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, cosine, sine = x.contiguous(), cosine.contiguous(), sine.contiguous()
+        B, T, channels = x.shape
+        D = channels // (3 * heads)
+        q, k, v = (_new(B, T, heads, D, like=x) for _ in range(3))
+        ctx.save_for_backward(cosine, sine)
+        ctx.shape = B, T, heads, D
+        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "heads": heads, "tokens": T}
+        _run("turn", x, B * T, D, a=x, q=q, k=k, v=v, **given)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, sine = ctx.saved_tensors
+        B, T, heads, D = ctx.shape
+        # Attention gives them head by head; only within a head must they be side by side.
+        grads = tuple(grad if grad.stride(-1) == 1 or D == 1 else grad.contiguous() for grad in grads)
+        to_x = _new(B, T, 3 * heads * D, like=grads[0])
+        strides = (ctypes.c_int64 * 9)(*(stride for grad in grads for stride in grad.stride()[:3]))
+        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "heads": heads, "tokens": T}
+        pointers = dict(zip(("to_q", "to_k", "to_v"), grads, strict=True))
+        _run("turn_back", to_x, B * T, D, **given, **pointers, to_a=to_x, to_strides=strides)
+        return to_x, None, None, None
