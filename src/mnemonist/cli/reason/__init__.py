@@ -3,6 +3,7 @@
 options.py     what can be asked for: a dataclass of options for each command; needs neither torch nor numpy
 policies.py    who is asked and who learns: a model in a folder, a new one, one behind a server
 material.py    what is asked: the task, its problems, how they are put
+demo.py        `demo`: the model that comes along, several methods
 tasks.py       `tasks`: what there is to reason about, and with
 solve.py       `solve`: methods side by side; solving.py: trees in files that grow chunk by chunk
 traces.py      `traces`: journeys and their shortcut twins

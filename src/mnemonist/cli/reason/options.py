@@ -19,6 +19,7 @@ Split = Literal["train", "validation", "test"]
 Arm = Literal["journey", "shortcut"]
 
 NEW_MODEL = "mag-tiny"
+MODEL = Path("shipped/countdown")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,38 @@ class Telling:
     """What is said at dead ends: terse, or spoken."""
     match: str = "examples"
     """What journeys and shortcuts have in common: examples, tokens-by-problems or tokens-by-passes."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """See what search is worth, as a table and one HTML page: countdown, solved by a small model in several ways.
+
+    One attempt; a vote of many; the best of many, since anyone can check a sum; and a beam whose paths the truth about
+    every step judges, as an upper end. Takes the model that comes with the package; nothing is downloaded or trained.
+    """
+
+    model: Path = MODEL
+    """A model that knows countdown in the format plain."""
+    difficulty: tuple[int, ...] = (3, 4)
+    """Numbers of a problem, taking turns."""
+    count: int = 40
+    """Problems that the model has not met."""
+    attempts: int = 16
+    """Of each problem, by the methods that make several; beams of the one that grows them step by step."""
+    temperature: float = 0.7
+    """Of the draws."""
+    seed: int = 0
+    """Of the draws."""
+    batch_size: int = 64
+    """Attempts that are written at a time."""
+    out: Path = Path("runs/reason-demo")
+    """Folder for the trees and the page."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.demo import run_demo
+
+        return run_demo(self)
 
 
 @dataclass(frozen=True)
@@ -245,7 +278,7 @@ class Reward:
 class Reason:
     """Propose, search, and learn from attempts: the outer loop."""
 
-    command: Tasks | Solve | Traces | Learn | Reward
+    command: Demo | Tasks | Solve | Traces | Learn | Reward
 
     def run(self) -> int:
         """Exit code."""
@@ -256,7 +289,8 @@ def reason_type(arguments: Sequence[str]) -> type[Reason]:
     """`Reason` as a dataclass; the round that the arguments name sets the defaults that ``--help`` shows."""
     learn = Learn(round=tyro.MISSING, task=tyro.MISSING, training=training_for(arguments))
     commands = (
-        Annotated[Tasks, tyro.conf.subcommand("tasks")]
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Tasks, tyro.conf.subcommand("tasks")]
         | Annotated[Solve, tyro.conf.subcommand("solve")]
         | Annotated[Traces, tyro.conf.subcommand("traces")]
         | Annotated[Learn, tyro.conf.subcommand("learn", default=learn)]

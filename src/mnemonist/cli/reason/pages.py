@@ -70,7 +70,12 @@ def share(right: float, low: float, high: float) -> str:
 # Solving.
 
 
-def solve_page(solved: Sequence[Solved], problems: Sequence[Problem], facts: Mapping[str, str]) -> ReasoningPage:
+def solve_page(
+    solved: Sequence[Solved],
+    problems: Sequence[Problem],
+    facts: Mapping[str, str],
+    journeys: Sequence[JourneyView] = (),
+) -> ReasoningPage:
     """Methods side by side: what is right, what it costs, and the trees of some problems."""
     shown = [problem.id for problem in problems[:SHOWN]]
     return ReasoningPage(
@@ -79,6 +84,7 @@ def solve_page(solved: Sequence[Solved], problems: Sequence[Problem], facts: Map
         scaling=scaling_plots(solved),
         ledgers={one.label: one.ledger for one in solved},
         trees=tuple(one.run.trees[name] for name in shown for one in solved if name in one.run.trees),
+        journeys=tuple(journeys),
         rollouts=tuple(itertools.chain.from_iterable(rollouts_of(one) for one in solved)),
         facts=facts_of(facts),
         command=command(),

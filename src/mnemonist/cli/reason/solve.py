@@ -11,11 +11,12 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
 from mnemonist.cli.reason.material import claim, draw, in_context
-from mnemonist.cli.reason.options import Solve
-from mnemonist.cli.reason.pages import aligned, solve_page
+from mnemonist.cli.reason.options import Solve, Telling
+from mnemonist.cli.reason.pages import SHOWN, aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
 from mnemonist.cli.reason.reward import Scorer, open_scorer
 from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
+from mnemonist.cli.reason.traces import journey_views
 from mnemonist.cli.train import prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
@@ -26,8 +27,8 @@ from mnemonist.reasoning.search import Method, find_method
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.search.scaling import Run
 from mnemonist.reasoning.search.values import VALUES
-from mnemonist.reasoning.tasks import Task, build_task
-from mnemonist.report import write_reasoning
+from mnemonist.reasoning.tasks import StepTask, Task, build_task
+from mnemonist.report import JourneyView, write_reasoning
 from mnemonist.training.interruption import stop_on_signals
 
 IDENTITY, PAGE = "solve.json", "solve.html"
@@ -36,8 +37,8 @@ ASKING = ("self", "rollouts", "any-rollout")
 """Values for which the policy is asked."""
 
 
-def run_solve(options: Solve) -> int:
-    """Solve by each method, print the table, write trees and page."""
+def run_solve(options: Solve, journeys: Telling | None = None) -> int:
+    """Solve by each method, print the table, write trees and page; with journeys of these problems if wanted."""
     task = build_task(options.task)
     methods = choose_methods(options)
     for method in methods.values():
@@ -70,7 +71,10 @@ def run_solve(options: Solve) -> int:
                 break
     if solved:
         print(json.dumps([figures(one) for one in solved]) if options.json else table(solved))
-        write_reasoning(options.out / PAGE, solve_page(solved, problems, described(options, model)))
+        views: Sequence[JourneyView] = ()
+        if journeys is not None and isinstance(task, StepTask):
+            views = journey_views(task, problems[:SHOWN], journeys, format, options.decoding.seed)
+        write_reasoning(options.out / PAGE, solve_page(solved, problems, described(options, model), views))
         say(f"trees and page in {options.out}; open {options.out / PAGE} in a browser")
     if stop.requested:
         say("interrupted; the same command goes on with what is missing")
