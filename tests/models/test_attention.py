@@ -318,6 +318,52 @@ def test_a_state_is_not_changed_by_going_on(window):
     assert all(torch.equal(t, before[name]) for name, t in vars(state).items())
 
 
+def test_readings_that_go_on_from_one_state_do_not_see_each_other():
+    """Without gradients keys and values grow in place; a state that others have gone on from is still a value."""
+    made, x = layer(None, 1), text(2, 40)
+    with torch.no_grad():
+        y, state = made(x[:, :9])
+        states, answers = [state], []
+        for t in range(9, 40):
+            answers.append(made(x[:, t : t + 1], states[-1])[0])
+            states.append(made(x[:, t : t + 1], states[-1])[1])  # the second one finds the place taken
+        others = [made(text(2, 1, t), state)[0] for t, state in enumerate(states)]
+        torch.testing.assert_close(torch.cat([y, *answers], 1), made(x)[0])
+        for t, state in enumerate(states[:-1]):
+            assert torch.equal(made(x[:, 9 + t : 10 + t], state)[0], answers[t])
+            fresh = made(x[:, : 9 + t])[1]
+            torch.testing.assert_close(state.keys, fresh.keys)
+            torch.testing.assert_close(made(text(2, 1, t), fresh)[0], others[t])
+
+
+def test_keys_that_grew_in_place_are_selected_forked_and_read_with_gradients():
+    made, x = layer(None), text(3, 12)
+    with torch.inference_mode():
+        _, state = made(x[:, :5])
+        _, state = made(x[:, 5:8], state)
+    rows = torch.tensor([2, 0])
+    with torch.no_grad():
+        for derived, of in ((state.select(rows), rows), (state.fork(), slice(None))):
+            y, after = made(x[of, 8:], derived)
+            torch.testing.assert_close(y, made(x[of])[0][:, 8:])
+            assert set(after.to_tensors()) == {"keys", "values", "length"}
+        y, _ = made(x[:, 8:], state)  # a room of inference mode is not written to outside of it
+    z = x[:, 8:].clone().requires_grad_()
+    twin, _ = made(z, state.fork())
+    torch.testing.assert_close(twin, y)
+    twin.sum().backward()
+    assert z.grad is not None and z.grad.any()
+
+
+def test_a_token_does_not_move_those_before_it():
+    made, one = layer(None), text(1, 1)
+    with torch.no_grad():
+        _, state = made(text(1, 500))
+        _, state = made(one, state)
+    watch = watched(made, one, state)
+    assert max(watch.sizes.get(name, 0) for name in ("cat", "clone", "copy_", "index_select")) <= 3 * E * H * D
+
+
 @windows
 def test_a_state_is_selected_detached_and_saved(window):
     made, x, more = layer(window, 2), text(3, 9), text(4, 3, 1)
@@ -395,18 +441,21 @@ def test_half_precision_reads_alike(window):
 
 
 class Watch(TorchDispatchMode):
-    """Notes the operations that ran and the size of the largest tensor that one made."""
+    """Notes the operations that ran and the size of the largest tensor that one made, each and of all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[str] = []
         self.largest = 0
+        self.sizes: dict[str, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.operations.append(func.overloadpacket.__name__)
         made = out if isinstance(out, (tuple, list)) else (out,)
-        self.largest = max([self.largest, *(t.numel() for t in made if isinstance(t, Tensor))])
+        size = max((t.numel() for t in made if isinstance(t, Tensor)), default=0)
+        self.largest = max(self.largest, size)
+        self.sizes[self.operations[-1]] = max(self.sizes.get(self.operations[-1], 0), size)
         return out
 
 

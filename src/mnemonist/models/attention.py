@@ -12,6 +12,7 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from mnemonist.memory.eager import eager
 from mnemonist.memory.kernels.native_elementwise import turn_projections
 from mnemonist.models.state import StreamState
+
+LEAST_ROOM = 64
+"""Places that keys and values have to grow into, at least; else half as many as they have."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,9 @@ class CausalAttention(nn.Module):
         B, T, _ = x_BTE.shape
         position = state.length[:, None] + torch.arange(T, device="cpu")
         q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
+        room = None
         if self.window is None:
-            keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
+            keys, values, room = _grown(state, k, v)
             y = self._attend(q, keys, values, state.length)
             surplus = keys.shape[1] - T - int(state.length.max())  # places of longer rows that `select` left behind
             if counts is not None:
@@ -150,6 +155,8 @@ class CausalAttention(nn.Module):
                 after = keys[:, surplus:].clone(), values[:, surplus:].clone()
             else:
                 after = keys, values
+            if after[0] is not keys:
+                room = None
         else:
             y = self._attend_in_blocks(q, k, v, state, self.window)
             if counts is None:
@@ -157,8 +164,10 @@ class CausalAttention(nn.Module):
             else:
                 keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
                 after = _newest(keys, values, state, counts, self.window - 1)
-        length = state.length + (T if counts is None else counts)
-        return self.out_proj(y.reshape(B, T, -1)), AttentionState(*after, length)
+        left = AttentionState(*after, state.length + (T if counts is None else counts))
+        if room is not None:
+            vars(left)["room"] = room  # no field: what is made of this state, a fork or other rows, has none
+        return self.out_proj(y.reshape(B, T, -1)), left
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[B, T, H, D]`` of tokens, whose `rotations` are given."""
@@ -261,6 +270,42 @@ def weigh(q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor |
     """Softmax attention over keys under a mask, bool or added to the scores: ``[N, T, H, D]``."""
     q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys_NSHD, values_NSHD))
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2)
+
+
+class _Room:
+    """Where keys and values grow: more places than are filled, so that a token need not move all those before it.
+
+    States are values, and several may look at one room; only the one that sees all that is filled goes on in it.
+    """
+
+    def __init__(self, state: AttentionState, places: int) -> None:
+        B, S, H, D = state.keys.shape
+        self.keys, self.values = (old.new_empty(B, places, H, D) for old in (state.keys, state.values))
+        self.keys[:, :S], self.values[:, :S] = state.keys, state.values
+        self.filled = S
+        self._lock = threading.Lock()
+
+    def claim(self, begin: int, end: int) -> bool:
+        """Whether the places from ``begin`` to ``end`` are there and free; they are then the caller's."""
+        if end > self.keys.shape[1] or (self.keys.is_inference() and not torch.is_inference_mode_enabled()):
+            return False
+        with self._lock:
+            free = self.filled == begin
+            self.filled = end if free else self.filled
+        return free
+
+
+def _grown(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, _Room | None]:
+    """Keys and values with the new ones behind those of the state, and the room they are in, without gradients."""
+    S, end = state.keys.shape[1], state.keys.shape[1] + k.shape[1]
+    if S == 0 or torch.is_grad_enabled() or state.keys.dtype != k.dtype:
+        return torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1), None
+    room: _Room | None = vars(state).get("room")
+    if room is None or not room.claim(S, end):
+        room = _Room(state, end + max(end // 2, LEAST_ROOM))
+        room.claim(S, end)
+    room.keys[:, S:end], room.values[:, S:end] = k, v
+    return room.keys[:, :end], room.values[:, :end], room
 
 
 def _tail(old: Tensor, new: Tensor) -> Tensor:
