@@ -49,9 +49,9 @@ class Arm:
     config: ModelConfig
     training: TrainingConfig
     """Its seed is replaced by that of the run."""
-    learns: Callable[[TrainingConfig], Curriculum]
-    """What it is trained on."""
-    suites: Mapping[str, Suite]
+    learns: Callable[[TrainingConfig], Curriculum] | None
+    """What it is trained on; None if the study's own `Study.run` knows."""
+    suites: Mapping[str, Suite | None]
     """What it is then asked, by name; the name is part of the results' file, and may be empty."""
     home: Path | None = None
     """The experiment that keeps its results, if several ask it; None: the one it is an arm of."""
@@ -160,6 +160,7 @@ def run_one(study: Study, name: str, seed: int) -> None:
     folder = Path("runs") / "experiments" / study.home(name).name / f"{name}-seed{seed}"
     torch.manual_seed(seed)
     model = LanguageModel(arm.config)
+    assert arm.learns is not None
     batch_of, loss_of = arm.learns(training)
     trained = train(
         model, batch_of, loss_of, training, folder,
@@ -169,6 +170,7 @@ def run_one(study: Study, name: str, seed: int) -> None:
         raise SystemExit(130)
     facts = {"seed": seed, "training_seconds": round(trained.seconds, 1), "training": dataclasses.asdict(training)}
     for suite, asked in arm.suites.items():
+        assert asked is not None
         evaluate(model, asked, study.path(name, seed, suite), name=arm.label, facts=facts)
 
 

@@ -38,20 +38,20 @@ TASK = build_task("countdown:largest=12")
 assert isinstance(TASK, StepTask)
 FORMAT = find_format("plain")
 NUMBERS = (3, 4)
-TOKENS = 8192
+TOKENS = 2048
 """Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
 ALIKE = 2048
 """Texts that are sorted by length at a time."""
-PRACTICE, STEPS = 200, 1500
+PRACTICE, STEPS = 800, 6000
 """Steps of phase 1, which all arms have in common, and of both phases."""
-ASKED_AT = (200, 400, 600, 900, 1200, 1500)
+ASKED_AT = (800, 1600, 2400, 3600, 4800, 6000)
 PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
 TESTS = 200
 """Likewise, to be asked."""
 SIZE = ModelConfig(blocks=("attention",) * 4, width=128, heads=4, head_dim=32, persistent_tokens=0, mlp_width=344)
 TRAINING = TrainingConfig(
-    steps=STEPS, batch_size=1, row_length=TOKENS, learning_rate=2e-3, warmup_steps=100, save_every=100, device="cpu"
+    steps=STEPS, batch_size=1, row_length=TOKENS, learning_rate=2e-3, warmup_steps=200, save_every=200, device="cpu"
 )
 
 

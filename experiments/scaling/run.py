@@ -1,0 +1,179 @@
+"""Inference-time scaling: what a token more buys, by method, by difficulty, and under budget forcing.
+
+python experiments/scaling/run.py            # what is missing, then the page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from countdown import FIT, FORMAT, LONGEST, NUMBERS, TASK, arm, folder_of, keep, open_policy, problems
+from study import Study, found, main, paired, seeds_of
+
+from mnemonist.evals.results import Result, Row
+from mnemonist.reasoning import Decoding, find_method
+from mnemonist.reasoning.budget import Budget, BudgetForcing, control
+from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
+from mnemonist.reasoning.search.scaling import Run, compute_optimal, difficulty_bins
+from mnemonist.reasoning.step_labels import gold_labels, random_path
+from mnemonist.report.comparison import Line, draw_lines
+
+HERE = Path(__file__).parent
+TESTED = 100
+THINKING = (32, 64, 128, 256, 512)
+EXTENSIONS = (0, 1, 2)
+BUDGETS = (1, 2, 4, 8, 16)
+METHODS = {
+    "vote": "self-consistency:attempts={}",
+    "best by checking": "best-of-n:attempts={},value=outcome",
+    "beam, judge of steps": "beam:beams={},proposer=policy,value=model",
+    "DVTS, judge of steps": "dvts:beams={},proposer=policy,value=model",
+    "MCTS, judge of steps": "mcts:simulations={},proposer=policy,value=model",
+    "beam, truth": "beam:beams={},proposer=policy,value=gold",
+}
+"""With a place for the budget."""
+BINS, UNAIDED = 3, 16
+OPTIMA = (500, 1000, 2000, 4000)
+"""Tokens of a problem that the best choice by difficulty may cost."""
+
+
+def forcing(study: Study, name: str, seed: int) -> None:
+    """Accuracy against the tokens of a thought."""
+    policy, tests = open_policy(), problems("test", TESTED, seed)
+    assert policy.sampler is not None
+    prompts = [FORMAT.prompt(problem.question) for problem in tests]
+    rows = []
+    for extensions in EXTENSIONS:
+        for most in THINKING:
+            sampler = BudgetForcing(policy.sampler, FORMAT, Budget(most=most, extensions=extensions, answer=48))
+            thoughts = sampler.think(prompts, Decoding(temperature=0, seed=seed))
+            answers = [FORMAT.parse(thought.attempt.text).answer for thought in thoughts]
+            right = [a is not None and TASK.judge(p, a).right for p, a in zip(tests, answers, strict=True)]
+            tokens = [thought.thinking_tokens for thought in thoughts]
+            setting = {"thinking": most, "extensions": extensions}
+            rows.append(
+                Row.of(setting, np.array(right), tokens=float(np.mean(tokens)), control=control(tokens, 0, most))
+            )
+    keep(study, name, seed, rows, "thinking", "problems solved")
+
+
+def judge(folder: Path, seed: int) -> ProcessScorer:
+    """A process reward model that learns from paths astray, from the weights of the policy."""
+    policy = open_policy()
+    learned = problems("train", 3000, seed)
+    paths = [(problem, random_path(TASK, problem, seed)) for problem in learned]
+    examples = [gold_labels(TASK, problem, steps) for problem, steps in paths if steps]
+    model = ProcessRewardModel(policy.model)
+    train_process_reward(
+        model, examples, policy.tokenizer, FORMAT, replace(FIT, seed=seed), folder, epochs=3,
+        resume=folder.exists(), progress=False,
+    )  # fmt: skip
+    model.eval()
+    return ProcessScorer(model, policy.tokenizer, FORMAT)
+
+
+def methods(study: Study, name: str, seed: int) -> None:
+    """Every method at every budget, and the choice by difficulty."""
+    policy, tests = open_policy(), problems("test", TESTED, seed)
+    assert policy.sampler is not None
+    scorer = judge(folder_of(study, name, seed), seed)
+    decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=seed)
+    rows, runs = [], []
+    for label, form in METHODS.items():
+        for budget in BUDGETS:
+            method = find_method(form.format(budget))
+            trees = method.solve(tests, TASK, FORMAT, policy.sampler, decoding, scorer)
+            run = Run(method.name, trees[0].settings, {tree.problem.id: tree for tree in trees})
+            if "gold" not in form and "outcome" not in form:  # they know the truth, so they are no choice
+                runs.append(run)
+            for numbers in NUMBERS:
+                own = [tree.problem.id for tree in trees if tree.problem.difficulty == numbers]
+                point, flops = run.point("tokens", own), run.point("flops", own).cost
+                right = np.array([run.trees[one].right is True for one in own])
+                setting = {"method": label, "budget": budget, "numbers": numbers}
+                rows.append(Row.of(setting, right, tokens=point.cost, flops=flops))
+    unaided = find_method(f"self-consistency:attempts={UNAIDED}")
+    known = unaided.solve(tests, TASK, FORMAT, policy.sampler, replace(decoding, seed=500 + seed))
+    bins = difficulty_bins(known, BINS)
+    optima = {str(most): dataclasses.asdict(compute_optimal(runs, bins, most)) for most in OPTIMA}
+    keep(study, name, seed, rows, "budget", "problems solved", optima=optima)
+
+
+def run(study: Study, name: str, seed: int) -> None:
+    """One of the two."""
+    {"forcing": forcing, "methods": methods}[name](study, name, seed)
+
+
+def mean(results: Sequence[Result], setting: dict[str, object], which: str | None = None) -> list[float]:
+    """Of each seed, at a setting; or another figure of the row."""
+    rows = [row for result in results if (row := result.row(setting)) is not None]
+    return [row.mean if which is None else row.more[which] for row in rows]
+
+
+def write_page(study: Study) -> str:
+    """Both tables and plots."""
+    parts = [seeds_of(study)]
+    if forced := study.results("forcing"):
+        lines = ["| tokens of a thought, at most | " + " | ".join(f"{n} extensions" for n in EXTENSIONS) + " |"]
+        lines.append("|--:|" + "--:|" * len(EXTENSIONS))
+        for most in THINKING:
+            cells = [paired(mean(forced, {"thinking": most, "extensions": n})) for n in EXTENSIONS]
+            lines.append("| " + " | ".join([str(most), *cells]) + " |")
+        parts += ["### Budget forcing, greedy", "\n".join(lines)]
+        means = found(study, ["forcing"])["forcing"].lines()
+        plot = [
+            Line(label, *([row.setting["thinking"] if part == "x" else getattr(row, part) for row in rows]
+                          for part in ("x", "mean", "low", "high")))
+            for label, rows in means.items()
+        ]  # fmt: skip
+        draw_lines(HERE / "forcing.svg", {"": plot}, x="tokens of a thought, at most", y="problems solved")
+        parts.append("![Accuracy by budget](forcing.svg)")
+    if solved := study.results("methods"):
+        panels: dict[str, list[Line]] = {}
+        lines = ["| method | numbers | " + " | ".join(f"budget {budget}" for budget in BUDGETS) + " |"]
+        lines.append("|---|--:|" + "--:|" * len(BUDGETS))
+        for label in METHODS:
+            for numbers in NUMBERS:
+                settings = [{"method": label, "budget": budget, "numbers": numbers} for budget in BUDGETS]
+                cells = [
+                    f"{paired(mean(solved, setting))} ({np.mean(mean(solved, setting, 'tokens')):,.0f})"
+                    for setting in settings
+                ]
+                lines.append("| " + " | ".join([label, str(numbers), *cells]) + " |")
+                rows = [Row.of(setting, np.array(mean(solved, setting))) for setting in settings]
+                at = [float(np.mean(mean(solved, setting, "tokens"))) for setting in settings]
+                line = Line(label, at, *([getattr(row, part) for row in rows] for part in ("mean", "low", "high")))
+                panels.setdefault(f"{numbers} numbers", []).append(line)
+        draw_lines(HERE / "methods.svg", panels, x="tokens of a problem", y="problems solved")
+        parts += ["### Methods: problems solved, and tokens of a problem", "\n".join(lines)]
+        parts += ["![Accuracy by tokens](methods.svg)", "### The best choice by difficulty", optima(solved)]
+    return "\n\n".join(parts)
+
+
+def optima(results: Sequence[Result]) -> str:
+    """What choosing the method by difficulty comes to, on problems that had no say in the choice."""
+    bins = [f"bin {number + 1} of {BINS}" for number in range(BINS)]
+    lines = ["| tokens of a problem, at most | solved | " + " | ".join(bins) + " |", "|--:|--:|" + "---|" * BINS]
+    for most in OPTIMA:
+        each = [result.facts["optima"][str(most)] for result in results]
+        solved = paired([one["point"]["right"] / one["point"]["count"] for one in each])
+        cells = []
+        for number in range(BINS):
+            picks = [pick for one in each for pick in one["chosen"].get(str(number), ())]
+            cells.append("; ".join(f"{pick} ({picks.count(pick)})" for pick in sorted(set(picks))))
+        lines.append("| " + " | ".join([f"{most:,}", solved, *cells]) + " |")
+    return "\n".join(lines)
+
+
+ARMS = {"forcing": arm("budget forcing"), "methods": arm("methods")}
+STUDY = Study(HERE, ARMS, write_page, run)
+
+if __name__ == "__main__":
+    main(STUDY)
