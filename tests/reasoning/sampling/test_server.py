@@ -30,8 +30,11 @@ def reply(text="fine", *, finish="stop", prompt=5, completion=3, **fields):
 
 @pytest.fixture
 def server():
-    """`answer(path, body)` gives JSON values, bytes, or ``(status, values, headers)``; `asked` has what came."""
-    told = SimpleNamespace(answer=lambda path, body: reply(), asked=[], headers=[], most=0, now=0)
+    """`answer(path, body)` gives JSON values, bytes, or ``(status, values, headers)``; `asked` has what came.
+
+    `models` is its list of models, which is no such answer.
+    """
+    told = SimpleNamespace(answer=lambda path, body: reply(), models={"data": []}, asked=[], headers=[], most=0, now=0)
     lock = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,7 +50,7 @@ def server():
                 told.now -= 1
 
         def do_GET(self):
-            self._answer(told.answer(self.path, None))
+            self._answer(told.models)
 
         def _answer(self, given):
             status, values, headers = given if isinstance(given, tuple) else (200, given, {})
@@ -179,11 +182,46 @@ def test_stop_strings_that_a_server_leaves_in(server):
 def test_stop_strings_that_a_server_does_not_tell_of(server):
     server.answer = lambda path, body: reply("one\ntwo" if "stop" not in body else "one", completion=7)
     with pytest.raises(SamplingFailed, match="does not say whether .* stops='client'"):
-        asking(server).sample(["a"], Decoding(stop=("\n",)))
+        asking(server, stops="server").sample(["a"], Decoding(stop=("\n",)))
     (attempt,) = asking(server, stops="client").sample(["a"], Decoding(stop=("\n",)))
     assert (attempt.text, attempt.finish, attempt.tokens) == ("one\n", "stop", 7)
     (attempt,) = asking(server, stops="client").sample(["a"], Decoding(stop=("zz",)))
     assert (attempt.text, attempt.finish) == ("one\ntwo", "end")
+
+
+def test_from_the_first_untold_stop_string_on_texts_are_cut_here(server):
+    server.answer = lambda path, body: reply("one\ntwo" if "stop" not in body else "one", prompt=5, completion=7)
+    sampler, ledger = asking(server, concurrency=1), Ledger()
+    attempts = sampler.sample(["a", "b"], Decoding(stop=("\n",)), ledger)
+    assert [(a.text, a.finish, a.tokens) for a in attempts] == [("one\n", "stop", 7)] * 2
+    assert ["stop" in body for _, body in server.asked] == [True, False, False]
+    assert (ledger.generated_tokens, ledger.prompt_tokens) == (21, 15)  # what was written for nothing is counted
+
+
+@pytest.mark.parametrize(("word", "text", "finish"), [("\n", "one\n", "stop"), ("", "one", "end")])
+def test_a_server_of_llama_cpp_is_asked_why_it_stopped(server, word, text, finish):
+    server.models = {"data": [{"id": "small", "owned_by": "llamacpp"}]}
+    server.answer = lambda path, body: reply("one") | {"__verbose": {"stopping_word": word}}
+    (attempt,) = asking(server).sample(["a"], Decoding(stop=("\n",)))
+    assert (attempt.text, attempt.finish) == (text, finish)
+    assert server.asked[0][1]["verbose"] is True
+
+
+@pytest.mark.parametrize(("owner", "off"), [("llamacpp", 0), ("vllm", -1), ("sglang", -1)])
+def test_a_server_that_says_what_it_is_draws_as_it_is_told(server, owner, off):
+    server.models = {"data": [{"id": "small", "owned_by": owner}]}
+    asking(server, more={"min_p": 0.2}).sample(["a"], DECODING)
+    asking(server).sample(["a"], Decoding(top_k=7))
+    (_, first), (_, second) = server.asked
+    assert (first["top_k"], first["min_p"]) == (off, 0.2)
+    assert (second["top_k"], second["min_p"]) == (7, 0.0)
+
+
+@pytest.mark.parametrize("models", [b"<html>", {}, {"data": []}, {"data": [{"id": "m"}]}, {"data": [None]}])
+def test_a_server_that_does_not_say_what_it_is_is_told_what_the_protocol_has(server, models):
+    server.models = models
+    asking(server).sample(["a"], DECODING)
+    assert not {"top_k", "min_p", "verbose"} & set(server.asked[0][1])
 
 
 def test_a_chat_server(server):
@@ -270,12 +308,8 @@ def test_a_server_that_is_not_there(server):
 
 
 def test_a_wrong_name_is_told_with_the_right_ones(server):
-    def answer(path, body):
-        if path == "/v1/models":
-            return {"data": [{"id": "smol"}, {"id": "large"}]}
-        return 404, {"error": {"message": "no such model"}}, {}
-
-    server.answer = answer
+    server.models = {"data": [{"id": "smol"}, {"id": "large"}]}
+    server.answer = lambda path, body: (404, {"error": {"message": "no such model"}}, {})
     with pytest.raises(SamplingFailed, match=r"no model 'small' \(did you mean 'smol'\?\); it has smol, large"):
         asking(server).sample(["a"], DECODING)
     assert len(server.asked) == 1  # not asked again

@@ -4,9 +4,12 @@ Prompts go to ``/v1/completions`` as they are, several at a time; what the serve
 log-probabilities is kept. A chat server (``chat=True``) puts each prompt into its own template, as the words of a user:
 then a text cannot be begun for it, which budget forcing and tree search need.
 
-What a server leaves open: it gives no token ids, so attempts have none; and it takes stop strings out of the text. vLLM
-and SGLang say which one it was, so it is put back. Others do not say whether it was one at all; for these,
-``stops="client"`` lets the policy write on and cuts the text here, which costs the tokens behind the cut.
+What a server leaves open: it gives no token ids, so attempts have none; and it takes stop strings out of the text.
+vLLM, SGLang and llama.cpp can say which one it was, so it is put back. Others do not say whether it was one at all;
+from then on the policy writes on and the text is cut here, which costs the tokens behind the cut.
+
+What a request leaves open, such servers fill with what the model's makers recommend or they themselves think best.
+What is drawn would not be the policy's then, so a server that says what it is (in its list of models) is told all.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from mnemonist.errors import UserError, nearest
@@ -25,7 +30,14 @@ from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.sampling.json_over_http import Client, Refusal
 from mnemonist.reasoning.sampling.text import first_stop
 
-Stops = Literal["server", "client"]
+Stops = Literal["auto", "server", "client"]
+
+OWNERS: Mapping[str, Mapping[str, Any]] = {
+    "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "verbose": True},
+    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+}
+"""By what servers call themselves: fields that turn off their own taste, and let llama.cpp say why an attempt ended."""
 
 
 class SamplingFailed(UserError):
@@ -49,7 +61,7 @@ class ServerSampler:
         timeout: seconds that the server may be silent; it is while it writes.
         retries: tries after the first one, when the server is busy, broken or not there.
         patience: seconds before the second try, about; doubled for each one more.
-        stops: who looks for stop strings.
+        stops: who looks for stop strings; auto: the server, as long as it says which one it has found.
         close_thought: put between the thought and the rest, where a chat server gives the thought apart.
         more: fields that every request has besides, such as ``{"min_p": 0.05}``.
         on_attempt: called in the caller's thread with the number of a prompt and its attempt, as soon as it is there.
@@ -71,7 +83,7 @@ class ServerSampler:
         timeout: float = 600.0,
         retries: int = 5,
         patience: float = 1.0,
-        stops: Stops = "server",
+        stops: Stops = "auto",
         close_thought: str = "</think>\n",
         more: Mapping[str, Any] | None = None,
         on_attempt: Callable[[int, Attempt], None] | None = None,
@@ -90,6 +102,7 @@ class ServerSampler:
         self.close_thought, self.more, self.on_attempt = close_thought, dict(more or {}), on_attempt
         self.flops_per_token = flops_per_token
         self._name = name or model
+        self._untold = False  # whether the server has kept a stop string to itself
 
     @property
     def name(self) -> str:
@@ -142,9 +155,10 @@ class ServerSampler:
                 if isinstance(outcome, UserError):
                     failure = failure or outcome
                     continue
-                attempt, read = outcome
-                flops = self.flops_per_token * (read + attempt.tokens)
-                ledger.charge(prompt=read, generated=attempt.tokens, calls=1, flops=flops)
+                attempt, read, lost = outcome
+                written = attempt.tokens + lost
+                flops = self.flops_per_token * (read + written)
+                ledger.charge(prompt=read, generated=written, calls=1, flops=flops)
                 done[place] = attempt
                 if self.on_attempt is not None:
                     self.on_attempt(place, attempt)
@@ -154,15 +168,28 @@ class ServerSampler:
 
     def _ask(
         self, place: int, prompt: str, body: Mapping[str, Any], decoding: Decoding, stopped: threading.Event
-    ) -> tuple[Attempt, int]:
-        """The attempt, and the tokens that were read for it."""
+    ) -> tuple[Attempt, int, int]:
+        """The attempt, the tokens that were read for it, and those that were written for nothing."""
         path = "/chat/completions" if self.chat else "/completions"
+        by_client = self.stops == "client" or self._untold
+        if by_client:
+            body = {name: value for name, value in body.items() if name != "stop"}
         try:
             reply = self.client.ask(path, body, stopped)
         except Refusal as refusal:
             raise self._explained(refusal, place) from refusal
         try:
-            return self._attempt(prompt, reply, decoding)
+            attempt, read = self._attempt(prompt, reply, decoding, by_client)
+            return attempt, read, 0
+        except _Untold as untold:
+            if self.stops == "server":
+                raise UserError(
+                    f"{self.client.url} does not say whether an attempt ended by itself or with a stop string; give "
+                    "the sampler stops='client'"
+                ) from untold
+            self._untold = True
+            attempt, read, lost = self._ask(place, prompt, body, decoding, stopped)
+            return attempt, read + untold.read, lost + untold.tokens
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -184,11 +211,22 @@ class ServerSampler:
             body["top_k"] = decoding.top_k  # not of the protocol, but servers for open models have it
         if decoding.temperature in (0, 1):
             body["logprobs"] = True if self.chat else 1
-        if decoding.stop and self.stops == "server":
+        if decoding.stop:
             body["stop"] = list(decoding.stop)
-        return body | self.more
+        return {**self._owner, **body, **self.more}
 
-    def _attempt(self, prompt: str, reply: Mapping[str, Any], decoding: Decoding) -> tuple[Attempt, int]:
+    @cached_property
+    def _owner(self) -> Mapping[str, Any]:
+        """Fields for the kind of server that it is; none if it does not say."""
+        try:
+            reply = replace(self.client, timeout=min(10.0, self.client.timeout), retries=0).ask("/models", None)
+            return OWNERS.get(str(reply["data"][0].get("owned_by", "")).lower(), {})
+        except (UserError, KeyError, TypeError, IndexError, AttributeError):
+            return {}
+
+    def _attempt(
+        self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
+    ) -> tuple[Attempt, int]:
         choice = reply["choices"][0]
         text = self._text(choice)
         log_probs = _log_probs(choice)
@@ -197,13 +235,15 @@ class ServerSampler:
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         read = max(0, int(usage["prompt_tokens"]) - int(cached))
         finish: Finish = "end" if choice["finish_reason"] == "stop" else "length"
-        if decoding.stop and self.stops == "client":
+        if decoding.stop and by_client:
             end = first_stop(text, decoding.stop)
             if end is not None:
                 text, finish, log_probs = text[:end], "stop", ()
         elif decoding.stop and finish == "end":
-            mark = self._stopped_by(choice, text, decoding.stop)
-            if mark is not None:
+            mark = _stopped_by({**choice, **(reply.get("__verbose") or {})}, text, decoding.stop)
+            if mark is None:
+                raise _Untold(read, tokens)
+            if mark:
                 text, finish = text if text.endswith(mark) else text + mark, "stop"
         return Attempt(prompt, text, log_probs=log_probs, tokens=tokens, finish=finish), read
 
@@ -213,19 +253,6 @@ class ServerSampler:
         message = choice["message"]
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         return f"{thought}{self.close_thought if thought else ''}{message['content'] or ''}"
-
-    def _stopped_by(self, choice: Mapping[str, Any], text: str, stop: Sequence[str]) -> str | None:
-        """The stop string that ended an attempt, or None if it was an end mark."""
-        for name in ("stop_reason", "matched_stop"):  # of vLLM, and of SGLang
-            if name in choice:
-                return choice[name] if choice[name] in stop else None
-        for mark in stop:  # of servers that leave it in
-            if text.endswith(mark):
-                return mark
-        raise UserError(
-            f"{self.client.url} does not say whether an attempt ended by itself or with a stop string; give the "
-            "sampler stops='client'"
-        )
 
     def _explained(self, refusal: Refusal, place: int) -> UserError:
         """What to do about a server's no."""
@@ -247,9 +274,25 @@ class ServerSampler:
             return []
 
 
+class _Untold(Exception):
+    """A stop string may have ended an attempt, and the server does not say; what the attempt cost."""
+
+    def __init__(self, read: int, tokens: int) -> None:
+        super().__init__()
+        self.read, self.tokens = read, tokens
+
+
+def _stopped_by(told: Mapping[str, Any], text: str, stop: Sequence[str]) -> str | None:
+    """The stop string that ended an attempt, "" if it was an end mark, None if there is no telling."""
+    for name in ("stop_reason", "matched_stop", "stopping_word"):  # of vLLM, SGLang and llama.cpp
+        if name in told:
+            return told[name] if told[name] in stop else ""
+    return next((mark for mark in stop if text.endswith(mark)), None)  # of servers that leave it in
+
+
 def _at_once(
-    ask: Callable[[int, threading.Event], tuple[Attempt, int]], count: int, threads: int
-) -> Generator[tuple[int, tuple[Attempt, int] | UserError], None, None]:
+    ask: Callable[[int, threading.Event], tuple[Attempt, int, int]], count: int, threads: int
+) -> Generator[tuple[int, tuple[Attempt, int, int] | UserError], None, None]:
     """Ask for all numbers, several at a time; what comes of each, as it comes.
 
     After a failure, or when the caller goes away, what is under way is finished and nothing more is begun. The threads
