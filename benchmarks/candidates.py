@@ -73,13 +73,13 @@ def decoding(model: LanguageModel, sizes: Sizes, length: int) -> Work:
     """Bytes one by one, after a text of this length."""
     ids = torch.randint(0, 256, (1, length + sizes.decoded))
     with torch.inference_mode():
-        _, before = model.read(ids[:, :length])
+        before = model(ids[:, :length]).state
 
     def work() -> None:
         with torch.inference_mode():
-            state = before.fork()
+            state = before
             for t in range(length, length + sizes.decoded):
-                _, state = model.read(ids[:, t : t + 1], state)
+                state = model(ids[:, t : t + 1], state).state
 
     return work
 
@@ -129,10 +129,11 @@ def group(sizes: Sizes) -> Group:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "candidates.json", help="default: %(default)s")
+    parser.add_argument("--only", help="measure again what has this in its name; the report keeps the rest")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes; the figures mean nothing")
     options = parser.parse_args()
     what = "a rehearsal: its figures mean nothing" if options.rehearse else "candidates on a CPU"
-    measured(group(TINY if options.rehearse else Sizes()), what, options.out, ("mnemonist", "torch"))
+    measured(group(TINY if options.rehearse else Sizes()), what, options.out, ("mnemonist", "torch"), options.only)
     return 0
 
 

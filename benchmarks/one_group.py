@@ -18,7 +18,7 @@ from timing import processor, versions
 from mnemonist.files import require_writable, write_atomically
 
 
-def measured(group: Group, what: str, out: Path, packages: Iterable[str]) -> list[Entry]:
+def measured(group: Group, what: str, out: Path, packages: Iterable[str], only: str | None = None) -> list[Entry]:
     """Take all measures, print them, and write the report anew after each; the results.
 
     Args:
@@ -26,6 +26,7 @@ def measured(group: Group, what: str, out: Path, packages: Iterable[str]) -> lis
         what: the report is.
         out: its file.
         packages: whose versions it names.
+        only: take the measures that have this in the name of a row; the others are kept as the file has them.
 
     Raises:
         FileError: the file cannot be written.
@@ -33,9 +34,11 @@ def measured(group: Group, what: str, out: Path, packages: Iterable[str]) -> lis
     require_writable(out)
     torch.set_flush_denormal(True)
     results: list[Entry] = []
+    if only is not None and out.exists():
+        results += json.loads(out.read_text(encoding="utf-8"))["results"]
     report: dict[str, Any] = {
         "what": what,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *([] if only else sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": versions(packages),
@@ -43,6 +46,10 @@ def measured(group: Group, what: str, out: Path, packages: Iterable[str]) -> lis
         "results": results,
     }
     for measure in group.measures:
+        if only is not None and not any(only in row.name for row in measure.rows):
+            continue
+        names = {row.name for row in measure.rows}
+        results[:] = [entry for entry in results if entry["name"] not in names]
         for row, pairs in zip(measure.rows, measure.take(), strict=True):
             results.append(filled_entry(group, measure, row, pairs))
             print(line(results[-1]), flush=True)
