@@ -98,10 +98,16 @@ def compared(sizes: Sizes, what: str, length: int) -> list[Pairs]:
     *ours, theirs = [[s / per for s in times] for times in alternate(sides, sizes.runs)]
     found = []
     for (name, config), times in zip(configs.items(), ours, strict=False):  # the transformer is the last, and no row
-        cost = model_cost(config)
-        state = cost.state_bytes + length * cost.state_bytes_per_token
-        found.append(Pairs(times, theirs, {"candidate": name, "what": what, "length": length, "state_bytes": state}))
+        facts = {"candidate": name, "what": what, "length": length}
+        states = {"state_bytes": state_of(config, length), "peer_state_bytes": state_of(configs[PEER], length)}
+        found.append(Pairs(times, theirs, facts | states))
     return found
+
+
+def state_of(config: ModelConfig, length: int) -> int:
+    """Bytes that a model keeps of a text of this length."""
+    cost = model_cost(config)
+    return cost.state_bytes + length * cost.state_bytes_per_token
 
 
 def group(sizes: Sizes) -> Group:

@@ -118,6 +118,12 @@ def gpu_part(gpu: Report | None) -> str:
     return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, rows(aimed + compared)])
 
 
+def other_reports(results: Path) -> list[Report]:
+    """Those of one group each that are there."""
+    paths = [results / f"{name}.json" for name in ("candidates", "sampling")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
 def one_group_parts(report: Report) -> Iterator[str]:
     """Its title, what it is of, and its rows; candidates have a line each, whatever is measured of them."""
     results = report["results"]
@@ -183,10 +189,8 @@ def write(folder: Path) -> list[Path]:
     cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
     on_gpu = results / "gpu.json"
     gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
-    more = [results / f"{name}.json" for name in ("candidates", "sampling")]
-    others = [json.loads(path.read_text(encoding="utf-8")) for path in more if path.exists()]
     written = [folder / "README.md", results / "ratios.svg"]
-    write_atomically(written[0], page(cpu, gpu, others))
+    write_atomically(written[0], page(cpu, gpu, other_reports(results)))
     draw_ratios(cpu["results"], written[1])
     if roofline(cpu):
         limits = folder / "limits.md"

@@ -188,6 +188,9 @@ def costs(measured: dict[tuple[str, str, int], dict[str, Any]]) -> str:
     heads = [f"{what}, {length:,} bytes" for what, length in columns]
     heads += [f"state after {length:,} bytes" for length in lengths]
     lines = ["| model | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    peers = {length: entry["peer_state_bytes"] for (_, _, length), entry in measured.items()}
+    states = [f"{peers[length]:,}" for length in lengths]
+    lines.append("| " + " | ".join([LABELS[PEER], *["1"] * len(columns), *states]) + " |")
     for name in dict.fromkeys(candidate for candidate, _, _ in measured):
         cells = [f"{measured[(name, *column)]['ratio']['median']:.2f}" for column in columns]
         cells += [f"{measured[(name, 'decoding', length)]['state_bytes']:,}" for length in lengths]
