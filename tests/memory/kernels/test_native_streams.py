@@ -35,7 +35,7 @@ def by_torch(x, tail, conv, heads, unit_keys):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(
     ("B", "T", "H", "D", "taps"),
-    [(2, 9, 2, 5, 4), (1, 40, 3, 16, 4), (2, 2, 1, 33, 5), (1, 1, 2, 8, 2), (3, 6, 1, 4, 1)],
+    [(2, 9, 2, 5, 4), (1, 40, 3, 16, 4), (2, 2, 1, 33, 5), (1, 1, 2, 8, 2), (3, 6, 1, 4, 1), (2, 150, 2, 7, 6)],
 )
 def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance, unit_keys):
     inputs = tensors(B, T, H, D, taps, dtype)

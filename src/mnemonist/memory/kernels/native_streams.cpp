@@ -1,6 +1,6 @@
 // What a token sends to a memory: a short causal convolution of every channel, a non-linearity, and queries and keys of
-// norm 1, in one pass. Channels are independent but for the norm over a head, so a unit of work is one head of one of
-// the three streams (queries, keys, values) for all tokens, and no two units write to the same place.
+// norm 1, in one pass. A unit of work is a block of tokens with all their channels, which lie side by side; it computes
+// what it needs of the tokens before it itself, and no two units write to the same place.
 //
 //     a_t = sum_i conv_i past_{t+i}      s_t = silu(a_t)      q_t, k_t = s_t / |s_t|      v_t = s_t
 //
@@ -18,78 +18,66 @@ struct Work {
   void *q, *k, *v, *next_tail;           // [B, T, H, D] each, and as the tail
   // The way back: derivatives of the outer loss.
   const void *to_q, *to_k, *to_v, *to_next_tail;
-  void *to_x, *to_tail, *to_conv;
+  void *to_x, *to_tail, *to_conv;         // to_conv: [units, taps, 3 H D], to be summed
 };
 }
 
 namespace {
 
-constexpr long AHEAD = 8;  // tokens: how far what is needed soon is asked for
+constexpr long BLOCK = 64;  // tokens of a unit
 
 template <typename T> class Streams {
+ public:
   static constexpr int W = Vector<T>::width;
 
- public:
   explicit Streams(const Work& work)
-      : w(work), D(work.D), padded((D + W - 1) / W * W), kept(work.taps - 1), channels(3L * work.H * work.D),
-        sum(padded), out(padded), slope(padded), taps(static_cast<long>(work.taps) * padded),
-        to_taps(taps.size()), ring(taps.size()) {}
+      : w(work), D(work.D), inner(static_cast<long>(work.H) * D), channels(3 * inner), kept(work.taps - 1),
+        blocks((work.T + BLOCK - 1) / BLOCK), past(work.taps) {}
 
  protected:
   const Work& w;
-  const int D, padded, kept;
-  const long channels;
-  long first = 0;                         // of the unit's channels
-  array<T> sum, out, slope, taps, to_taps, ring;
+  const long D, inner, channels, kept, blocks;
+  long b = 0, begin = 0, end = 0;         // of the unit: its row and tokens
+  std::vector<const T*> past;             // what a token sees, the oldest first
 
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
   static T* at(void* p, long index) { return static_cast<T*>(p) + index; }
-
   void enter(int unit) {
-    first = static_cast<long>(unit) * D;
-    for (int i = 0; i < w.taps; ++i) std::copy_n(at(w.conv, i * channels + first), D, taps.data() + i * padded);
+    b = unit / blocks, begin = unit % blocks * BLOCK;
+    end = std::min<long>(w.T, begin + BLOCK);
   }
-  const T* past(long b, long p) const {
-    return p < kept ? at(w.tail, (b * kept + p) * channels + first) : at(w.x, (b * w.T + p - kept) * channels + first);
+  // Place p of what tokens see: the tail, then the tokens.
+  const T* seen(long p) const {
+    return p < kept ? at(w.tail, (b * kept + p) * channels) : at(w.x, (b * w.T + p - kept) * channels);
   }
-  // A head is a short piece of a long row, too far from the same piece of the next one for the processor to foresee it.
-  void expect(const T* ahead) const {
-    for (int j = 0; j < D; j += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(ahead + j);
+  void look(long t) {
+    for (int i = 0; i < w.taps; ++i) past[i] = seen(t + i);
   }
-  // Where a token's part of a tensor [B, T, H, D] is: of queries, keys or values, by the unit.
-  template <typename P> auto* place(P* const (&streams)[3], int unit, long b, long t) const {
-    return at(streams[unit / w.H], ((b * w.T + t) * w.H + unit % w.H) * D);
-  }
+  long place(long t) const { return (b * w.T + t) * inner; }
+  bool normed(int stream) const { return w.unit_keys && stream < 2; }
 
-  // a += b * c
-  void add_product(T* a, const T* b, const T* c) const {
-    int j = 0;
-    for (; j + W <= D; j += W) store(a + j, load(a + j) + load(b + j) * load(c + j));
-    for (; j < D; ++j) a[j] += b[j] * c[j];
+  // Calls `each` for vectors of `count` channels from `first` on, and `one` for those that are left.
+  template <typename Each, typename One> static void along(long first, long count, Each each, One one) {
+    long j = first;
+    for (; j + W <= first + count; j += W) each(j);
+    for (; j < first + count; ++j) one(j);
   }
-
-  bool normed(int unit) const { return w.unit_keys && unit / w.H < 2; }
-
-  // The convolution and its non-linearity; returns what the token is divided by.
-  T token(int unit, long b, long t, bool derive) {
-    std::fill(sum.begin(), sum.end(), T(0));
-    for (int i = 0; i < w.taps; ++i) add_product(sum.data(), taps.data() + i * padded, past(b, t + i));
-    for (int j = 0; j < padded; j += W) {
-      const vec<T> a = load(&sum[j]), gate = T(1) / (T(1) + exponential<T>(-a)), s = a * gate;
-      store(&out[j], s);
-      if (derive) store(&slope[j], gate + s * (T(1) - gate));
-    }
-    if (!normed(unit)) return 1;
-    const T norm = std::max(std::sqrt(dot<T>(padded, out.data(), out.data())), T(w.shortest));
-    const T inverse = 1 / norm;
-    for (int j = 0; j < padded; ++j) out[j] *= inverse;
-    return norm;
+  vec<T> convolved(long j) const {
+    vec<T> sum{};
+    for (int i = 0; i < w.taps; ++i) sum += load(at(w.conv, i * channels + j)) * load(past[i] + j);
+    return sum;
   }
+  T convolved_one(long j) const {
+    T sum = 0;
+    for (int i = 0; i < w.taps; ++i) sum += *at(w.conv, i * channels + j) * past[i][j];
+    return sum;
+  }
+  T length(const T* head) const { return std::max(std::sqrt(dot<T>(D, head, head)), T(w.shortest)); }
 };
 
 template <typename T> class Sender : Streams<T> {
   using Base = Streams<T>;
-  using Base::w, Base::D, Base::kept, Base::channels, Base::first, Base::out;
+  using Base::w, Base::D, Base::kept, Base::channels, Base::inner, Base::b, Base::begin, Base::end, Base::at;
 
  public:
   explicit Sender(const Work& work) : Base(work) {}
@@ -97,71 +85,140 @@ template <typename T> class Sender : Streams<T> {
   void memory(int unit) {
     void* const streams[3] = {w.q, w.k, w.v};
     this->enter(unit);
-    for (long b = 0; b < w.B; ++b) {
-      for (long t = 0; t < w.T; ++t) {
-        this->expect(this->past(b, std::min(t + AHEAD, w.T + kept - 1L)));
-        this->expect(this->place(streams, unit, b, std::min(t + AHEAD, w.T - 1L)));
-        this->token(unit, b, t, false);
-        std::copy_n(out.data(), D, this->place(streams, unit, b, t));
+    for (long t = begin; t < end; ++t) {
+      this->look(t);
+      for (int s = 0; s < 3; ++s) {
+        T* to = at(streams[s], this->place(t));
+        const long first = s * inner;
+        this->along(
+            first, inner,
+            [&](long j) {
+              const vec<T> a = this->convolved(j);
+              store(to + j - first, a / (T(1) + exponential<T>(-a)));
+            },
+            [&](long j) {
+              const T a = this->convolved_one(j);
+              to[j - first] = a / (T(1) + std::exp(-a));
+            });
+        if (!this->normed(s)) continue;
+        for (long h = 0; h < w.H; ++h) {
+          T* head = to + h * D;
+          const T inverse = 1 / this->length(head);
+          this->along(0, D, [&](long j) { store(head + j, load(head + j) * inverse); }, [&](long j) { head[j] *= inverse; });
+        }
       }
-      for (int j = 0; j < kept; ++j)
-        std::copy_n(this->past(b, w.T + j), D, this->at(w.next_tail, (b * kept + j) * channels + first));
     }
+    if (end == w.T)
+      for (long j = 0; j < kept; ++j)
+        std::copy_n(this->seen(w.T + j), channels, at(w.next_tail, (b * kept + j) * channels));
   }
 };
 
 template <typename T> class WayBack : Streams<T> {
   using Base = Streams<T>;
-  using Base::w, Base::D, Base::padded, Base::kept, Base::channels, Base::first, Base::out, Base::slope, Base::taps;
-  using Base::to_taps, Base::ring;
+  using Base::w, Base::D, Base::kept, Base::channels, Base::inner, Base::b, Base::begin, Base::end, Base::at, Base::past;
 
  public:
-  explicit WayBack(const Work& work) : Base(work) {}
+  explicit WayBack(const Work& work) : Base(work), out(channels), slope(channels), ring(w.taps * channels) {}
 
   void memory(int unit) {
-    const void* const streams[3] = {w.to_q, w.to_k, w.to_v};
     this->enter(unit);
-    std::fill(to_taps.begin(), to_taps.end(), T(0));
-    for (long b = 0; b < w.B; ++b) {
-      std::fill(ring.begin(), ring.end(), T(0));  // derivatives of the last sums, by token modulo taps
-      for (long p = 0; p < w.T + kept; ++p) {
-        T* to_sum = ring.data() + p % w.taps * padded;
-        const long ahead = std::min(p + AHEAD, w.T - 1L);
-        this->expect(this->past(b, ahead + kept));
-        this->expect(this->place(streams, unit, b, ahead));
-        this->expect(this->at(w.to_x, (b * w.T + ahead) * channels + first));
-        if (p < w.T) {
-          const T *grad = this->place(streams, unit, b, p), norm = this->token(unit, b, p, true);
-          const T along = !this->normed(unit) || norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, out.data());
-          const T inverse = 1 / norm, *o = out.data(), *s = slope.data();
-          for (int j = 0; j < D; ++j) to_sum[j] = (grad[j] - along * o[j]) * inverse * s[j];
-          for (int i = 0; i < w.taps; ++i) this->add_product(to_taps.data() + i * padded, to_sum, this->past(b, p + i));
-        } else {
-          std::fill_n(to_sum, D, T(0));
-        }
-        T* to = p < kept ? this->at(w.to_tail, (b * kept + p) * channels + first)
-                         : this->at(w.to_x, (b * w.T + p - kept) * channels + first);
-        if (p < w.T) std::fill_n(to, D, T(0));
-        else std::copy_n(this->at(w.to_next_tail, (b * kept + p - w.T) * channels + first), D, to);
-        for (int i = 0; i < w.taps; ++i)
-          this->add_product(to, taps.data() + i * padded, ring.data() + (p + w.taps - i) % w.taps * padded);
+    T* to_conv = at(w.to_conv, static_cast<long>(unit) * w.taps * channels);
+    std::fill_n(to_conv, w.taps * channels, T(0));
+    std::fill(ring.begin(), ring.end(), T(0));
+    for (long t = std::max(0L, begin - kept); t < begin; ++t) token(t);
+    for (long t = begin; t < end; ++t) {
+      T* to_sum = token(t);
+      for (int i = 0; i < w.taps; ++i) {
+        T* to = to_conv + i * channels;
+        const T* from = past[i];
+        this->along(
+            0, channels, [&](long j) { store(to + j, load(to + j) + load(to_sum + j) * load(from + j)); },
+            [&](long j) { to[j] += to_sum[j] * from[j]; });
+      }
+      send_back(t, nullptr);
+    }
+    if (end < w.T) return;
+    for (long p = w.T; p < w.T + kept; ++p) {
+      std::fill_n(row(p), channels, T(0));
+      send_back(p, at(w.to_next_tail, (b * kept + p - w.T) * channels));
+    }
+  }
+
+ private:
+  array<T> out, slope, ring;              // ring: derivatives of the last tokens' sums, by token modulo taps
+
+  T* row(long t) { return ring.data() + (t + w.taps) % w.taps * channels; }
+
+  // The derivative with respect to the sums of a token.
+  T* token(long t) {
+    const void* const streams[3] = {w.to_q, w.to_k, w.to_v};
+    T *to = row(t), *o = out.data(), *s = slope.data();
+    this->look(t);
+    this->along(
+        0, channels,
+        [&](long j) {
+          const vec<T> a = this->convolved(j), gate = T(1) / (T(1) + exponential<T>(-a)), y = a * gate;
+          store(o + j, y);
+          store(s + j, gate + y * (T(1) - gate));
+        },
+        [&](long j) {
+          const T a = this->convolved_one(j), gate = 1 / (1 + std::exp(-a));
+          o[j] = a * gate;
+          s[j] = gate + o[j] * (1 - gate);
+        });
+    for (int stream = 0; stream < 3; ++stream) {
+      const T* grads = at(streams[stream], this->place(t));
+      const long first = stream * inner;
+      if (!this->normed(stream)) {
+        this->along(
+            first, inner, [&](long j) { store(to + j, load(grads + j - first) * load(s + j)); },
+            [&](long j) { to[j] = grads[j - first] * s[j]; });
+        continue;
+      }
+      for (long h = 0; h < w.H; ++h) {
+        const T *grad = grads + h * D, *head = o + first + h * D, *bend = s + first + h * D;
+        T* sum = to + first + h * D;
+        const T norm = this->length(head), inverse = 1 / norm;
+        // Of what is shorter than the shortest, the divisor is no function.
+        const T share = norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, head) * inverse * inverse;
+        this->along(
+            0, D, [&](long j) { store(sum + j, (load(grad + j) - share * load(head + j)) * inverse * load(bend + j)); },
+            [&](long j) { sum[j] = (grad[j] - share * head[j]) * inverse * bend[j]; });
       }
     }
-    for (int i = 0; i < w.taps; ++i)
-      std::copy_n(to_taps.data() + i * padded, D, this->at(w.to_conv, i * channels + first));
+    return to;
+  }
+
+  // The derivative with respect to place p of what tokens see, from those of the tokens that see it.
+  void send_back(long p, const T* more) {
+    T* to = p < kept ? at(w.to_tail, (b * kept + p) * channels) : at(w.to_x, (b * w.T + p - kept) * channels);
+    this->along(
+        0, channels,
+        [&](long j) {
+          vec<T> sum{};
+          if (more) sum = load(more + j);
+          for (int i = 0; i < w.taps; ++i) sum += load(at(w.conv, i * channels + j)) * load(row(p - i) + j);
+          store(to + j, sum);
+        },
+        [&](long j) {
+          T sum = more ? more[j] : T(0);
+          for (int i = 0; i < w.taps; ++i) sum += *at(w.conv, i * channels + j) * row(p - i)[j];
+          to[j] = sum;
+        });
   }
 };
+
+template <template <typename> class Worker> void run(const Work& work) {
+  const int units = work.B * ((work.T + BLOCK - 1) / BLOCK);
+  if (work.double_precision) run_all<Worker<double>>(work, units, work.threads);
+  else run_all<Worker<float>>(work, units, work.threads);
+}
 
 }  // namespace
 
 extern "C" {
-void send(const Work* work) {
-  if (work->double_precision) run_all<Sender<double>>(*work, 3 * work->H, work->threads);
-  else run_all<Sender<float>>(*work, 3 * work->H, work->threads);
-}
-void go_back(const Work* work) {
-  if (work->double_precision) run_all<WayBack<double>>(*work, 3 * work->H, work->threads);
-  else run_all<WayBack<float>>(*work, 3 * work->H, work->threads);
-}
+void send(const Work* work) { run<Sender>(*work); }
+void go_back(const Work* work) { run<WayBack>(*work); }
 int size_of_work() { return sizeof(Work); }
 }
