@@ -29,7 +29,7 @@ BY_RULE = {"proposer": "moves", "value": "gold", "count": 6}
 # Help and tables.
 
 
-@pytest.mark.parametrize("command", ["", "tasks", "solve", "traces", "learn", "grpo", "reward"])
+@pytest.mark.parametrize("command", ["", "demo", "tasks", "solve", "traces", "learn", "grpo", "reward"])
 def test_help_answers_at_once(command: str) -> None:
     """In two seconds of processor time, whatever else the machine does, and without torch."""
     code = (
@@ -126,6 +126,18 @@ def test_a_policy_solves_by_several_methods(adder, tmp_path, capsys) -> None:
     page = (out / "solve.html").read_text()
     assert "accuracy by tokens" in page and "accuracy by flops" in page
     assert '"rollouts":[{' in page and '"trees":[{' in page
+
+
+def test_the_demo_solves_more_with_more_attempts(tmp_path, capsys) -> None:
+    out = tmp_path / "demo"
+    assert main(reason("demo", out=out, count=6, difficulty=3, attempts=6)) == 0
+    told = capsys.readouterr().out
+    right = [int(line.split("|")[2].split(" of ")[0]) for line in told.splitlines() if " of 6 " in line]
+    assert len(right) == 4 and right[2] > right[0]  # who may check six attempts, against who has one
+    page = (out / "solve.html").read_text()
+    assert "shipped/countdown" in page and "journey" in page
+    found = trees(out / "best-of-n-attempts=6,value=outcome.jsonl")
+    assert len(found) == 6 and all(tree.ledger.tokens > 0 for tree in found)
 
 
 def test_an_interrupted_search_goes_on_as_if_it_had_never_stopped(adder, tmp_path, capsys, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from mnemonist.models import SHIPPED, LanguageModel, find_model, model_cost, reg
 MEMORY, WINDOW = (find_model(f"shipped/{name}") for name in ("memory", "window"))
 
 
-def test_they_are_small_and_equal():
+def test_they_are_small_and_two_are_equal():
     files = [path for path in MEMORY.parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20 * 2**20
     memory, window = (LanguageModel.load(path) for path in (MEMORY, WINDOW))

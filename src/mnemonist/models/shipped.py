@@ -15,6 +15,7 @@ from mnemonist.errors import UserError, nearest
 SHIPPED: Mapping[str, str] = {
     "shipped/memory": "MAL: a window of attention and a memory that learns while it reads",
     "shipped/window": "the window of attention alone, at the same size and after the same training",
+    "shipped/countdown": "a transformer that solves countdown problems and tells its dead ends",
 }
 """Names that stand for a path wherever a model is asked for."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from mnemonist.cli.reason.options import Asked, Demo, Policy, Solve, Telling
 from mnemonist.cli.reason.solve import run_solve
 from mnemonist.reasoning.attempts import Decoding
 
 TASK = "countdown:largest=12"
 """What the model that comes with the package was taught."""
-LONGEST = 768
-"""Bytes of an attempt: hardly any journey it was taught is longer."""
+LONGEST = 512
+"""Bytes of an attempt; few journeys it was taught are longer."""
 
 
 def run_demo(options: Demo) -> int:
@@ -20,7 +22,7 @@ def run_demo(options: Demo) -> int:
             "chain-of-thought",
             f"self-consistency:attempts={options.attempts}",
             f"best-of-n:attempts={options.attempts},value=outcome",
-            f"beam:beams={options.attempts},proposer=policy,value=gold",
+            f"beam:beams={options.attempts},width={math.gcd(options.attempts, 4)},proposer=policy,value=gold",
         ),
         policy=Policy(model=options.model, batch_size=options.batch_size),
         asked=Asked(difficulty=options.difficulty),

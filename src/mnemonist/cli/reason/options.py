@@ -132,15 +132,15 @@ class Demo:
     """A model that knows countdown in the format plain."""
     difficulty: tuple[int, ...] = (3, 4)
     """Numbers of a problem, taking turns."""
-    count: int = 40
+    count: int = 24
     """Problems that the model has not met."""
-    attempts: int = 16
+    attempts: int = 8
     """Of each problem, by the methods that make several; beams of the one that grows them step by step."""
     temperature: float = 0.7
     """Of the draws."""
     seed: int = 0
     """Of the draws."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Attempts that are written at a time."""
     out: Path = Path("runs/reason-demo")
     """Folder for the trees and the page."""
