@@ -37,7 +37,8 @@ def write_page(study: Study) -> str:
             if not results:
                 continue
             cells = [paired([mean_over(result, *each) for result in results]) for each in BINS]
-            lines.append(f"| {arm.label} | {label if arm.config.has_memory else ''} | " + " | ".join(cells) + " |")
+            told = label if arm.config.has_memory or way == "reset" else ""
+            lines.append(f"| {arm.label} | {told} | " + " | ".join(cells) + " |")
             if name in ("text-mag", "text-window"):
                 curves.append(over_seeds(results, arm.label + (f", {label}" if arm.config.has_memory else "")))
             if way != "live":
