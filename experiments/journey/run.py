@@ -205,11 +205,32 @@ def write_page(study: Study) -> str:
             cells.append("" if name == "shortcut" else paired(against, signed=True))
         written = [row.more["written"] for result in results for row in result.rows[-len(NUMBERS) :]]
         lines.append("| " + " | ".join([*cells, f"{np.mean(written):.0f}"]) + " |")
-    means = list(found(study).values())
-    if means:
-        draw(HERE / "tokens.svg", means)
-    plot = "\n\n![Problems solved by tokens read](tokens.svg)" if means else ""
-    return f"{seeds_of(study)}\n\n" + "\n".join(lines) + plot
+    means = found(study)
+    if not means:
+        return seeds_of(study)
+    draw(HERE / "tokens.svg", list(means.values()))
+    draw(HERE / "texts.svg", [by_texts(result, LESSONS[name][1]) for name, result in means.items()])
+    lengths = ", ".join(f"{study.arms[name].label} {bytes_per_text(LESSONS[name][1]):.0f}" for name in means)
+    plots = ["![Problems solved by tokens read](tokens.svg)", "![Problems solved by texts read](texts.svg)"]
+    return "\n\n".join([seeds_of(study), "\n".join(lines), f"Bytes of a text, on average: {lengths}.", *plots])
+
+
+@cache
+def bytes_per_text(lesson: Lesson) -> float:
+    """On average, of the first problems."""
+    told = twins(problems("train", 250), TASK, find_journey(lesson.rules), FORMAT)
+    return float(np.mean([len(twin.shortcut if lesson.shortcut else twin.journey) + 1 for twin in told]))
+
+
+def by_texts(result: Result, lesson: Lesson) -> Result:
+    """The same rows where the second phase had begun, by the thousands of texts that were read in it."""
+    rows = []
+    for row in result.rows:
+        read = (int(row.setting["tokens"]) - PRACTICE * TOKENS) / bytes_per_text(lesson) / 1000
+        if read > 0:
+            setting = {"thousand texts": round(read, 1), "numbers": row.setting["numbers"]}
+            rows.append(dataclasses.replace(row, setting=setting))
+    return dataclasses.replace(result, rows=tuple(rows), x="thousand texts")
 
 
 def arm(label: str, lesson: Lesson) -> Arm:
