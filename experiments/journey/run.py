@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from study import SEEDS, Arm, Study, differences, draw, found, main, paired, seeds_of
+from study import SEEDS, Arm, Study, differences, draw, found, main, markdown, paired, seeds_of
 
 from mnemonist.data import ByteTokenizer
 from mnemonist.evals.evaluation import evaluating, model_facts
@@ -212,7 +212,22 @@ def write_page(study: Study) -> str:
     draw(HERE / "texts.svg", [by_texts(result, LESSONS[name][1]) for name, result in means.items()])
     lengths = ", ".join(f"{study.arms[name].label} {bytes_per_text(LESSONS[name][1]):.0f}" for name in means)
     plots = ["![Problems solved by tokens read](tokens.svg)", "![Problems solved by texts read](texts.svg)"]
-    return "\n\n".join([seeds_of(study), "\n".join(lines), f"Bytes of a text, on average: {lengths}.", *plots])
+    way = ["### On the way", markdown(list(means.values())), crossings(means)]
+    return "\n\n".join([seeds_of(study), "\n".join(lines), f"Bytes of a text, on average: {lengths}.", *way, *plots])
+
+
+def crossings(means: dict[str, Result]) -> str:
+    """Where on the way each kind of journey passes the shortcut, for good."""
+    told = []
+    for name in means if "shortcut" in means else ():
+        for numbers in NUMBERS if name != "shortcut" else ():
+            settings = [{"tokens": step * TOKENS, "numbers": numbers} for step in ASKED_AT]
+            pairs = [(means[name].row(setting), means["shortcut"].row(setting)) for setting in settings]
+            behind = [at for at, (a, b) in enumerate(pairs) if a is None or b is None or a.mean <= b.mean]
+            first = behind[-1] + 1 if behind else 0
+            where = "never" if first == len(settings) else f"by {settings[first]['tokens']:,} tokens"
+            told.append(f"{means[name].name}, {numbers} numbers: {where}")
+    return "Ahead of the shortcut for good: " + "; ".join(told) + "." if told else ""
 
 
 @cache
