@@ -84,8 +84,8 @@ QUESTIONS = (
     Question("a needle in 12,288 tokens, 64 times that", LENGTH, "niah-", at("length", 12288)),
     Question("parity of 40 elements, the trained length", TRACKING, "parity-", at("elements", 40)),
     Question("parity of 256 elements", TRACKING, "parity-", at("elements", 256)),
-    Question("permutations of 5, 32 elements, the trained length", TRACKING, "s5-", at("elements", 32)),
-    Question("permutations of 5, 128 elements", TRACKING, "s5-", at("elements", 128)),
+    Question("32 swaps of 5 things, the trained length", TRACKING, "swaps-", at("elements", 32)),
+    Question("128 swaps of 5 things", TRACKING, "swaps-", at("elements", 128)),
     Question(
         "bits per byte of code, first 1,024 bytes", LENGTH, "text-", lambda r: mean_over(r, 0, TRAINED), "live", True
     ),

@@ -21,13 +21,13 @@ from mnemonist.training import TrainingConfig
 HERE = Path(__file__).parent
 TASKS = {
     "parity": StateTracking("parity"),
-    "s5": StateTracking("s5", trained=32, longest=128),
+    "swaps": StateTracking("s5", trained=32, longest=128, moved=2),
 }
-STEPS = {"parity": 800, "s5": 2000}
+STEPS = {"parity": 800, "swaps": 2000}
 TURNING = ("deltanet", "gated-deltanet", "titans-linear")
 """Rules that are also tried with eigenvalues down to -1."""
 FEW = ("attention", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2")
-"""Candidates for the permutations."""
+"""Candidates for the permutations, which are made of swaps."""
 
 
 def arms() -> dict[str, Arm]:

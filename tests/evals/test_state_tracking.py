@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -87,3 +88,24 @@ def test_settings():
         StateTracking("s5", longest=64)
     with pytest.raises(UserError, match="at least 1"):
         draw(StateTracking("s5"), {"elements": 0}, 1)
+
+
+@pytest.mark.parametrize(("group", "moved", "count"), [("s5", 2, 11), ("s5", 3, 31), ("s5", 4, 76), ("a5", 3, 21)])
+def test_elements_that_move_few_things(group, moved, count):
+    task = StateTracking(group, trained=8, longest=8, moved=moved)
+    problems = draw(task, {"elements": 400}, 4)
+    every = list(itertools.permutations(range(5)))
+    if group == "a5":
+        every = [p for p in every if np.linalg.det(np.eye(5)[list(p)]) > 0]
+    met = {every[token - 1] for token in problems.tokens[:, 1:].ravel()}
+    assert len(met) == count and max(sum(i != to for i, to in enumerate(p)) for p in met) == moved
+    table = multiplication(group)
+    for tokens, targets in zip(problems.tokens, problems.targets, strict=True):
+        assert targets[-1] - 1 == reduce(lambda a, b: table[a, b], tokens[1:] - 1)
+    assert len(set(problems.targets[:, 1:].ravel())) > 0.95 * len(every)  # the products are all of the group's
+
+
+@pytest.mark.parametrize(("group", "moved"), [("parity", 2), ("z60", 2), ("a5", 2), ("s5", 1), ("s5", -1)])
+def test_what_no_element_moves_is_refused(group, moved):
+    with pytest.raises(ValueError, match="no elements but the identity"):
+        StateTracking(group, moved=moved)

@@ -65,11 +65,18 @@ class StateTracking:
     """Elements of the longest lesson; 0 takes what the literature has: 40 for parity, 128 for the others."""
     longest: int = 0
     """Elements of the longest test; 0 takes 256 for parity, 512 for the others."""
+    moved: int = 0
+    """Of a group of permutations: draw those alone that move at most so many things, so 2 draws swaps and the identity
+    (as Grazzi et al. do); 0 draws all elements. The products are all of the group's either way."""
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
             raise ValueError(
                 f"group is {self.group!r}{nearest(self.group, GROUPS)}; it must be one of {', '.join(GROUPS)}."
+            )
+        if self.moved and (self.group in ("parity", "z60") or not len(drawn(self.group, self.moved)) > 1):
+            raise ValueError(
+                f"moved is {self.moved}, and {self.group} has no elements but the identity that move so few things."
             )
         if min(self.trained, self.longest) < 0:
             raise ValueError(
@@ -117,7 +124,8 @@ class StateTracking:
         if length < 1:
             raise UserError(f"a sequence of {length} elements has no product; ask for at least 1")
         product = multiplication(self.group)
-        elements = random.integers(0, len(product), length)
+        choice = drawn(self.group, self.moved)
+        elements = choice[random.integers(0, len(choice), length)]
         targets = np.full(length + 1, IGNORED, np.int64)
         state = 0
         table = product.tolist()
@@ -138,10 +146,24 @@ def multiplication(group: str) -> NDArray[np.int64]:
     if group in ("parity", "z60"):
         numbers = np.arange(order)
         return (numbers[:, None] + numbers) % order
-    points = int(group[1])
-    elements = [p for p in itertools.permutations(range(points)) if group[0] == "s" or _even(p)]
+    elements = _permutations(group)
+    points = len(elements[0])
     number = {element: i for i, element in enumerate(elements)}
     return np.array([[number[tuple(b[a[i]] for i in range(points))] for b in elements] for a in elements])
+
+
+@cache
+def drawn(group: str, moved: int) -> NDArray[np.int64]:
+    """The elements that sequences are made of; see `StateTracking.moved`."""
+    if not moved:
+        return np.arange(GROUPS[group].order)
+    moves = [sum(i != to for i, to in enumerate(element)) for element in _permutations(group)]
+    return np.flatnonzero(np.array(moves) <= moved)
+
+
+def _permutations(group: str) -> list[tuple[int, ...]]:
+    """The elements of S3, S4, S5 or A5 in lexicographic order."""
+    return [p for p in itertools.permutations(range(int(group[1]))) if group[0] == "s" or _even(p)]
 
 
 def _even(permutation: tuple[int, ...]) -> bool:
