@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -348,6 +350,8 @@ def test_keys_that_grew_in_place_are_selected_forked_and_read_with_gradients():
             torch.testing.assert_close(y, made(x[of])[0][:, 8:])
             assert set(after.to_tensors()) == {"keys", "values", "length"}
         y, _ = made(x[:, 8:], state)  # a room of inference mode is not written to outside of it
+        _, grown = made(x[:, 5:8], made(x[:, :5])[1])
+        assert torch.equal(made(x[:, 8:], copy.deepcopy(grown))[0], made(x[:, 8:], grown)[0])
     z = x[:, 8:].clone().requires_grad_()
     twin, _ = made(z, state.fork())
     torch.testing.assert_close(twin, y)

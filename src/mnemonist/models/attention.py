@@ -12,7 +12,6 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import torch
@@ -275,24 +274,21 @@ def weigh(q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor |
 class _Room:
     """Where keys and values grow: more places than are filled, so that a token need not move all those before it.
 
-    States are values, and several may look at one room; only the one that sees all that is filled goes on in it.
+    States are values, and several may look at one room; of those that end at a place only the first goes on in it.
     """
 
     def __init__(self, state: AttentionState, places: int) -> None:
         B, S, H, D = state.keys.shape
         self.keys, self.values = (old.new_empty(B, places, H, D) for old in (state.keys, state.values))
         self.keys[:, :S], self.values[:, :S] = state.keys, state.values
-        self.filled = S
-        self._lock = threading.Lock()
+        self._begun: dict[int, object] = {}  # by place: who goes on from there
 
     def claim(self, begin: int, end: int) -> bool:
-        """Whether the places from ``begin`` to ``end`` are there and free; they are then the caller's."""
+        """Whether there are places from ``begin`` to ``end`` and nobody has gone on from there; the caller then has."""
         if end > self.keys.shape[1] or (self.keys.is_inference() and not torch.is_inference_mode_enabled()):
             return False
-        with self._lock:
-            free = self.filled == begin
-            self.filled = end if free else self.filled
-        return free
+        caller = object()
+        return self._begun.setdefault(begin, caller) is caller  # at once, whatever other threads do
 
 
 def _grown(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, _Room | None]:
