@@ -37,6 +37,7 @@ def shaken(module: torch.nn.Module, seed: int = 0, dtype: torch.dtype = torch.fl
 def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     """Everything that reads embeddings: the layer under several rules, and every kind of block."""
     rules = ("titans:chunk_size=5,expansion=2", "titans-linear:chunk_size=5", "gla", "linear-attention", "ttt-mlp")
+    torch.manual_seed(0)
     found: dict[str, torch.nn.Module] = {f"layer-{rule}": NeuralMemory(WIDTH, 2, 4, rule) for rule in rules}
     found["layer-gates-of-chunks"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",gates=chunk")
     found["layer-no-conv"] = NeuralMemory(WIDTH, 2, 4, rules[0], conv_size=1)
@@ -44,8 +45,9 @@ def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     return {name: shaken(module, dtype=dtype) for name, module in found.items()}
 
 
-def small_model(dtype: torch.dtype = torch.float64, **changes: object) -> LanguageModel:
-    model = shaken(LanguageModel(SMALL.replace(**changes)), dtype=dtype)
+def small_model(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> LanguageModel:
+    torch.manual_seed(seed)  # what a model generates must not differ from run to run
+    model = shaken(LanguageModel(SMALL.replace(**changes)), seed, dtype)
     assert isinstance(model, LanguageModel)
     return model
 
