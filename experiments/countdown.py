@@ -7,8 +7,8 @@ and not how much another model would.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mnemonist.data import ByteTokenizer
 from mnemonist.evals.evaluation import model_facts
 from mnemonist.evals.problems import Setting
 from mnemonist.evals.results import Result, Row
-from mnemonist.models import LanguageModel, MnemonistForCausalLM
+from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
 from mnemonist.models.cost import model_cost
 from mnemonist.models.shipped import find_model
 from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_method
@@ -38,7 +38,12 @@ LONGEST = 512
 BATCH = 128
 """Attempts that are written at a time."""
 FIT = TrainingConfig(batch_size=32, learning_rate=5e-4, warmup_steps=10, save_every=200, device="cpu")
-SIZE = LanguageModel.load(find_model(MODEL)).config if find_model(MODEL).is_dir() else None
+
+
+@cache
+def size() -> ModelConfig:
+    """Of the model."""
+    return LanguageModel.load(find_model(MODEL)).config
 
 
 def open_policy() -> Policy:
@@ -57,7 +62,7 @@ def problems(split: str, count: int, seed: int = 0) -> list[Problem]:
     return [TASK.problem(split, numbers, index) for index, numbers in pairs]
 
 
-def ask(policy: Policy, setting: Setting, asked: Sequence[Problem], attempts: int, seed: int, **more: float) -> Row:
+def ask(policy: Policy, setting: Setting, asked: Sequence[Problem], attempts: int, seed: int) -> Row:
     """The accuracy of attempts at a temperature of 0.7, and how many problems some of them solve."""
     assert policy.sampler is not None
     decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=1000 + seed)
@@ -66,13 +71,12 @@ def ask(policy: Policy, setting: Setting, asked: Sequence[Problem], attempts: in
     found: dict[str, float] = {f"pass@{k}": float(np.mean([coverage(t, k) for t in trees])) for k in (4, attempts)}
     found["vote"] = float(np.mean([tree.right is True for tree in trees]))
     found["written"] = float(np.mean([node.tokens for tree in trees for node in tree.nodes[1:]]))
-    return Row.of(setting, np.array([coverage(tree, 1) for tree in trees]), **found, **more)
+    return Row.of(setting, np.array([coverage(tree, 1) for tree in trees]), **found)
 
 
 def arm(label: str) -> Arm:
     """One that the study's own run deals with."""
-    assert SIZE is not None, f"{MODEL} does not come with this version of the package"
-    return Arm(label, SIZE, FIT, None, {"": None})
+    return Arm(label, size(), FIT, None, {"": None})
 
 
 def keep(study: Study, name: str, seed: int, rows: Sequence[Row], x: str, measure: str, **facts: object) -> None:
@@ -81,13 +85,3 @@ def keep(study: Study, name: str, seed: int, rows: Sequence[Row], x: str, measur
     model = model_facts(LanguageModel.load(find_model(MODEL)), study.arms[name].label)
     result = Result(identity, measure, x, tuple(rows), model, {"seed": seed, **facts}, complete=True)
     result.save(study.path(name, seed))
-
-
-def folder_of(study: Study, name: str, seed: int) -> Path:
-    """Where a run keeps what it may go on from."""
-    return Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
-
-
-def more(name: str) -> Callable[[Row], float]:
-    """A figure of a row."""
-    return lambda row: float(row.more[name])

@@ -91,6 +91,10 @@ class Study:
         """The folder of the experiment that keeps an arm's results."""
         return self.arms[arm].home or self.folder
 
+    def run_folder(self, arm: str, seed: int) -> Path:
+        """Where a run keeps what it may go on from."""
+        return Path("runs") / "experiments" / self.home(arm).name / f"{arm}-seed{seed}"
+
     def missing(self, arm: str, seed: int) -> bool:
         """Whether a run has still something to do."""
         paths = [self.path(arm, seed, suite) for suite in self.arms[arm].suites]
@@ -157,7 +161,7 @@ def run_one(study: Study, name: str, seed: int) -> None:
     torch.set_flush_denormal(True)
     arm = study.arms[name]
     training = dataclasses.replace(arm.training, seed=seed)
-    folder = Path("runs") / "experiments" / study.home(name).name / f"{name}-seed{seed}"
+    folder = study.run_folder(name, seed)
     torch.manual_seed(seed)
     model = LanguageModel(arm.config)
     assert arm.learns is not None

@@ -98,8 +98,11 @@ QUESTIONS = (
         True,
     ),
 )
-TURNING = {f"{name}-turning": f"{CANDIDATES[name].label}, steps up to 2" for name in ("deltanet", "gated-deltanet")}
-TURNING |= {"titans-linear-turning": f"{CANDIDATES['titans-linear'].label}, steps up to 2"}
+TURNING = {
+    name.removeprefix("parity-"): arm.label
+    for name, arm in TRACKING.arms.items()
+    if name.startswith("parity-") and name.endswith("-turning")
+}
 LABELS = {name: candidate.label for name, candidate in CANDIDATES.items()} | TURNING
 
 

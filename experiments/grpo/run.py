@@ -5,7 +5,6 @@ python experiments/grpo/run.py            # what is missing, then the page
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, folder_of, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
+from mnemonist.cli.reason.pages import metrics_of
 from mnemonist.evals.results import Result, Row
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.objective import find_objective
@@ -42,13 +42,13 @@ def run(study: Study, name: str, seed: int) -> None:
     chosen = replace(find_round(f"{row}:{choices}"), objective=find_objective(objective))
     policy, tests = open_policy(), problems("test", TESTED)
     before = ask(policy, {"steps": 0}, tests, ASKED, seed)
-    folder, config = folder_of(study, name, seed), replace(FIT, seed=seed, learning_rate=1e-4, save_every=10)
+    folder, config = study.run_folder(name, seed), replace(FIT, seed=seed, learning_rate=1e-4, save_every=10)
     material = Material(TASK, FORMAT, problems("train", LEARNED, seed))
     ended = learn(chosen, policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:
         raise SystemExit(130)
     after = ask(policy, {"steps": STEPS}, tests, ASKED, seed)
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = metrics_of(folder)
     rows = []
     for end in range(WINDOW, STEPS + 1, WINDOW):
         part = metrics[end - WINDOW : end]

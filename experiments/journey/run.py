@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+from countdown import FORMAT, NUMBERS, TASK
 from study import SEEDS, Arm, Study, differences, draw, found, main, markdown, paired, seeds_of
 
 from mnemonist.data import ByteTokenizer
@@ -24,20 +25,15 @@ from mnemonist.evals.evaluation import evaluating, model_facts
 from mnemonist.evals.lessons import Curriculum
 from mnemonist.evals.results import Result, Row
 from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
-from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_journey, random_path, twins
+from mnemonist.reasoning import Decoding, LocalSampler, find_journey, random_path, twins
 from mnemonist.reasoning.completions import RowMaker, read, stack
 from mnemonist.reasoning.losses import weighted_likelihood
-from mnemonist.reasoning.tasks import build_task
-from mnemonist.reasoning.tasks.task import Problem, StepTask
+from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.training import TrainingConfig, train
 from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.metrics import StepMetrics
 
 HERE = Path(__file__).parent
-TASK = build_task("countdown:largest=12")
-assert isinstance(TASK, StepTask)
-FORMAT = find_format("plain")
-NUMBERS = (3, 4)
 TOKENS = 2048
 """Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
 ALIKE = 2048
@@ -155,7 +151,7 @@ def run(study: Study, name: str, seed: int) -> None:
     torch.set_flush_denormal(True)
     arm, path = study.arms[name], study.path(name, seed)
     training = dataclasses.replace(arm.training, seed=seed)
-    folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
+    folder = study.run_folder(name, seed)
     identity = {"arm": name, "seed": seed, "task": TASK.name, "training": str(training), "tests": TESTS}
     torch.manual_seed(seed)
     policy = MnemonistForCausalLM.from_language_model(LanguageModel(arm.config))

@@ -6,16 +6,16 @@ python experiments/rest_em/run.py            # what is missing, then the page
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, folder_of, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
+from mnemonist.cli.reason.pages import metrics_of
 from mnemonist.evals.results import Result
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.proposing import Material
@@ -38,12 +38,12 @@ def run(study: Study, name: str, seed: int) -> None:
     policy, tests = open_policy(), problems("test", TESTED)
     rows = [ask(policy, {"iteration": 0}, tests, ASKED, seed)]
     material = Material(TASK, FORMAT, problems("train", LEARNED, seed), problems("validation", 50))
-    folder = folder_of(study, name, seed)
+    folder = study.run_folder(name, seed)
     config = replace(FIT, seed=seed)
     ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:
         raise SystemExit(130)
-    proposed = [json.loads(line)["accuracy"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    proposed = [line["accuracy"] for line in metrics_of(folder)]
     for number in range(ITERATIONS):
         restore_model(policy.model, load_checkpoint(folder / str(number) / "fit" / "checkpoint"))
         rows.append(ask(policy, {"iteration": number + 1}, tests, ASKED, seed))

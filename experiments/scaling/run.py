@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, LONGEST, NUMBERS, TASK, arm, folder_of, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, NUMBERS, TASK, arm, keep, open_policy, problems
 from study import Study, found, main, paired, seeds_of
 
 from mnemonist.evals.results import Result, Row
@@ -83,7 +83,7 @@ def methods(study: Study, name: str, seed: int) -> None:
     """Every method at every budget, and the choice by difficulty."""
     policy, tests = open_policy(), problems("test", TESTED, seed)
     assert policy.sampler is not None
-    scorer = judge(folder_of(study, name, seed), seed)
+    scorer = judge(study.run_folder(name, seed), seed)
     decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=seed)
     rows, runs = [], []
     for label, form in METHODS.items():

