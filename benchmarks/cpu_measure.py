@@ -103,6 +103,8 @@ class Row:
     target: float | None = None
     """What the ratio, theirs over ours, should be at least."""
     note: str = ""
+    flops: float | None = None
+    """Operations in matrix products that ours takes, where they are counted."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def empty_entry(group: Group, measure: Measure, row: Row) -> dict[str, Any]:
         "ratio": None,
         "target": row.target,
     }
-    return entry | ({"note": row.note} if row.note else {})
+    told = {"note": row.note or None, "flops": row.flops}
+    return entry | {name: fact for name, fact in told.items() if fact is not None}
 
 
 def filled_entry(group: Group, measure: Measure, row: Row, pairs: Pairs) -> dict[str, Any]:

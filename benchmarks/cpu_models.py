@@ -59,8 +59,16 @@ def models(sizes: Sizes) -> Group:
         return [Side(*training(config, (length, length // 4))) for config in each.values()]
 
     measures = []
-    for length, target in zip(sizes.texts, (1.0, 2.0), strict=True):
-        rows = tuple(Row(f"{kind}, {length:,} tokens", "transformer with full attention", target) for kind in KINDS)
+    for length, target, sized in zip(sizes.texts, (1.0, 2.0), configs, strict=True):
+        rows = tuple(
+            Row(
+                f"{kind}, {length:,} tokens",
+                "transformer with full attention",
+                target,
+                flops=length * model_cost(sized[kind], length).flops_training,
+            )
+            for kind in KINDS
+        )
         measures.append(Measure(rows, timed(lambda length=length: sides(length), sizes.long_runs)))
     mlps = ", ".join(f"{kind} {config.mlp_width}" for kind, config in configs[0].items())
     text = (

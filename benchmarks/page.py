@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from gpu_targets import GPU_TARGETS
 from plots import draw_ratios, draw_roofline
-from table import Entry, figure, met, ratio, target
+from table import Entry, figure, in_seconds, met, ratio, target
 
 from mnemonist.files import write_atomically
 
@@ -168,7 +168,27 @@ def limit_figures(cpu: Report) -> str:
             bound,
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, "", "![The roofline of the reference work](results/roofline.svg)"])
+    lines += ["", "![The roofline of the reference work](results/roofline.svg)"]
+    return "\n".join([*lines, *arithmetic_alone(cpu)])
+
+
+def arithmetic_alone(cpu: Report) -> list[str]:
+    """What would be left of the time of layers and models if every operation ran at the rate of batched products."""
+    rate = cpu["machine"]["matmul_flops_per_second"]["all threads"]["median"]
+    counted = [entry for entry in cpu["results"] if entry.get("flops") and entry.get("target") and entry["ratio"]]
+    lines = []
+    for entry in counted:
+        if entry["group"] not in ("Layer", "Training"):  # the reference work is compared with this rate anyway
+            continue
+        alone = entry["flops"] / rate
+        ours, theirs = (entry[f"{side}_seconds"]["median"] for side in ("ours", "theirs"))
+        cells = [f"{entry['group'].lower()}: {entry['name']}", f"{entry['flops'] / 1e9:.1f}", in_seconds(alone)]
+        cells += [in_seconds(ours), f"{alone / ours:.2f}", f"{entry['ratio']['median']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{theirs / alone:.2f}", target(entry)]) + " |")
+    if not lines:
+        return []
+    head = "| what | GFLOP | at the rate of products | ours | of that rate | ratio | ratio at that rate | target |"
+    return ["", head, "|---|--:|--:|--:|--:|--:|--:|--:|", *lines]
 
 
 def roofline(cpu: Report) -> list[Entry]:

@@ -122,7 +122,10 @@ def main(study: Study) -> None:
     if not options.page:
         wanted = [(arm, seed) for seed in range(options.seeds) for arm in options.only]
         missing = [(arm, seed) for arm, seed in wanted if study.missing(arm, seed)]
-        run_all(study, missing, options.workers)
+        try:
+            run_all(study, missing, options.workers)
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; run the same command to go on") from None
     fill(study.folder / "README.md", study.write_page(study))
 
 

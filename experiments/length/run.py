@@ -24,10 +24,10 @@ from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
 TRAINED = 192
-NEEDLES = ("attention", "window", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mag", "mac")
+NEEDLES = ("attention", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mag", "mac")
 TEXT = ("attention", "window", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mac", "mag", "mal")
 TRAINING = TrainingConfig(
-    steps=1000, batch_size=32, row_length=TRAINED, learning_rate=5e-3, warmup_steps=100, save_every=500, device="cpu"
+    steps=2000, batch_size=32, row_length=TRAINED, learning_rate=5e-3, warmup_steps=100, save_every=500, device="cpu"
 )
 
 

@@ -44,7 +44,7 @@ def cpu():
         "groups": {"Layer": "How layers fare.", "Roofline": "At other chunks."},
         "results": [
             entry("Layer", "forward", 0.002, 0.005, target=2.5, note="a note"),
-            entry("Layer", "backward", 0.4, 0.2, target=1.0),
+            entry("Layer", "backward", 0.4, 0.2, target=1.0, flops=1e10),
             entry("Layer", "memory", 2**20, 3 * 2**20, target=1.0, unit="bytes"),
             {"group": "Layer", "name": "broken", "peer": "p", "ratio": None, "target": 3.0, "note": "broke: why"},
             entry("Roofline", "chunks of 16", 0.01, 0.005, chunk=16, flops=1e9, bytes=2e8, parts=parts),
@@ -88,6 +88,8 @@ def test_the_figures_of_the_limits_are_put_between_their_marks(folder):
     # Copying 10 GB/s allows 5 operations a byte times that: 50 GFLOP/s; products of the shape reach 200.
     assert "| 16 | 100 | 0.50 | 50 | copying |" in text
     assert "| 64 | 100 | 0.80 | 500 | multiplying |" in text
+    # 10 GFLOP at 100 GFLOP/s are 100 ms of the 400 that were taken; the peer takes 200.
+    assert "| layer: backward | 10.0 | 100 ms | 400 ms | 0.25 | 0.50 | 2.00 | 1 |" in text
     with pytest.raises(ValueError, match="has lost the marks"):
         with_figures("no marks", "figures")
 
