@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -368,6 +369,25 @@ def test_a_token_does_not_move_those_before_it():
     assert max(watch.sizes.get(name, 0) for name in ("cat", "clone", "copy_", "index_select")) <= 3 * E * H * D
 
 
+def test_a_row_that_is_taken_over_does_not_move_the_others():
+    made, one = layer(None), text(3, 1)
+    with torch.inference_mode():
+        _, state = made(one, made(text(3, 500))[1])
+        short, long = made(text(1, 20, 1))[1], made(text(1, 504, 1))[1]
+        watch = watched(lambda: state.overwrite([1], short, [0]))
+        assert max(watch.sizes.values()) <= 501 * H * D  # a row, not three
+        state = made(one, state.overwrite([1], short, [0]))[1]
+        assert state.keys.shape[1] == 502
+        room = state.keys.untyped_storage().data_ptr()
+        state = made(one, state.overwrite([0, 2], short, [0, 0]))[1]  # the longest are gone: 20 + 1 + 1 are left
+        assert state.keys.shape[1] == 22 and state.keys.untyped_storage().data_ptr() == room
+        assert state.overwrite([1], made(text(1, 480))[1], [0]).keys.untyped_storage().data_ptr() == room  # to the left
+        state = state.overwrite([1], long, [0])  # is not enough
+        assert state.keys.shape[1] == 504 and state.keys.untyped_storage().data_ptr() != room
+        left = made(one[:2], state.shrink([0, 1]))[1]
+        assert left.keys.shape[:2] == (2, 505)
+
+
 @windows
 def test_a_state_is_selected_detached_and_saved(window):
     made, x, more = layer(window, 2), text(3, 9), text(4, 3, 1)
@@ -463,7 +483,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def watched(made: CausalAttention, *arguments: object) -> Watch:
+def watched(made: Callable[..., object], *arguments: object) -> Watch:
     with torch.no_grad(), Watch() as watch:
         made(*arguments)
     return watch

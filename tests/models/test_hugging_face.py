@@ -215,6 +215,24 @@ def test_rows_of_two_caches_read_on_together():
         first.batch_extend(other(IDS[:1]).past_key_values)
 
 
+def test_rows_of_a_cache_are_taken_over_and_leave():
+    with torch.inference_mode():
+        first, second = MODEL(IDS[:, :6]).past_key_values, MODEL(IDS[1:2, :8]).past_key_values
+        state = second.state
+        first.overwrite([0], second, [0])
+        assert (first.batch_size, first.length) == (3, 8) and second.state is state
+        first.shrink([0, 2])
+        assert first.batch_size == 2
+        together = MODEL(IDS[1:, 8:], past_key_values=first).logits
+        torch.testing.assert_close(together[0], MODEL(IDS[1:2]).logits[0, 8:])
+        alone = torch.cat([IDS[2:, :6], IDS[2:, 8:]], 1)
+        torch.testing.assert_close(together[1], MODEL(alone).logits[0, 6:])
+        with pytest.raises(ValueError, match="has read nothing"):
+            MnemonistCache().overwrite([0], first, [0])
+        with pytest.raises(ValueError, match="different models"):
+            first.overwrite([0], wrapped(window=5)(IDS[:1]).past_key_values, [0])
+
+
 # --- generate
 
 

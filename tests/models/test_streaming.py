@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -122,6 +123,50 @@ def test_a_state_is_a_value():
     once = model(tokens, state=state).logits
     assert torch.equal(model(tokens, state=state).logits, once)
     assert all(torch.equal(a, b) for a, b in zip(before, state_tensors(state), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@few
+@given(seed=seeds)
+def test_rows_come_and_go(name, seed):
+    """A batch whose rows are taken over by other streams, or leave, reads each stream as it reads alone."""
+    reader, random = readers()[name], np.random.default_rng(seed)
+    streams: list[torch.Tensor] = []
+    state: object = None
+
+    def begun(count: int) -> tuple[list[int], object]:
+        """New streams of different lengths, read in one call."""
+        lengths = random.integers(1, 9, count)
+        x = embeddings(count, int(lengths.max()), int(random.integers(1000)), torch.float64)
+        mask = torch.arange(x.shape[1]) < torch.from_numpy(lengths)[:, None]
+        streams.extend(row[:length] for row, length in zip(x, lengths, strict=True))
+        return list(range(len(streams) - count, len(streams))), read(reader, x, None, mask)[1]
+
+    with torch.inference_mode():
+        rows, state = begun(5)
+        for _ in range(25):
+            event = random.integers(6)
+            if event == 0 and len(rows) > 1:  # two rows, or one, go over to streams that have just begun
+                new, other = begun(3)
+                kept = [t.clone() for t in state_tensors(other)]
+                at = [int(row) for row in random.permutation(len(rows))[: random.integers(1, 3)]]
+                picks = [int(pick) for pick in random.integers(0, 3, len(at))]
+                state = state.overwrite(at, other, picks)
+                assert all(torch.equal(a, b) for a, b in zip(kept, state_tensors(other), strict=True))
+                for row, pick in zip(at, picks, strict=True):
+                    streams.append(streams[new[pick]])  # perhaps more than one goes on with it
+                    rows[row] = len(streams) - 1
+            elif event == 1 and len(rows) > 2:  # a row leaves, and the last one takes its place
+                gone = int(random.integers(len(rows) - 1))
+                state = state.shrink([*range(gone), len(rows) - 1, *range(gone + 1, len(rows) - 1)])
+                rows[gone] = rows.pop()
+            else:
+                x = embeddings(len(rows), int(random.choice([1, 1, 1, 4])), int(random.integers(1000)), torch.float64)
+                y, state = read(reader, x, state)
+                for row, piece in zip(rows, x, strict=True):
+                    streams[row] = torch.cat([streams[row], piece])
+                for at, row in enumerate(rows):
+                    close(y[at], read(reader, streams[row][None])[0][0, -x.shape[1] :], torch.float64)
 
 
 def test_reading_from_the_initial_state_is_reading_from_the_beginning():

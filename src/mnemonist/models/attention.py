@@ -12,6 +12,7 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels.native_attention import attend_newest
 from mnemonist.memory.kernels.native_elementwise import turn_projections
-from mnemonist.models.state import StreamState
+from mnemonist.models.state import Ownership, StreamState
 
 LEAST_ROOM = 64
 """Places that keys and values have to grow into, at least; else half as many as they have."""
@@ -43,6 +45,47 @@ class AttentionState(StreamState):
         """Raise ValueError unless keys and values are alike, and the counter one that reading could have left."""
         if self.keys.shape != self.values.shape or bool((self.length < 0).any()):
             raise ValueError("These tensors are not a state of attention: their shapes or lengths do not fit.")
+
+    @property
+    def place(self) -> _Place | None:
+        """Where these keys and values grow, if they do; no field, so what is made of this state has none."""
+        return vars(self).get("place")
+
+    def at(self, place: _Place | None) -> AttentionState:
+        """This state, just made, of keys and values that are this part of a room."""
+        if place is not None:
+            vars(self)["place"] = place
+        return self
+
+    def _overwrite(
+        self, rows: Sequence[int], other: AttentionState, picks: Sequence[int], owned: Ownership
+    ) -> AttentionState:
+        """Rows that have read more than all before them take places to the left, if the room has any there."""
+        length = owned(self.length)
+        keys, values = owned(self.keys), owned(self.values)
+        place = self.place if keys is self.keys and values is self.values else None
+        S, read = keys.shape[1], [int(other.length[pick]) for pick in picks]
+        wider = min(max(read), other.keys.shape[1]) - S
+        if wider > 0:
+            if place is not None and place.begin >= wider:
+                place = _Place(place.room, place.begin - wider)
+                keys, values = place.filled(self.batch, S + wider)
+                keys[:, :wider], values[:, :wider] = 0, 0
+            else:
+                keys, values = (F.pad(old, (0, 0, 0, 0, wider, 0)) for old in (keys, values))
+                place = None
+        for row, pick, count in zip(rows, picks, read, strict=True):
+            length[row] = count
+            for mine, theirs in ((keys, other.keys), (values, other.values)):
+                real = min(count, theirs.shape[1])
+                mine[row, : mine.shape[1] - real] = 0  # even what is not seen must be a number
+                mine[row, mine.shape[1] - real :] = theirs[pick, theirs.shape[1] - real :]
+        return AttentionState(keys, values, length).at(place)
+
+    def _shrink(self, sources: Sequence[int], owned: Ownership) -> AttentionState:
+        left = super()._shrink(sources, owned)
+        same = left.keys.data_ptr() == self.keys.data_ptr() and left.values.data_ptr() == self.values.data_ptr()
+        return left.at(self.place if same else None)
 
 
 class CausalAttention(nn.Module):
@@ -143,19 +186,13 @@ class CausalAttention(nn.Module):
         B, T, _ = x_BTE.shape
         position = state.length[:, None] + torch.arange(T, device="cpu")
         q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
-        room = None
+        place = None
         if self.window is None:
-            keys, values, room = _grown(state, k, v)
+            keys, values, place = _grown(state, k, v)
             y = self._attend(q, keys, values, state.length)
-            surplus = keys.shape[1] - T - int(state.length.max())  # places of longer rows that `select` left behind
+            after = keys, values
             if counts is not None:
-                after = _newest(keys, values, state, counts, None)
-            elif surplus > 0:
-                after = keys[:, surplus:].clone(), values[:, surplus:].clone()
-            else:
-                after = keys, values
-            if after[0] is not keys:
-                room = None
+                after, place = _newest(keys, values, state, counts, None), None
         else:
             y = self._attend_in_blocks(q, k, v, state, self.window)
             if counts is None:
@@ -163,9 +200,7 @@ class CausalAttention(nn.Module):
             else:
                 keys, values = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
                 after = _newest(keys, values, state, counts, self.window - 1)
-        left = AttentionState(*after, state.length + (T if counts is None else counts))
-        if room is not None:
-            vars(left)["room"] = room  # no field: what is made of this state, a fork or other rows, has none
+        left = AttentionState(*after, state.length + (T if counts is None else counts)).at(place)
         return self.out_proj(y.reshape(B, T, -1)), left
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,6 +236,10 @@ class CausalAttention(nn.Module):
         """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real."""
         T, S = q_BTHD.shape[1], keys.shape[1]
         missing = (S - T - length).clamp_min(0)  # [B]: kept places that hold nothing
+        if T == 1 and not torch.is_grad_enabled():
+            y = attend_newest(q_BTHD, keys, values, missing, self._persistent_projections())
+            if y is not None:
+                return y
         whole = not bool(missing.any())
         if whole and T == 1:
             return self.attend(q_BTHD, keys, values, None)
@@ -238,12 +277,19 @@ class CausalAttention(nn.Module):
 
     def persistent_pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the persistent tokens for each row of ``like [N, T, H, D]``: ``[N, P, H, D]``."""
-        N = like.shape[0]
-        if self.persistent is None:
+        N, projected = like.shape[0], self._persistent_projections()
+        if projected is None:
             none = like.new_zeros(N, 0, self.heads, self.head_dim)
             return none, none
-        _, k, v = self.in_proj(self.persistent).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        k, v = projected
         return k.expand(N, *k.shape), v.expand(N, *v.shape)
+
+    def _persistent_projections(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values ``[P, H, D]`` of the persistent tokens, if there are any."""
+        if self.persistent is None:
+            return None
+        _, k, v = self.in_proj(self.persistent).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        return k, v
 
     def rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine, and sine signed for `rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.
@@ -277,10 +323,10 @@ class _Room:
     States are values, and several may look at one room; of those that end at a place only the first goes on in it.
     """
 
-    def __init__(self, state: AttentionState, places: int) -> None:
-        B, S, H, D = state.keys.shape
-        self.keys, self.values = (old.new_empty(B, places, H, D) for old in (state.keys, state.values))
-        self.keys[:, :S], self.values[:, :S] = state.keys, state.values
+    def __init__(self, keys: Tensor, values: Tensor, places: int) -> None:
+        B, S, H, D = keys.shape
+        self.keys, self.values = (old.new_empty(B, places, H, D) for old in (keys, values))
+        self.keys[:, :S], self.values[:, :S] = keys, values
         self._begun: dict[int, object] = {}  # by place: who goes on from there
 
     def claim(self, begin: int, end: int) -> bool:
@@ -291,17 +337,33 @@ class _Room:
         return self._begun.setdefault(begin, caller) is caller  # at once, whatever other threads do
 
 
-def _grown(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, _Room | None]:
-    """Keys and values with the new ones behind those of the state, and the room they are in, without gradients."""
-    S, end = state.keys.shape[1], state.keys.shape[1] + k.shape[1]
-    if S == 0 or torch.is_grad_enabled() or state.keys.dtype != k.dtype:
-        return torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1), None
-    room: _Room | None = vars(state).get("room")
-    if room is None or not room.claim(S, end):
-        room = _Room(state, end + max(end // 2, LEAST_ROOM))
-        room.claim(S, end)
-    room.keys[:, S:end], room.values[:, S:end] = k, v
-    return room.keys[:, :end], room.values[:, :end], room
+@dataclass(frozen=True)
+class _Place:
+    """Where in a room a state begins."""
+
+    room: _Room
+    begin: int
+
+    def filled(self, rows: int, places: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of so many rows and places from here on."""
+        keys, values = (whole[:rows, self.begin : self.begin + places] for whole in (self.room.keys, self.room.values))
+        return keys, values
+
+
+def _grown(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, _Place | None]:
+    """Keys and values with the new ones behind those of the state, and the place they are at, without gradients."""
+    surplus = max(0, state.keys.shape[1] - int(state.length.max()))  # places of longer rows that are gone
+    keys, values = state.keys[:, surplus:], state.values[:, surplus:]
+    (B, S), T = keys.shape[:2], k.shape[1]
+    if S == 0 or torch.is_grad_enabled() or keys.dtype != k.dtype:
+        return torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), None
+    place = None if state.place is None else _Place(state.place.room, state.place.begin + surplus)
+    if place is None or not place.room.claim(place.begin + S, place.begin + S + T):
+        place = _Place(_Room(keys, values, S + T + max((S + T) // 2, LEAST_ROOM)), 0)
+        place.room.claim(S, S + T)
+    keys, values = place.filled(B, S + T)
+    keys[:, S:], values[:, S:] = k, v
+    return keys, values, place
 
 
 def _tail(old: Tensor, new: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -171,13 +172,33 @@ class MnemonistCache(Cache):
         Raises:
             ValueError: one has read nothing, or they are of different models.
         """
+        self.state = join_states(self._both(other))
+        self.length = max(self.length, other.length)
+
+    def overwrite(self, rows: Sequence[int], other: MnemonistCache, picks: Sequence[int]) -> None:
+        """Rows ``rows`` replaced by rows ``picks`` of another cache of the same model, which stays as it is.
+
+        In place, so nothing else may hold this cache's state; else as `batch_extend` and `batch_select_indices`.
+
+        Raises:
+            ValueError: as `batch_extend`.
+        """
+        mine, theirs = self._both(other)
+        self.state = mine.overwrite(rows, theirs, picks)
+        self.length = max(self.length, other.length)
+
+    def shrink(self, sources: Sequence[int]) -> None:
+        """Keep ``len(sources)`` rows, in place; row ``i`` is what was row ``sources[i]``, itself or one behind them."""
+        if self.state is not None:
+            self.state = self.state.shrink(sources)
+
+    def _both(self, other: MnemonistCache) -> tuple[ModelState, ModelState]:
         if self.state is None or other.state is None:
             raise ValueError("A cache that has read nothing has no rows; read with both before joining them.")
         if self.config != other.config:
             raise ValueError("The caches are of different models; join those of one.")
         self.state.require_like(other.state)
-        self.state = join_states([self.state, other.state])
-        self.length = max(self.length, other.length)
+        return self.state, other.state
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused, unless there is nothing to do.

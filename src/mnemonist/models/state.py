@@ -53,6 +53,33 @@ class StreamState:
         """Rows ``rows`` (int64 ``[B']``, repeats allowed) as a new batch, e.g. the survivors of a beam."""
         return _changed(self, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
+    def overwrite(self: S, rows: Sequence[int], other: S, picks: Sequence[int]) -> S:
+        """Rows ``rows`` replaced by rows ``picks`` of another state, which stays as it is.
+
+        Uses this state up, for where it can it writes into its tensors: go on with what is returned. It is for a
+        caller that alone has this state, as when a row of a batch has come to its end and another stream takes over.
+
+        Raises:
+            ValueError: the states are of different models.
+        """
+        self.require_like(other)
+        return self._overwrite(rows, other, picks, Ownership())
+
+    def shrink(self: S, sources: Sequence[int]) -> S:
+        """The first ``len(sources)`` rows; row ``i`` is what was row ``sources[i]``, itself or one behind the rest.
+
+        Uses this state up, as `overwrite` does.
+        """
+        return self._shrink(sources, Ownership())
+
+    def _overwrite(self: S, rows: Sequence[int], other: S, picks: Sequence[int], owned: Ownership) -> S:
+        """`overwrite`, within a tree whose other tensors are known to ``owned``."""
+        return _with_parts(self, lambda step, part: _overwritten(part, _part(other, step), rows, picks, owned))
+
+    def _shrink(self: S, sources: Sequence[int], owned: Ownership) -> S:
+        """`shrink`, likewise."""
+        return _with_parts(self, lambda _, part: _shrunk(part, sources, owned))
+
     def to(self: S, device: torch.device | str) -> S:
         """The same state on another device; counters stay on the CPU."""
         return _changed(self, lambda tensor: tensor.to(device) if tensor.is_floating_point() else tensor)
@@ -96,6 +123,47 @@ class StreamState:
         return own
 
 
+class Ownership:
+    """Which tensors of a tree can be written into: those that overlap neither another one nor themselves.
+
+    Some are one tensor in two places (keys and values before the first token), or one row that is seen as many.
+    """
+
+    def __init__(self) -> None:
+        self._storages: set[int] = set()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy of it."""
+        repeated = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+        if repeated or tensor.untyped_storage().data_ptr() in self._storages:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        self._storages.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+
+def _overwritten(mine: Any, theirs: Any, rows: Sequence[int], picks: Sequence[int], owned: Ownership) -> Any:
+    if isinstance(mine, StreamState):
+        return mine._overwrite(rows, theirs, picks, owned)
+    if isinstance(mine, Tensor):
+        mine = owned(mine)
+        for row, pick in zip(rows, picks, strict=True):
+            mine[row] = theirs[pick]
+        return mine
+    return _with_parts(mine, lambda step, part: _overwritten(part, _part(theirs, step), rows, picks, owned))
+
+
+def _shrunk(mine: Any, sources: Sequence[int], owned: Ownership) -> Any:
+    if isinstance(mine, StreamState):
+        return mine._shrink(sources, owned)
+    if isinstance(mine, Tensor):
+        mine = owned(mine)
+        for row, source in enumerate(sources):
+            if row != source:
+                mine[row] = mine[source]
+        return mine[: len(sources)]
+    return _with_parts(mine, lambda _, part: _shrunk(part, sources, owned))
+
+
 def join_states(states: Sequence[S]) -> S:
     """One state with the rows of all of them, in their order; they must be of one model.
 
@@ -129,7 +197,7 @@ def _odd(name: str, tensor: Tensor, like: Tensor) -> ValueError:
 def _growing(state: Any, name: str) -> frozenset[str]:
     """The `GROWING` of the state that holds the tensor ``name``."""
     for step in name.split(".")[:-1]:
-        state = state[int(step)] if isinstance(state, tuple) else getattr(state, step)
+        state = _part(state, step)
     return getattr(state, "GROWING", frozenset())
 
 
@@ -150,6 +218,19 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
+def _part(value: Any, step: str) -> Any:
+    """One of its `_parts`."""
+    return value[int(step)] if isinstance(value, tuple) else getattr(value, step)
+
+
+def _with_parts(value: Any, change: Callable[[str, Any], Any]) -> Any:
+    """The value with each of its `_parts` replaced by what ``change`` makes of its name and itself."""
+    parts = {step: change(step, part) for step, part in _parts(value)}
+    if isinstance(value, tuple):
+        return tuple(parts.values())
+    return dataclasses.replace(value, **parts) if parts else value
+
+
 def _changed(value: S, change: Callable[[Tensor], Tensor]) -> S:
     return _changed_by_name(value, lambda _, tensor: change(tensor))
 
@@ -160,10 +241,7 @@ def _changed_by_name(value: S, change: Callable[[str, Tensor], Tensor]) -> S:
     def walk(value: Any, name: str) -> Any:
         if isinstance(value, Tensor):
             return change(name, value)
-        parts = {step: walk(part, f"{name}.{step}" if name else step) for step, part in _parts(value)}
-        if isinstance(value, tuple):
-            return tuple(parts.values())
-        return dataclasses.replace(value, **parts) if parts else value
+        return _with_parts(value, lambda step, part: walk(part, f"{name}.{step}" if name else step))
 
     return cast(S, walk(value, ""))
 

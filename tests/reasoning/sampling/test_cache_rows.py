@@ -132,6 +132,13 @@ def test_states_are_joined_and_selected():
         def batch_select_indices(self, indices):
             self.rows = [self.rows[i] for i in indices.tolist()]
 
+        def overwrite(self, rows, other, picks):
+            for row, pick in zip(rows, picks, strict=True):
+                self.rows[row] = other.rows[pick]
+
+        def shrink(self, sources):
+            self.rows = [self.rows[i] for i in sources]
+
     first = Cache(["a", "b"])
     rows = rows_like(first, 4, False, torch.device("cpu"))
     assert isinstance(rows, StateRows)

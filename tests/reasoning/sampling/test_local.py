@@ -258,6 +258,13 @@ class Told:
     def batch_select_indices(self, indices):
         self.rows = [self.rows[i] for i in indices.tolist()]
 
+    def overwrite(self, rows, other, picks):
+        for row, pick in zip(rows, picks, strict=True):
+            self.rows[row] = other.rows[pick]
+
+    def shrink(self, sources):
+        self.rows = [self.rows[i] for i in sources]
+
 
 def scripted(text, **decoding):
     """What becomes of a text that is written as it stands."""

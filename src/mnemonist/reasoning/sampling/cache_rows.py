@@ -10,7 +10,7 @@ then be put in its place without moving the other rows. There are two kinds of c
       row 1   x y z a b c d e f        still needed moves to the left, so columns that only finished rows needed are
       row 2   . . . . . . g h i        dropped (here the first three, when row 1 ends)
 
-* a state of constant size (our own models): rows are selected and joined, nothing is masked.
+* a state whose rows know themselves what they have read (our own models): nothing is masked.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def rows_like(fresh: Any, most: int, positions: bool, device: torch.device) -> R
     Raises:
         UserError: it is of a kind whose rows cannot be exchanged.
     """
-    if hasattr(fresh, "batch_extend"):
+    if hasattr(fresh, "overwrite"):
         return StateRows()
     layers = getattr(fresh, "layers", ())
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
@@ -95,26 +95,30 @@ def rows_like(fresh: Any, most: int, positions: bool, device: torch.device) -> R
 
 
 class StateRows:
-    """Rows of a state of constant size, whose cache has `batch_select_indices` and `batch_extend`."""
+    """Rows of a cache that has `batch_select_indices`, `overwrite` and `shrink`."""
 
     def __init__(self) -> None:
         self._cache: Any = None
 
     def put(self, rows: Sequence[int], fresh: Any, picks: Sequence[int], lengths: Sequence[int]) -> None:
         """See `Rows`."""
+        chosen = copy.copy(fresh)  # which may be needed again
         count = 0 if self._cache is None else self._cache.batch_size
-        order = list(range(count))
-        for row, pick in zip(rows, picks, strict=True):
-            order[row : row + 1] = [count + pick]
-        if self._cache is None:
-            self._cache = copy.copy(fresh)  # which may be needed again
-        else:
-            self._cache.batch_extend(fresh)
-        self._cache.batch_select_indices(torch.tensor(order))
+        added = [pick for row, pick in zip(rows, picks, strict=True) if row >= count]
+        if added:
+            chosen.batch_select_indices(torch.tensor(added))
+            if self._cache is None:
+                self._cache = chosen
+            else:
+                self._cache.batch_extend(chosen)
+        replaced = [(row, pick) for row, pick in zip(rows, picks, strict=True) if row < count]
+        if replaced:
+            at, which = zip(*replaced, strict=True)
+            self._cache.overwrite(at, fresh, which)
 
     def keep(self, sources: Sequence[int]) -> None:
         """See `Rows`."""
-        self._cache.batch_select_indices(torch.tensor(sources))
+        self._cache.shrink(sources)
 
     def inputs(self) -> dict[str, Any]:
         """See `Rows`."""

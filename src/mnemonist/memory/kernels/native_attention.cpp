@@ -1,0 +1,154 @@
+// One query a row, against the keys that the row has read: how a transformer writes. Rows have read unequally much, and
+// each pays for its own keys alone. A unit of work is a row, or where there are few of them a head of one.
+//
+//     score_s = scale q . k_s      y = sum_s softmax(score)_s v_s      s: persistent tokens, then first[row] .. tokens - 1
+
+#include "native_matrix.h"
+
+extern "C" {
+
+// As `_Work` in native_attention.py. Pointers are to float or double.
+struct Work {
+  int64_t tokens;                                       // places of each row; the first ones may be empty
+  int64_t key_row, key_token, value_row, value_token;   // strides; heads lie side by side
+  int32_t rows, heads, width, persistent, threads, double_precision;
+  double scale;
+  const void *q;                                        // [rows, heads, width]
+  const void *keys, *values;
+  const void *persistent_keys, *persistent_values;      // [persistent, heads, width]
+  const int64_t* first;                                 // [rows]
+  void* y;                                              // [rows, heads, width]
+};
+}
+
+namespace {
+
+constexpr long BLOCK = 64;  // tokens whose heads follow each other while they are in the nearest cache
+
+template <typename T> struct Newest {
+  static constexpr int W = Vector<T>::width;
+  const Work& w;
+  const long D, between, places;  // between a head's keys of two tokens; all weights of a head
+  array<T> weights;
+  explicit Newest(const Work& work)
+      : w(work), D(work.width), between(work.heads * D), places(work.persistent + work.tokens), weights(work.heads * places) {}
+
+  static bool by_rows(const Work& work) { return work.rows >= work.threads; }
+  static int units(const Work& work) { return by_rows(work) ? work.rows : work.rows * work.heads; }
+
+  void memory(int n) {
+    if (by_rows(w)) return heads(n, 0, w.heads);
+    heads(n / w.heads, n % w.heads, n % w.heads + 1);
+  }
+
+  void heads(long row, long begin, long end) {
+    const T* q = static_cast<const T*>(w.q) + row * between;
+    T* y = static_cast<T*>(w.y) + row * between;
+    const long first = w.first[row], P = w.persistent;
+    const T* keys = static_cast<const T*>(w.keys) + row * w.key_row;
+    const T* values = static_cast<const T*>(w.values) + row * w.value_row;
+    const auto *own_keys = static_cast<const T*>(w.persistent_keys), *own_values = static_cast<const T*>(w.persistent_values);
+    array<T> share(end);
+    for (long h = begin; h < end; ++h) score(q + h * D, own_keys + h * D, between, P, of(h));
+    blocks(first, [&](long s, long count) {
+      for (long h = begin; h < end; ++h)
+        score(q + h * D, keys + s * w.key_token + h * D, w.key_token, count, of(h) + P + s - first);
+    });
+    for (long h = begin; h < end; ++h) {
+      share[h] = T(1) / exponentials(P + w.tokens - first, of(h));
+      std::fill_n(y + h * D, D, T(0));
+      add(own_values + h * D, between, P, of(h), share[h], y + h * D);
+    }
+    blocks(first, [&](long s, long count) {
+      for (long h = begin; h < end; ++h)
+        add(values + s * w.value_token + h * D, w.value_token, count, of(h) + P + s - first, share[h], y + h * D);
+    });
+  }
+
+  T* of(long h) { return weights.data() + h * places; }
+
+  template <typename Each> void blocks(long first, Each each) const {
+    for (long s = first; s < w.tokens; s += BLOCK) each(s, std::min(BLOCK, w.tokens - s));
+  }
+
+  void score(const T* q, const T* keys, long stride, long count, T* to) const {
+    const T scale = static_cast<T>(w.scale);
+    long s = 0;
+    if (SHUFFLES && D % W == 0)
+      for (; s + W <= count; s += W) {  // as many keys as a vector has lanes: their sums come out as one vector
+        vec<T> sums[W];
+        for (int i = 0; i < W; ++i) {
+          const T* key = keys + (s + i) * stride;
+          vec<T> sum = load(q) * load(key);
+          for (long j = W; j < D; j += W) sum += load(q + j) * load(key + j);
+          sums[i] = sum;
+        }
+        transpose<T>(sums);
+        for (int step = W / 2; step; step /= 2)
+          for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
+        store(to + s, sums[0] * scale);
+      }
+    for (; s < count; ++s) to[s] = dot<T>(D, q, keys + s * stride) * scale;
+  }
+
+  // Scores become their exponentials, less the largest; the sum of these.
+  T exponentials(long count, T* scores) const {
+    const T most = *std::max_element(scores, scores + count);
+    vec<T> sums{};
+    long s = 0;
+    for (; s + W <= count; s += W) {
+      const vec<T> e = exponential<T>(load(scores + s) - most);
+      store(scores + s, e);
+      sums += e;
+    }
+    T total = 0;
+    if (s < count) {
+      T rest[W];
+      std::fill_n(rest, W, T(0));
+      for (long i = s; i < count; ++i) rest[i - s] = scores[i] - most;
+      store(rest, exponential<T>(load(rest)));
+      for (long i = s; i < count; ++i) total += scores[i] = rest[i - s];
+    }
+    for (int u = 0; u < W; ++u) total += sums[u];
+    return total;
+  }
+
+  void add(const T* values, long stride, long count, const T* weights, T share, T* y) const {
+    long j = 0;
+    for (; j + 4 * W <= D; j += 4 * W) columns<4>(values + j, stride, count, weights, share, y + j);
+    for (; j + 2 * W <= D; j += 2 * W) columns<2>(values + j, stride, count, weights, share, y + j);
+    for (; j + W <= D; j += W) columns<1>(values + j, stride, count, weights, share, y + j);
+    for (; j < D; ++j) {
+      T sum = 0;
+      for (long s = 0; s < count; ++s) sum += weights[s] * values[s * stride + j];
+      y[j] += sum * share;
+    }
+  }
+
+  template <int N>
+  static void columns(const T* values, long stride, long count, const T* weights, T share, T* y) {
+    vec<T> even[N] = {}, odd[N] = {};  // two sums, so that none waits for itself
+    long s = 0;
+    for (; s + 2 <= count; s += 2)
+      for (int u = 0; u < N; ++u) {
+        even[u] += load(values + s * stride + u * W) * weights[s];
+        odd[u] += load(values + (s + 1) * stride + u * W) * weights[s + 1];
+      }
+    for (int u = 0; u < N; ++u) {
+      if (s < count) even[u] += load(values + s * stride + u * W) * weights[s];
+      store(y + u * W, load(y + u * W) + (even[u] + odd[u]) * share);
+    }
+  }
+};
+
+template <typename T> void run(const Work& work) { run_all<Newest<T>>(work, Newest<T>::units(work), work.threads); }
+
+}  // namespace
+
+extern "C" {
+void newest(const Work* work) {
+  if (work->double_precision) run<double>(*work);
+  else run<float>(*work);
+}
+int size_of_work() { return sizeof(Work); }
+}
