@@ -188,11 +188,19 @@ class CausalAttention(nn.Module):
         q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
         place = None
         if self.window is None:
-            keys, values, place = _grown(state, k, v)
+            # Places of longer rows that are gone hold nothing any more.
+            S = state.keys.shape[1]
+            surplus = max(0, S - int(state.length.max()))
+            keys, values, place = _grown(state, k, v, surplus, max((S + T - surplus) // 2, LEAST_ROOM))
             y = self._attend(q, keys, values, state.length)
             after = keys, values
             if counts is not None:
                 after, place = _newest(keys, values, state, counts, None), None
+        elif T == 1 and not torch.is_grad_enabled():  # and so `counts` is None
+            keys, values, place = _grown(state, k, v, 0, self.window)
+            y = self._attend(q, keys, values, state.length)
+            after = keys[:, 1:], values[:, 1:]
+            place = None if place is None else _Place(place.room, place.begin + 1)
         else:
             y = self._attend_in_blocks(q, k, v, state, self.window)
             if counts is None:
@@ -350,16 +358,20 @@ class _Place:
         return keys, values
 
 
-def _grown(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, _Place | None]:
-    """Keys and values with the new ones behind those of the state, and the place they are at, without gradients."""
-    surplus = max(0, state.keys.shape[1] - int(state.length.max()))  # places of longer rows that are gone
+def _grown(
+    state: AttentionState, k: Tensor, v: Tensor, surplus: int, spare: int
+) -> tuple[Tensor, Tensor, _Place | None]:
+    """Keys and values with the new ones behind those of the state, and the place they are at, without gradients.
+
+    The first ``surplus`` places of the state are left out; a room that must be made has ``spare`` ones.
+    """
     keys, values = state.keys[:, surplus:], state.values[:, surplus:]
     (B, S), T = keys.shape[:2], k.shape[1]
     if S == 0 or torch.is_grad_enabled() or keys.dtype != k.dtype:
         return torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1), None
     place = None if state.place is None else _Place(state.place.room, state.place.begin + surplus)
     if place is None or not place.room.claim(place.begin + S, place.begin + S + T):
-        place = _Place(_Room(keys, values, S + T + max((S + T) // 2, LEAST_ROOM)), 0)
+        place = _Place(_Room(keys, values, S + T + spare), 0)
         place.room.claim(S, S + T)
     keys, values = place.filled(B, S + T)
     keys[:, S:], values[:, S:] = k, v
