@@ -185,7 +185,8 @@ def test_any_split_equals_the_whole(window, dtype, lengths, seed):
     made = layer(window, 2, dtype)
     x = text(2, sum(lengths), seed, dtype)
     whole, state = made(x)
-    pieces, last = read_in_pieces(made, x, lengths)
+    with torch.set_grad_enabled(seed % 2 == 0):  # without gradients tokens are added in place
+        pieces, last = read_in_pieces(made, x, lengths)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=TOLERANCE[dtype])
     assert_same(last, state, TOLERANCE[dtype])
 
@@ -199,7 +200,8 @@ def test_padding_is_a_no_op(window, dtype, lengths, seed):
     made = layer(window, 2, dtype)
     mask = padding(sum(lengths), seed)
     x = text(4, sum(lengths), seed, dtype).masked_fill(~mask[..., None], torch.nan)
-    y, last = read_in_pieces(made, x, lengths, mask)
+    with torch.set_grad_enabled(seed % 2 == 0):  # without gradients tokens are added in place
+        y, last = read_in_pieces(made, x, lengths, mask)
     assert torch.equal(y[~mask], torch.zeros_like(y[~mask]))
     more = text(1, 6, seed + 1, dtype)
     for b in range(3):

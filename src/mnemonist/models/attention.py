@@ -196,7 +196,7 @@ class CausalAttention(nn.Module):
             after = keys, values
             if counts is not None:
                 after, place = _newest(keys, values, state, counts, None), None
-        elif T == 1 and not torch.is_grad_enabled():  # and so `counts` is None
+        elif T == 1 and counts is None and not torch.is_grad_enabled():
             keys, values, place = _grown(state, k, v, 0, self.window)
             y = self._attend(q, keys, values, state.length)
             after = keys[:, 1:], values[:, 1:]
