@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 import source_code
 from study import Arm, Study, draw, found, main, markdown, seeds_of, task
 
@@ -23,7 +24,8 @@ from mnemonist.models.cost import model_cost
 from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
-TRAINED = 192
+TRAINED, LEARNED = 192, 0.5
+"""Tokens of the lessons, and the accuracy at that length from which on a run has learned them."""
 NEEDLES = ("attention", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mag", "mac")
 TEXT = ("attention", "window", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mac", "mag", "mal")
 TRAINING = TrainingConfig(
@@ -79,6 +81,23 @@ def needle_arm(name: str) -> Arm:
     return Arm(CANDIDATES[name].label, config, TRAINING, task(NEEDLE), {"": TaskSuite(NEEDLE, count=50)})
 
 
+def learned(study: Study) -> str:
+    """What the runs that learned to find needles keep of it; whether a run learns is a matter of luck, and a jump."""
+    lengths = [int(setting["length"]) for setting in NEEDLE.grid]
+    lines = ["| model | seeds | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |"]
+    lines.append("|---|--:|" + "--:|" * len(lengths))
+    for name in NEEDLES:
+        every = [{row.setting["length"]: row.mean for row in result.rows} for result in study.results(f"niah-{name}")]
+        kept = [found for found in every if found[TRAINED] >= LEARNED]
+        cells = [CANDIDATES[name].label, f"{len(kept)} of {len(every)}"]
+        for length in lengths if kept else ():
+            each = [found[length] for found in kept]
+            cells.append(f"{np.mean(each):.2f}" + (f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""))
+        if every:
+            lines.append("| " + " | ".join(cells + [""] * (len(lengths) + 2 - len(cells))) + " |")
+    return "\n".join(lines)
+
+
 def write_page(study: Study) -> str:
     """Needles found, and bits per byte, by length."""
     parts = [seeds_of(study)]
@@ -86,6 +105,8 @@ def write_page(study: Study) -> str:
     if needles:
         draw(HERE / "needles.svg", needles)
         parts += ["### Needles found (S-NIAH-1)", markdown(needles), "![Needles found by length](needles.svg)"]
+        parts += ["Of the seeds alone that learned it (half right or more at 192 tokens), means and the least to the most:"]
+        parts += [learned(study)]
     texts = list(found(study, [f"text-{name}" for name in TEXT], "live").values())
     if texts:
         draw(HERE / "positions.svg", texts)
