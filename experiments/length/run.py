@@ -105,7 +105,9 @@ def write_page(study: Study) -> str:
     if needles:
         draw(HERE / "needles.svg", needles)
         parts += ["### Needles found (S-NIAH-1)", markdown(needles), "![Needles found by length](needles.svg)"]
-        parts += ["Of the seeds alone that learned it (half right or more at 192 tokens), means and the least to the most:"]
+        parts += [
+            "Of the seeds alone that learned it (half right or more at 192 tokens), means and the least to the most:"
+        ]
         parts += [learned(study)]
     texts = list(found(study, [f"text-{name}" for name in TEXT], "live").values())
     if texts:

@@ -123,6 +123,35 @@ def test_the_loss_is_that_of_the_next_token():
     torch.testing.assert_close(MODEL(IDS, labels=labels, num_items_in_batch=100).loss, total / 100)
 
 
+def test_padding_behind_rows_is_read_over_where_nothing_is_kept(monkeypatch):
+    """Leaving it out would cost moving every token; its labels are left out, and gradients are the same."""
+    model = wrapped().train()
+    T = max(map(len, ROWS))
+    ids = torch.stack([F.pad(row, (0, T - len(row)), value=3) for row in ROWS])
+    mask = torch.stack([F.pad(torch.ones_like(row), (0, T - len(row))) for row in ROWS])
+    masks = []
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model,
+        "forward",
+        lambda ids, state, mask, **given: masks.append(mask) or forward(ids, state, mask, **given),
+    )
+
+    def gradients(**given):
+        model.zero_grad()
+        model(ids, attention_mask=mask, labels=ids, **given).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    fast, slow = gradients(), gradients(use_cache=True)
+    assert masks[0] is None and torch.equal(masks[1], mask.bool())
+    assert len(fast) == len(slow) > 0
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other)
+    model(ids.flip(1), attention_mask=mask.flip(1))
+    model(inputs_embeds=torch.zeros(*ids.shape, model.config.width, dtype=torch.float64), attention_mask=mask)
+    assert masks[2] is not None and masks[3] is not None
+
+
 def test_the_loss_of_a_padded_batch_is_that_of_its_rows():
     batch = left_padded(ROWS)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

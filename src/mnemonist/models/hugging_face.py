@@ -333,10 +333,12 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = True
             self._check_cache(cache, len(tokens))
         mask = _padding(attention_mask, tokens, cache.length)
+        # Padding behind a row reaches none of its tokens; only what is kept of the row must not have read it.
+        harmless = mask is not None and not use_cache and inputs_embeds is None and _is_behind(mask)
         read = self.model(
             tokens,
             cache.state,
-            mask,
+            None if harmless else mask,
             learn=learn,
             hidden=bool(output_hidden_states),
             positions=slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep,
@@ -471,6 +473,11 @@ def _padding(attention_mask: Tensor | None, tokens: Tensor, read: int) -> Tensor
         )
     mask = attention_mask[:, -T:].bool()
     return None if bool(mask.all()) else mask
+
+
+def _is_behind(mask_BT: Tensor) -> bool:
+    """Whether all padding is on the right."""
+    return not bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any())
 
 
 def _predicted(mask_BT: Tensor) -> Tensor:
