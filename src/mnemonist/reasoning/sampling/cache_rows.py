@@ -95,7 +95,7 @@ def rows_like(fresh: Any, most: int, positions: bool, device: torch.device) -> R
 
 
 class StateRows:
-    """Rows of a cache that has `batch_select_indices`, `overwrite` and `shrink`."""
+    """Rows of a cache that has `batch_select_indices`, `batch_extend`, `overwrite` and `shrink`."""
 
     def __init__(self) -> None:
         self._cache: Any = None
