@@ -14,19 +14,11 @@ from timing import Work
 from work import DeepWork
 
 from mnemonist.models import NeuralMemory
-from mnemonist.models.cost import memory_flops
+from mnemonist.models.cost import reading_flops
 
 
 def our_layer(work: DeepWork, decay_to: str = "zero") -> NeuralMemory:
     return NeuralMemory(work.width, work.heads, work.dim, deep_rule(work).replace(decay_to=decay_to))
-
-
-def layer_flops(work: DeepWork, decay_to: str) -> int:
-    """Operations of our layer per token, forward: its projections and its memories."""
-    with torch.device("meta"):
-        layer = our_layer(work, decay_to)
-    projected = sum(part.weight.numel() for part in layer.modules() if isinstance(part, torch.nn.Linear))
-    return 2 * projected + memory_flops(layer)
 
 
 def their_layer(work: DeepWork, chunk_size: int) -> torch.nn.Module:
@@ -67,10 +59,12 @@ def layer(sizes: Sizes) -> Group:
 
     measures = []
     for decay_to, name, target in (("zero", "", 2.5), ("initial", ", decay to the initial weights", None)):
+        with torch.device("meta"):
+            flops = sizes.tokens * reading_flops(our_layer(work, decay_to))
         for way, back in WAYS:
             take = against(decay_to, work.chunk, sizes.tokens, back, sizes.runs)
-            flops = (3 if back else 1) * sizes.tokens * layer_flops(work, decay_to)
-            measures.append(Measure((Row(f"{way}{name}", coarse, target, flops=flops),), take))
+            row = Row(f"{way}{name}", coarse, target, flops=(3 if back else 1) * flops)
+            measures.append(Measure((row,), take))
     note = f"{sizes.per_token:,} tokens, as theirs takes seconds and gigabytes"
     row = Row("forward, learning at every token", "titans-pytorch, chunk_size=1", 200.0, note)
     measures.append(Measure((row,), against("zero", 1, sizes.per_token, False, sizes.long_runs)))

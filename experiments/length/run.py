@@ -88,13 +88,15 @@ def learned(study: Study) -> str:
     lines.append("|---|--:|" + "--:|" * len(lengths))
     for name in NEEDLES:
         every = [{row.setting["length"]: row.mean for row in result.rows} for result in study.results(f"niah-{name}")]
+        if not every:
+            continue
         kept = [found for found in every if found[TRAINED] >= LEARNED]
         cells = [CANDIDATES[name].label, f"{len(kept)} of {len(every)}"]
         for length in lengths if kept else ():
             each = [found[length] for found in kept]
             cells.append(f"{np.mean(each):.2f}" + (f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""))
-        if every:
-            lines.append("| " + " | ".join(cells + [""] * (len(lengths) + 2 - len(cells))) + " |")
+        cells += [""] * (len(lengths) + 2 - len(cells))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

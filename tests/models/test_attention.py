@@ -509,7 +509,7 @@ def test_one_token_costs_the_same_at_any_position():
         watches.append(watched(made, one, state))
     near, far = watches
     assert far.operations == near.operations
-    assert far.largest == near.largest <= max(3 * E * H * D, 2 * 10 * H * D)
+    assert far.largest == near.largest <= max(3 * E * H * D, 10 * H * D)
 
 
 @windows

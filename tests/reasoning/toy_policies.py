@@ -211,3 +211,27 @@ def problems_of(task: Any, count: int, split: Split = "train") -> list[Problem]:
 
 def with_changes(**changes: Any) -> TrainingConfig:
     return replace(CONFIG, **changes)
+
+
+class Told:
+    """A cache whose rows are any objects, put where rows of states would be."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    @property
+    def batch_size(self):
+        return len(self.rows)
+
+    def batch_extend(self, other):
+        self.rows = self.rows + other.rows
+
+    def batch_select_indices(self, indices):
+        self.rows = [self.rows[i] for i in indices.tolist()]
+
+    def overwrite(self, rows, other, picks):
+        for row, pick in zip(rows, picks, strict=True):
+            self.rows[row] = other.rows[pick]
+
+    def shrink(self, sources):
+        self.rows = [self.rows[i] for i in sources]

@@ -51,7 +51,7 @@ def model_cost(config: ModelConfig, length: int = 4096) -> Cost:
     for block, before, count in zip(model.blocks, model.initial_state().blocks, kinds.values(), strict=True):
         parameters += count * sum(parameter.numel() for parameter in block.parameters())
         state += count * before.nbytes
-        forward += count * _block_flops(block, length)
+        forward += count * reading_flops(block, length)
         growing += count * sum(
             2 * module.heads * module.head_dim * 4 for module in _attentions(block) if module.window is None
         )
@@ -65,8 +65,8 @@ def model_cost(config: ModelConfig, length: int = 4096) -> Cost:
     )
 
 
-def _block_flops(block: nn.Module, length: int) -> int:
-    """Operations per token of reading with one block."""
+def reading_flops(block: nn.Module, length: int = 4096) -> int:
+    """Operations per token of reading with a block, or a layer, texts of ``length`` tokens."""
     flops = sum(2 * layer.weight.numel() for layer in block.modules() if isinstance(layer, nn.Linear))
     for module in block.modules():
         if isinstance(module, NeuralMemory):

@@ -172,7 +172,9 @@ class MnemonistCache(Cache):
         Raises:
             ValueError: one has read nothing, or they are of different models.
         """
-        self.state = join_states(self._both(other))
+        mine, theirs = self._both(other)
+        mine.require_like(theirs)
+        self.state = join_states([mine, theirs])
         self.length = max(self.length, other.length)
 
     def overwrite(self, rows: Sequence[int], other: MnemonistCache, picks: Sequence[int]) -> None:
@@ -197,7 +199,6 @@ class MnemonistCache(Cache):
             raise ValueError("A cache that has read nothing has no rows; read with both before joining them.")
         if self.config != other.config:
             raise ValueError("The caches are of different models; join those of one.")
-        self.state.require_like(other.state)
         return self.state, other.state
 
     def crop(self, tokens_to_remove: int) -> None:

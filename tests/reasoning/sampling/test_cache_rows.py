@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_policies import Told
 from transformers.cache_utils import DynamicLayer
 
 from mnemonist.errors import UserError
@@ -118,33 +119,12 @@ def test_buffers_are_used_again():
 
 
 def test_states_are_joined_and_selected():
-    class Cache:
-        def __init__(self, rows):
-            self.rows = rows
-
-        @property
-        def batch_size(self):
-            return len(self.rows)
-
-        def batch_extend(self, other):
-            self.rows = self.rows + other.rows
-
-        def batch_select_indices(self, indices):
-            self.rows = [self.rows[i] for i in indices.tolist()]
-
-        def overwrite(self, rows, other, picks):
-            for row, pick in zip(rows, picks, strict=True):
-                self.rows[row] = other.rows[pick]
-
-        def shrink(self, sources):
-            self.rows = [self.rows[i] for i in sources]
-
-    first = Cache(["a", "b"])
+    first = Told(["a", "b"])
     rows = rows_like(first, 4, False, torch.device("cpu"))
     assert isinstance(rows, StateRows)
     rows.put([0, 1, 2], first, [1, 0, 1], [3, 3, 3])
     assert rows.inputs()["past_key_values"].rows == ["b", "a", "b"] and first.rows == ["a", "b"]
-    rows.put([1, 3], Cache(["c", "d"]), [1, 0], [3, 3])
+    rows.put([1, 3], Told(["c", "d"]), [1, 0], [3, 3])
     assert rows.inputs()["past_key_values"].rows == ["b", "d", "b", "c"]
     rows.keep([0, 3])
     assert rows.inputs()["past_key_values"].rows == ["b", "c"]

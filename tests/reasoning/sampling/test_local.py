@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
+from toy_policies import Told
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from mnemonist.data import ByteTokenizer
@@ -234,36 +235,13 @@ class Script(torch.nn.Module):
         self.texts = texts
 
     def forward(self, input_ids, past_key_values=None, use_cache=True, return_dict=True):
+        # Which text each row is writing, and where.
         cache = past_key_values or Told([(int(name), 0) for name in input_ids[:, -1]])
         logits = torch.full((len(input_ids), 1, 100), -50.0)
         for row, (name, at) in enumerate(cache.rows):
             logits[row, 0, self.texts[name][at]] = 50.0
         cache.rows = [(name, at + 1) for name, at in cache.rows]
         return SimpleNamespace(past_key_values=cache, logits=logits)
-
-
-class Told:
-    """Its cache: which text each row is writing, and where."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    @property
-    def batch_size(self):
-        return len(self.rows)
-
-    def batch_extend(self, other):
-        self.rows = self.rows + other.rows
-
-    def batch_select_indices(self, indices):
-        self.rows = [self.rows[i] for i in indices.tolist()]
-
-    def overwrite(self, rows, other, picks):
-        for row, pick in zip(rows, picks, strict=True):
-            self.rows[row] = other.rows[pick]
-
-    def shrink(self, sources):
-        self.rows = [self.rows[i] for i in sources]
 
 
 def scripted(text, **decoding):

@@ -102,10 +102,10 @@ class StateRows:
 
     def put(self, rows: Sequence[int], fresh: Any, picks: Sequence[int], lengths: Sequence[int]) -> None:
         """See `Rows`."""
-        chosen = copy.copy(fresh)  # which may be needed again
         count = 0 if self._cache is None else self._cache.batch_size
         added = [pick for row, pick in zip(rows, picks, strict=True) if row >= count]
         if added:
+            chosen = copy.copy(fresh)  # which may be needed again
             chosen.batch_select_indices(torch.tensor(added))
             if self._cache is None:
                 self._cache = chosen
