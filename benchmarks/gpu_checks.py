@@ -6,8 +6,10 @@ is what the kernels round. Errors are relative, in norm: the worst over answers,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -186,25 +188,55 @@ def linear_cases(tiny: bool) -> Iterator[Case]:
         yield Case(f"{rule.name}, token by token", rule, T, dim, cuts=(T // 2,), decodes=True, options=quiet)
 
 
-def run(
-    cases: Iterator[Case],
-    prefix: str,
-    device: torch.device,
-    backend: str,
-    heads: int,
-    record: Callable[[dict[str, Any]], None],
-) -> None:
-    """Check the cases and record what came of each; one that breaks does not keep the others from being checked.
+def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: int) -> dict[str, Any]:
+    """What came of a case. One that breaks does not keep the others from being checked.
 
     Use as many heads as what is timed afterwards has: kernels are compiled for their number.
     """
-    for case in cases:
-        check: dict[str, Any] = {"name": f"{prefix}: {case.name}", "backend": backend}
-        try:
-            errors, check["backend"] = errors_of(case, device, backend, heads)
-            worst = max(errors, key=lambda n: errors[n])
-            tolerance = TOLERANCES[case.dtype]
-            check |= {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}
-        except Exception as broken:
-            check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
-        record(check)
+    check: dict[str, Any] = {"name": f"{prefix}: {case.name}", "backend": backend}
+    try:
+        errors, check["backend"] = errors_of(case, device, backend, heads)
+        worst = max(errors, key=lambda n: errors[n])
+        tolerance = TOLERANCES[case.dtype]
+        check |= {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}
+    except Exception as broken:
+        check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
+    return check
+
+
+def _send(sender: Connection, case: Case, prefix: str, device: str, backend: str, heads: int) -> None:
+    sender.send(checked(case, prefix, torch.device(device), backend, heads))
+
+
+def run(cases: list[tuple[Case, str, str]], device: torch.device, heads: int, workers: int) -> Iterator[dict[str, Any]]:
+    """Check cases, each with a prefix of its name and a backend, as they come.
+
+    Nearly all of the time goes into compiling kernels, so that several processes check at once. Each has a process of
+    its own: after a wrong access to the GPU's memory nothing that a process does is right.
+    """
+    if workers == 1:
+        for case, prefix, backend in cases:
+            yield checked(case, prefix, device, backend, heads)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gpu_checks"])
+    waiting, running = list(reversed(cases)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                case, prefix, backend = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_send, args=(sender, case, prefix, str(device), backend, heads))
+                process.start()
+                sender.close()
+                running[receiver] = (process, f"{prefix}: {case.name}", backend)
+            for receiver in wait(list(running)):
+                process, name, backend = running.pop(receiver)
+                try:
+                    yield receiver.recv()
+                except EOFError:
+                    yield {"name": name, "backend": backend, "passed": False, "broken": "its process died"}
+                process.join()
+    finally:  # whoever still compiles would be timed beside what comes next
+        for process, _, _ in running.values():
+            process.kill()

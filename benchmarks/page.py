@@ -113,9 +113,16 @@ def gpu_part(gpu: Report | None) -> str:
     right = sum(bool(check["passed"]) for check in checks)
     installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
     text = f"`{gpu['command']}`: {right} of {len(checks)} checks of correctness passed. {installed}."
+    late = [name for name, section in gpu["sections"].items() if not section["finished"]]
+    if late:
+        text += f" Not finished, so that some of it is missing: {', '.join(late)}."
     aimed = [entry for entry in gpu["results"] if entry["target"] is not None or entry["name"] in GPU_TARGETS]
     compared = [entry for entry in gpu["results"] if entry not in aimed and entry["theirs_seconds"] is not None]
-    return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, rows(aimed + compared)])
+    found = rows(aimed + compared)
+    waiting = [name for name in GPU_TARGETS if name not in {entry["name"] for entry in aimed}]
+    if waiting:
+        found += "\n\nNot yet measured: " + "; ".join(waiting) + "."
+    return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, found])
 
 
 def other_reports(results: Path) -> list[Report]:

@@ -113,6 +113,7 @@ def test_targets_on_a_gpu_wait_for_its_report(folder):
         "command": "python benchmarks/gpu.py",
         "machine": {"gpu": "Some GPU"},
         "versions": {"torch": "2"},
+        "sections": {"checks": {"finished": False}, "deep-speed": {"finished": True}},
         "checks": [{"passed": True}, {"passed": False}],
         "results": [
             {
@@ -130,6 +131,8 @@ def test_targets_on_a_gpu_wait_for_its_report(folder):
     write(folder)
     text = (folder / "README.md").read_text()
     assert "## GPU: Some GPU" in text and "1 of 2 checks" in text and "scan" not in text
+    assert "some of it is missing: checks." in text
+    assert all(name in text.split("Not yet measured: ")[1] for name in GPU_TARGETS if name != "deep memory, forward")
     row = "| deep memory, forward | 1.00 s | bfloat16 matmul rate | - | 0.40 (0.30 to 0.50) | - | 0.35 | yes |"
     assert row in text
 

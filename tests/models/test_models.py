@@ -8,8 +8,17 @@ import torch.nn.functional as F
 from streams import SMALL, shaken, small_model
 
 from mnemonist.errors import UserError
-from mnemonist.memory import RULES
-from mnemonist.models import BLOCKS, PRESETS, Block, LanguageModel, ModelConfig, NeuralMemory, find_preset
+from mnemonist.memory import RULES, memorize
+from mnemonist.models import (
+    BLOCKS,
+    PRESETS,
+    Block,
+    LanguageModel,
+    ModelConfig,
+    NeuralMemory,
+    find_preset,
+    neural_memory,
+)
 from mnemonist.models.blocks import MIXERS, BlockState
 
 
@@ -51,6 +60,31 @@ def test_the_layer_remembers_an_association():
     read = layer(x, state, learn=False)[1].memory.weights[0][0, 0]
     recalled = torch.nn.functional.normalize(torch.nn.functional.silu(x[0]), dim=-1) @ read
     assert torch.equal(recalled.argmax(-1), (torch.arange(8) + 1) % 8)
+
+
+@pytest.mark.parametrize("conv_size", [1, 4])
+def test_mixed_precision_gives_the_memory_tokens_in_half_precision(conv_size, monkeypatch):
+    """A GPU's kernels multiply in the type of their tokens; states and gates stay in float32."""
+    given = []
+
+    def spy(rule, *tokens, **others):
+        given.append([x.dtype for x in tokens])
+        return memorize(rule, *tokens, **others)
+
+    monkeypatch.setattr(neural_memory, "memorize", spy)
+    torch.manual_seed(0)
+    layer, x = NeuralMemory(12, 2, 4, "titans:chunk_size=5,expansion=2", conv_size=conv_size), torch.randn(2, 23, 12)
+    single, _, _ = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, after, _ = layer(x)
+        first, state, _ = layer(x[:, :9])
+        rest, last, _ = layer(x[:, 9:], state)
+        whole.float().square().mean().backward()
+    assert given[0] == [torch.float32] * 3 and given[1:] == [[torch.bfloat16] * 3] * 3
+    torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(whole.float(), single, rtol=0.05, atol=0.05)
+    assert all(w.dtype == torch.float32 for w in (*last.memory.weights, *after.memory.momentum))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
 def test_surprise_is_large_where_the_text_breaks_its_pattern():

@@ -135,7 +135,10 @@ def memorize(
             q, k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (q, k, v))
         phi = _feature_map(rule, feature_map, q)
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
+        # Where nothing is done to tokens they stay as they came: passes over all of them cost as much as a kernel.
+        queries, keys, values = q, k, v
+        if rule.feature_map is not None or rule.denominator:
+            queries, keys, values = phi(q.to(dtype)), phi(k.to(dtype)), v.to(dtype)
         H, K = queries.shape[2:]
         B = q.shape[0] if lengths is None else lengths.numel()
         gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
@@ -150,11 +153,11 @@ def memorize(
 
         operand = v.dtype if q.dtype == k.dtype == v.dtype and v.dtype in HALF else dtype
         chosen = _choose(rule, backend, queries, values, operand, surprise)
-        tokens = (queries, keys, values)
         trace: Trace | None
+        taken = operand if chosen == "triton" else dtype
+        tokens = (queries.to(taken), keys.to(taken), values.to(taken))
         if chosen == "triton":
-            halved = tuple(x.to(operand) for x in tokens)
-            y, after, trace = _read_triton(halved, gates, weights, state, mask, lengths, surprise)
+            y, after, trace = _read_triton(tokens, gates, weights, state, mask, lengths, surprise)
         else:
             read = functools.partial(_read, chosen, operand, surprise)
             if lengths is not None:
@@ -291,7 +294,7 @@ def _read_sequences(
 
 
 def _read_triton(
-    tokens: tuple[Tensor, ...],
+    tokens: Tokens,
     gates: Gates,
     weights: list[Tensor],
     state: MemoryState,

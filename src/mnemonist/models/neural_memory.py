@@ -269,7 +269,8 @@ class NeuralMemory(nn.Module):
         y = F.silu(y).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = y.unbind(2)
         if unit_keys:
-            q, k = F.normalize(y[:, :, :2], dim=-1).unbind(2)
+            # Mixed precision would give them in float32, and the memory multiplies in the type of its tokens.
+            q, k = F.normalize(y[:, :, :2], dim=-1).to(y.dtype).unbind(2)
         return q, k, v, after
 
     def _convolve(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -287,9 +288,10 @@ class NeuralMemory(nn.Module):
             x = x.gather(1, order)  # real tokens side by side: padding must not stand between a token and its past
         past = torch.cat([tail.to(x.dtype), x], dim=1)
         # A few shifted products: on CPUs twice as fast as a depthwise convolution, derivatives included.
-        y = past[:, kept:] * self.conv[-1]
+        conv = self.conv.to(past.dtype)
+        y = past[:, kept:] * conv[-1]
         for i in range(kept):
-            y = y.addcmul_(past[:, i : i + T], self.conv[i])
+            y = y.addcmul_(past[:, i : i + T], conv[i])
         if not padded:
             return y, past[:, T:].clone()  # a view would keep the whole piece in memory
         assert mask is not None

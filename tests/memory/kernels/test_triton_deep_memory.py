@@ -105,9 +105,10 @@ def test_it_equals_the_definition_with_derivatives(rule):
 @pytest.mark.parametrize(
     ("K", "V", "expansion", "H"), [(24, 24, 4, 1), (16, 20, 3, 2), (5, 33, 1, 1)], ids=["blocks", "odd", "small"]
 )
-def test_widths_that_are_no_powers_of_two(K, V, expansion, H):
+def test_widths_that_are_no_powers_of_two(K, V, expansion, H, monkeypatch):
     rule = deep("odd", expansion=expansion, norm=True, residual=K == V, momentum=True, retention="head")
-    assert K != 24 or rule.layer_sizes(K, V)[0][1] > triton_reading.HIDDEN_BLOCK  # several blocks of hidden columns
+    if K == 24:  # several blocks of hidden columns
+        monkeypatch.setattr(triton_reading, "HIDDEN_BLOCK", 16)
     fast_in, slow_in = (require_grad(gentle(rule, K=K, V=V, H=H, T=19, B=1)) for _ in range(2))
     fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
     same(fast, slow)
@@ -144,6 +145,24 @@ def test_decoding_token_by_token_equals_the_whole():
         y, state, _ = read_in_pieces(FULL, inputs, [14, *[1] * 6], backend="triton")
     close(y, whole.y)
     assert_same_state(state, whole.state, TOLERANCE)
+
+
+@within
+@pytest.mark.parametrize("rows", ["masked", "packed"])
+def test_what_has_no_room_at_once_is_read_in_turns(rows, monkeypatch):
+    inputs = gentle(FULL, B=3 if rows == "masked" else 1, T=70)
+    more = {"cu_seqlens": torch.tensor([0, 3, 3, 60, 70])}
+    if rows == "masked":
+        more = {"mask": torch.rand(3, 70, generator=torch.Generator().manual_seed(0)) < 0.8}
+        more["mask"][1] = False
+    with torch.no_grad():
+        whole = memorize(FULL, **inputs, **more, backend="recurrent")
+        monkeypatch.setattr(triton_reading, "SLOT_BYTES", 1)
+        turns = memorize(FULL, **inputs, **more, backend="triton")
+        again = memorize(FULL, **inputs, **more, state=turns.state, backend="triton")
+    close(turns.y, whole.y)
+    assert_same_state(turns.state, whole.state, TOLERANCE)
+    close(again.y, memorize(FULL, **inputs, **more, state=whole.state, backend="recurrent").y)
 
 
 @within
@@ -254,20 +273,20 @@ def operands(rule):
     state = [flat.expand(2, -1, -1).clone() for _ in range(2)]
     tokens = [inputs[n][0].clone() for n in ("q", "k", "v", "step_size", "log_momentum", "log_decay")]
     tensors = [*tokens, flat, state[0], torch.zeros_like(state[0]), state[1]]
-    plan = torch.tensor([[0, 3, 2, 0], [3, 21, 0, 2]], dtype=torch.int32)
-    return [x.requires_grad_() for x in tensors], (plan, rule.to_json(), 32, 16, 5, True, True)
+    plan = triton_reading.plan_of(torch.tensor([2, 0]), torch.tensor([3, 18]), rule.chunk_size)
+    return [x.requires_grad_() for x in tensors], (*plan, rule.to_json(), 32, 16, True, True)
 
 
 @within
 def test_it_is_a_sound_operation_of_torch():
     tensors, rest = operands(FULL)
     torch.library.opcheck(torch.ops.mnemonist.read_deep_memory.default, (*tensors, *rest))
-    y, *_, weights_at, momentum_at = torch.ops.mnemonist.read_deep_memory(*tensors, *rest)
+    y, *_, errors, outputs, weights_at, momentum_at = torch.ops.mnemonist.read_deep_memory(*tensors, *rest)
     q, k, v, theta, eta, decay, initial, weights, momentum, anchor = (x.detach() for x in tensors)
     torch.library.opcheck(
         torch.ops.mnemonist.read_deep_memory_backward.default,
         (torch.ones_like(y), weights, momentum, anchor, q, k, v, theta, eta, decay, initial, anchor,
-         weights_at.detach(), momentum_at.detach(), *rest[:4]),
+         errors.detach(), outputs.detach(), weights_at.detach(), momentum_at.detach(), *rest[:2], *rest[3:6]),
     )  # fmt: skip
 
 

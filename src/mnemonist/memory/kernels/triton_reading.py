@@ -25,12 +25,19 @@ from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace
 
 LONGEST_CHUNK = 128
-WIDEST = 256
+WIDEST = 128
 """Channels of keys and values, a denominator included."""
-HIDDEN_BLOCK = 64
-WARPS = 8
+HIDDEN_BLOCK = 32
+"""Hidden columns at a time: registers are few."""
+NARROWEST = 64
+"""Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision: Triton 3.6 compiles
+products of narrower ones of bfloat16 wrongly."""
+WARPS = 4
+"""As many as 64 rows keep busy; more would compute the same twice."""
 STAGES = 1
 """The loops read what they wrote; nothing may be fetched ahead."""
+SLOT_BYTES = 2**29
+"""Room for what chunks start from, where no derivative is wanted: longer streams are read in pieces."""
 
 
 def interpreted() -> bool:
@@ -84,40 +91,41 @@ def read_packed(
         trace: whether losses and gradient norms are wanted.
 
     Returns:
-        Answers ``[total, H, V]`` in float32, the state, and the trace ``[total, H]``.
+        Answers ``[total, H, V]`` in the type of v, or in float32 if the last channel is a denominator; the state, and
+        the trace ``[total, H]``.
     """
     assert state.phase is not None
     H = q.shape[1]
     given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    counts = chunk_counts(state.phase, lengths, rule.chunk_size)
-    slots_of = counts + 1 if keep else torch.full_like(counts, 2)
-    first = slots_of.cumsum(0) - slots_of
-    ends = lengths.cumsum(0)
-    plan = torch.stack([ends - lengths, ends, state.phase, first], 1).to(torch.int32).to(q.device)
 
     def row(matrices: Sequence[Tensor]) -> Tensor:
-        return torch.cat([w.flatten(-2) for w in matrices], -1).contiguous()
+        *others, last = matrices
+        return torch.cat([w.flatten(-2) for w in (*others, last.mT)], -1).contiguous()
 
+    optional = [None if g is None else g.contiguous() for g in (gates.log_momentum, gates.log_decay)]
+    tokens = [*(x.contiguous() for x in (q, k, v, gates.step_size)), *optional]
+    target, weights, anchor = row(initial), row(state.weights), row(state.anchor)
+    momentum = row(state.momentum) if rule.momentum else None
+    choices, hidden, phase = rule.to_json(), initial[-1].shape[-2], state.phase
+    spans, plan, cuts = plan_of(phase, lengths, rule.chunk_size, None if keep else _slots(q, target, rule))
     longest = min(rule.chunk_size, int(lengths.max()))
     y, weights, momentum, anchor, loss, norm, *_ = torch.ops.mnemonist.read_deep_memory(
-        q.contiguous(), k.contiguous(), v.contiguous(), gates.step_size.contiguous(),
-        None if gates.log_momentum is None else gates.log_momentum.contiguous(),
-        None if gates.log_decay is None else gates.log_decay.contiguous(),
-        row(initial), row(state.weights), row(state.momentum) if rule.momentum else None, row(state.anchor), plan,
-        rule.to_json(), initial[-1].shape[-2], longest, int(slots_of.sum()), keep, trace,
+        *tokens, target, weights, momentum, anchor, spans.to(q.device), plan.to(q.device), cuts,
+        choices, hidden, longest, keep, trace,
     )  # fmt: skip
 
     def matrices(packed_NHP: Tensor) -> tuple[Tensor, ...]:
-        parts = packed_NHP.split([w.shape[-2] * w.shape[-1] for w in initial], -1)
-        return tuple(p.reshape(-1, H, *w.shape[-2:]) for p, w in zip(parts, initial, strict=True))
+        *others, last = packed_NHP.split([w.shape[-2] * w.shape[-1] for w in initial], -1)
+        back = last.reshape(-1, H, *initial[-1].mT.shape[-2:]).mT.contiguous()
+        return *(p.reshape(-1, H, *w.shape[-2:]) for p, w in zip(others, initial[:-1], strict=True)), back
 
     after = MemoryState(
         rule,
         matrices(weights),
         matrices(momentum) if rule.momentum else (),
         matrices(anchor),
-        (state.phase + lengths) % rule.chunk_size,
+        (phase + lengths) % rule.chunk_size,
     )
     return y, after, Trace(loss, norm) if trace else None
 
@@ -125,6 +133,51 @@ def read_packed(
 def chunk_counts(phase: Tensor, lengths: Tensor, chunk_size: int) -> Tensor:
     """Chunks that sequences of ``lengths [N]`` reach into, if each begins ``phase [N]`` tokens into one."""
     return torch.where(lengths > 0, (phase + lengths + chunk_size - 1).div(chunk_size, rounding_mode="floor"), 0)
+
+
+def plan_of(
+    phase: Tensor, lengths: Tensor, chunk_size: int, slots: int | None = None
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Where the chunks of sequences are that stand in a row, one after the other.
+
+    Args:
+        phase: tokens into a chunk at which each sequence begins, ``[N]`` int64.
+        lengths: tokens of each sequence, ``[N]`` int64.
+        chunk_size: tokens of a whole chunk.
+        slots: chunks whose start there is room for, or None for all of them. If there are more, the sequences are
+            read in turns of some chunks each.
+
+    Returns:
+        ``[chunks, 4]`` int32: first token, tokens, sequence, and whether gradients are taken at the anchor that the
+        state brought; ``[turns, N, 4]`` int32: first chunk within the turn, chunks, and of the sequence as a whole
+        whether it ends between two chunks, and whether its last anchor is the one it was given; and the chunks of each
+        turn.
+    """
+    counts = chunk_counts(phase, lengths, chunk_size)
+    first_token, N = lengths.cumsum(0) - lengths, len(lengths)
+    each = int(counts.max()) if slots is None else max(1, slots // N)
+    turns = max(1, -(-int(counts.max()) // max(1, each)))
+    of_turn = (counts[None] - each * torch.arange(turns)[:, None]).clamp(0, each)
+    first = of_turn.flatten().cumsum(0).view(turns, N) - of_turn
+    turn, sequence = (x.flatten() for x in torch.meshgrid(torch.arange(turns), torch.arange(N), indexing="ij"))
+    turn, sequence = (x.repeat_interleave(of_turn.flatten()) for x in (turn, sequence))
+    place = torch.arange(len(sequence)) - first[turn, sequence] + turn * each
+    shift = phase[sequence]
+    begin = (place * chunk_size - shift).clamp_min(0)
+    end = torch.minimum((place + 1) * chunk_size - shift, lengths[sequence])
+    anchored = (place == 0) & (shift > 0)
+    spans = torch.stack([first_token[sequence] + begin, end - begin, sequence, anchored.long()], 1)
+    between = (phase + lengths) % chunk_size == 0
+    given = ~between & ((counts == 0) | ((counts == 1) & (phase > 0)))
+    whole = torch.stack([between, given], 1).long().expand(turns, N, 2)
+    within = first - first[:, :1]  # turns use the same slots
+    plan = torch.cat([torch.stack([within, of_turn], 2), whole], 2)
+    return spans.to(torch.int32), plan.to(torch.int32), of_turn.sum(1).tolist()
+
+
+def _slots(q: Tensor, target_HP: Tensor, rule: MemoryRule) -> int:
+    """Chunks whose start there is room for."""
+    return max(1, SLOT_BYTES // (target_HP.numel() * q.element_size() * (1 + rule.momentum)))
 
 
 @functools.cache
@@ -136,32 +189,36 @@ def _power(n: int) -> int:
     return max(16, 1 << (int(n) - 1).bit_length())
 
 
-def _choices(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: int, width: int) -> dict[str, Any]:
-    """What both kernels are specialised to."""
-    import triton.language as tl
-
+def _sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: int, width: int) -> dict[str, Any]:
+    """What the kernels are specialised to but for what `_choices` adds: widths, and blocks of them."""
     H, K, V = *q.shape[1:], v.shape[-1]
-    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q.dtype, tl.float32)
-    tf32 = q.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    block_k = _power(K)
+    least = 16 if interpreted() else NARROWEST
+    block_k, block_v = max(least, _power(K)), max(least, _power(V))
+    block_d = min(HIDDEN_BLOCK, _power(hidden)) if q.dtype == torch.float32 else max(least, HIDDEN_BLOCK)
+    if q.dtype == torch.float32 and max(block_k, block_v) > NARROWEST:
+        block_d = min(16, block_d)  # what its products need on the chip grows with their width
     return {
-        "H": H, "K": K, "D": hidden, "V": V, "P": width, "CHUNK": rule.chunk_size,
-        "BLOCK_C": _power(longest), "BLOCK_K": block_k, "BLOCK_V": _power(V),
-        "BLOCK_D": block_k if rule.depth == 1 else min(HIDDEN_BLOCK, _power(hidden)),
-        "DEPTH": rule.depth, "ACTIVATION": rule.activation, "OBJECTIVE": rule.objective, "DELTA": rule.huber_delta,
-        "NORM": rule.norm, "RESIDUAL": rule.residual, "DENOMINATOR": rule.denominator, "EPS": NORM_EPS,
-        "MOMENTUM": rule.momentum, "DECAY": rule.retention != "none", "TARGETS": rule.decay_to == "initial",
-        "BEFORE": int(rule.read_at == "before"), "OPERAND": operand, "PRECISION": "tf32" if tf32 else "ieee",
-        "num_warps": WARPS, "num_stages": STAGES,
+        "H": H, "K": K, "D": hidden, "V": V, "P": width,
+        "BLOCK_C": _power(longest), "BLOCK_K": block_k, "BLOCK_V": block_v,
+        "BLOCK_D": block_k if rule.depth == 1 else block_d,
     }  # fmt: skip
 
 
-def _ends(plan: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per sequence: chunks, whether it ends between two chunks, and whether its last anchor is the one it was given."""
-    lengths, phase = plan[:, 1] - plan[:, 0], plan[:, 2]
-    counts = chunk_counts(phase, lengths, chunk_size)
-    between = (phase + lengths) % chunk_size == 0
-    return counts, between, ~between & ((counts == 0) | ((counts == 1) & (phase > 0)))
+def _choices(rule: MemoryRule, q: Tensor) -> dict[str, dict[str, Any]]:
+    """Choices of a rule by the kernels that need them, and how these multiply and run."""
+    import triton.language as tl
+
+    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q.dtype, tl.float32)
+    tf32 = q.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    precision = "ieee" if interpreted() else "tf32" if tf32 else "tf32x3"
+    run = {"OPERAND": operand, "PRECISION": precision, "num_warps": WARPS, "num_stages": STAGES}
+    gates = {"BEFORE": int(rule.read_at == "before"), "MOMENTUM": rule.momentum, "DECAY": rule.retention != "none"}
+    both = {
+        "DEPTH": rule.depth, "ACTIVATION": rule.activation, "NORM": rule.norm, "RESIDUAL": rule.residual,
+        "EPS": NORM_EPS, "MOMENTUM": rule.momentum, "TARGETS": rule.decay_to == "initial", **run,
+    }  # fmt: skip
+    states = {"OBJECTIVE": rule.objective, "DELTA": rule.huber_delta, "DENOMINATOR": rule.denominator}
+    return {"gates": gates | run, "states": both | states, "reads": both}
 
 
 @torch.library.custom_op("mnemonist::read_deep_memory", mutates_args=())
@@ -176,78 +233,112 @@ def read_deep_memory(
     weights: Tensor,
     momentum: Tensor | None,
     anchor: Tensor,
+    spans: Tensor,
     plan: Tensor,
+    cuts: list[int],
     rule: str,
     hidden: int,
     longest: int,
-    slots: int,
     keep: bool,
     trace: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Read packed sequences; see `read_packed` for tokens and gates.
 
     Args:
-        initial: ``[H, P]``: the matrices of a memory in one row.
+        initial: ``[H, P]``: the matrices of a memory in one row, the last one transposed.
         weights: ``[N, H, P]``, as momentum and anchor.
-        plan: ``[N, 4]`` int32: first token, token after the last, phase and first slot of each sequence.
+        spans: of the chunks, see `plan_of`.
+        plan: of the sequences.
+        cuts: chunks of each turn; one turn, if the way back will be gone.
         rule: its choices as JSON.
         hidden: width of what the last layer sees.
         longest: tokens of the longest chunk.
-        slots: states to make room for.
-        keep: whether the state before each chunk is kept for the way back.
+        keep: whether the way back will be gone.
         trace: whether losses and gradient norms are wanted.
 
     Returns:
-        Answers; weights, momentum and anchor after the last token; losses and gradient norms; states in their slots.
+        Answers; weights, momentum and anchor after the last token; losses and gradient norms; and for the way back the
+        errors of all tokens, what the last layer gave for their keys, and the weights and momentum that each chunk
+        starts from.
     """
-    from mnemonist.memory.kernels.triton_deep_memory import read_kernel
+    from mnemonist.memory.kernels.triton_deep_memory import reads_kernel, states_kernel
 
-    choices = _rule(rule)
-    y, loss, norm, weights_at, momentum_at = _room(v, weights, momentum, slots, trace)
-    first = plan[:, 3].long()
-    weights_at[first] = weights
-    if momentum is not None:
-        momentum_at[first] = momentum
+    of = _rule(rule)
     N, H, P = weights.shape
+    y, loss, norm, errors, outputs, weights_at, momentum_at = _room(of, q, v, weights, momentum, cuts, keep, trace)
+    after, anchor_after = weights.clone(), anchor.clone()
+    momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
+    sizes, choices = _sizes(of, q, v, hidden, longest, P), _choices(of, q)
+    low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
     with torch.cuda.device_of(q):
-        read_kernel[(N * H,)](
-            q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan, y, loss, norm,
-            TRACE=trace, KEEP=keep, **_choices(choices, q, v, hidden, longest, P),
+        for these, turn in zip(spans.split(cuts), plan, strict=True):
+            mixes, shares, ends = _gates(step_size, log_momentum, log_decay, these, q, sizes, choices)
+            states_kernel[(N * H,)](
+                k, v, shares, ends, initial, anchor, after, momentum_after, anchor_after, weights_at, momentum_at,
+                errors, outputs, loss, norm, these, turn, KEEP=keep, TRACE=trace, **sizes, **choices["states"],
+            )  # fmt: skip
+            if len(these):
+                reads_kernel[(len(these) * H,)](
+                    q, k, errors, mixes, shares, low_initial, low_anchor, weights_at, momentum_at, y, these,
+                    **sizes, **choices["reads"],
+                )  # fmt: skip
+    anchor_after = torch.where(plan[0, :, 2, None, None] > 0, after, anchor_after)
+    if not keep:
+        errors, weights_at, momentum_at = (weights.new_empty(0) for _ in range(3))
+    return y, after, momentum_after, anchor_after, loss, norm, errors, outputs, weights_at, momentum_at
+
+
+def _gates(
+    step_size: Tensor, log_momentum: Tensor | None, log_decay: Tensor | None, spans: Tensor, q: Tensor,
+    sizes: dict[str, Any], choices: dict[str, dict[str, Any]],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Mixes ``[chunks, H, C, C]``, in the type of the operands, and shares and ends of the chunks, in float32."""
+    from mnemonist.memory.kernels.triton_deep_memory import ENDS, SHARES, gates_kernel
+
+    head, C = (len(spans), sizes["H"]), sizes["BLOCK_C"]
+    mixes = q.new_empty(*head, C, C)
+    shares, ends = step_size.new_empty(*head, SHARES.value, C), step_size.new_empty(*head, ENDS.value)
+    if len(spans):
+        gates_kernel[(len(spans) * sizes["H"],)](
+            step_size, log_momentum, log_decay, spans, mixes, shares, ends,
+            H=sizes["H"], BLOCK_C=C, **choices["gates"],
         )  # fmt: skip
-    counts, between, given = _ends(plan, choices.chunk_size)
-    last, anchored = counts, (counts - 1).clamp_min(0)
-    if not keep:
-        last, anchored = last % 2, anchored % 2
-    after = weights_at[first + last]
-    anchor_after = torch.where(between[:, None, None], after, weights_at[first + anchored])
-    anchor_after = torch.where(given[:, None, None], anchor, anchor_after)
-    momentum_after = weights.new_empty(0) if momentum is None else momentum_at[first + last]
-    if not keep:
-        weights_at, momentum_at = weights.new_empty(0), weights.new_empty(0)
-    return y, after, momentum_after, anchor_after, loss, norm, weights_at, momentum_at
+    return mixes, shares, ends
 
 
-def _room(v: Tensor, weights: Tensor, momentum: Tensor | None, slots: int, trace: bool) -> list[Tensor]:
-    """Answers, losses, gradient norms, and slots for weights and momentum."""
+def _room(
+    rule: MemoryRule,
+    q: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    momentum: Tensor | None,
+    cuts: Sequence[int],
+    keep: bool,
+    trace: bool,
+) -> list[Tensor]:
+    """Answers, losses, gradient norms, errors, outputs for keys, and slots for weights and momentum."""
     tokens, none = v.shape[:2], (0,)
-    state = (slots, *weights.shape[1:])
-    shapes = (v.shape, tokens if trace else none, tokens if trace else none, state, none if momentum is None else state)
-    return [weights.new_empty(shape) for shape in shapes]
+    state = (max(cuts), *weights.shape[1:])
+    answers = (weights if rule.denominator else v).new_empty(v.shape)  # a denominator is divided by in float32
+    told = [weights.new_empty(tokens if trace else none) for _ in range(2)]
+    outputs = weights.new_empty(v.shape if keep else none)
+    slots = [q.new_empty(shape) for shape in (state, none if momentum is None else state)]
+    return [answers, *told, q.new_empty(v.shape), outputs, *slots]
 
 
 @read_deep_memory.register_fake
 def _read_fake(
     q: Tensor, k: Tensor, v: Tensor, step_size: Tensor, log_momentum: Tensor | None, log_decay: Tensor | None,
-    initial: Tensor, weights: Tensor, momentum: Tensor | None, anchor: Tensor, plan: Tensor, rule: str, hidden: int,
-    longest: int, slots: int, keep: bool, trace: bool,
+    initial: Tensor, weights: Tensor, momentum: Tensor | None, anchor: Tensor, spans: Tensor, plan: Tensor,
+    cuts: list[int], rule: str, hidden: int, longest: int, keep: bool, trace: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    y, loss, norm, weights_at, momentum_at = _room(v, weights, momentum, slots, trace)
+    y, loss, norm, *kept = _room(_rule(rule), q, v, weights, momentum, cuts, keep, trace)
     if not keep:
-        weights_at, momentum_at = weights.new_empty(0), weights.new_empty(0)
+        kept = [weights.new_empty(0) for _ in kept]
     after = [torch.empty_like(weights) for _ in range(3)]
     if momentum is None:
         after[1] = weights.new_empty(0)
-    return y, *after, loss, norm, weights_at, momentum_at
+    return y, *after, loss, norm, *kept
 
 
 @torch.library.custom_op("mnemonist::read_deep_memory_backward", mutates_args=())
@@ -264,8 +355,11 @@ def read_deep_memory_backward(
     log_decay: Tensor | None,
     initial: Tensor,
     anchor: Tensor,
+    errors: Tensor,
+    outputs: Tensor,
     weights_at: Tensor,
     momentum_at: Tensor,
+    spans: Tensor,
     plan: Tensor,
     rule: str,
     hidden: int,
@@ -277,25 +371,45 @@ def read_deep_memory_backward(
         Those of q, k, v, step_size, log_momentum, log_decay (empty where there is none), initial ``[H, P]``, weights,
         momentum and anchor ``[N, H, P]``.
     """
-    from mnemonist.memory.kernels.triton_deep_memory import read_back_kernel
+    from mnemonist.memory.kernels.triton_deep_memory import gates_back_kernel, reads_back_kernel, states_back_kernel
 
-    choices = _rule(rule)
+    of = _rule(rule)
     N, H, P = to_weights.shape
-    between, given = (x[:, None, None] for x in _ends(plan, choices.chunk_size)[1:])
     # The anchor that was handed on is the weights themselves, the one that was given, or the start of the last chunk.
+    between, given = (plan[0, :, i, None, None] > 0 for i in (2, 3))
     none = torch.zeros_like(to_anchor)
     back_weights = (to_weights + torch.where(between, to_anchor, none)).contiguous()
     back_anchor = torch.where(given, to_anchor, none).contiguous()
     to_last_anchor = torch.where(~between & ~given, to_anchor, none).contiguous()
     back_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     per_token, back_initial = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
-    with torch.cuda.device_of(q):
-        read_back_kernel[(N * H,)](
-            q, k, v, step_size, log_momentum, log_decay, initial, anchor, weights_at, momentum_at, plan,
-            to_y.contiguous(), to_last_anchor, *per_token, back_initial, back_weights, back_momentum, back_anchor,
-            LIMIT=ADJOINT_LIMIT, **_choices(choices, q, v, hidden, longest, P),
-        )  # fmt: skip
     to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
+    sizes, choices = _sizes(of, q, v, hidden, longest, P), _choices(of, q)
+    back_r = torch.empty_like(errors)
+    seen = [q.new_empty(*q.shape[:2], hidden if i == 0 or of.depth == 2 else 0) for i in range(4)]
+    if of.depth == 1:
+        seen[2] = q  # what the only layer sees of the queries
+    chunks = (len(spans) * H,)
+    with torch.cuda.device_of(q):
+        mixes, shares, ends = _gates(step_size, log_momentum, log_decay, spans, q, sizes, choices)
+        to_mixes = torch.empty_like(mixes, dtype=torch.float32)
+        to_shares, to_ends = torch.empty_like(shares), torch.empty_like(ends)
+        low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
+        if len(spans):
+            reads_back_kernel[chunks](
+                q, k, errors, mixes, shares, low_initial, low_anchor, weights_at, momentum_at, to_y.contiguous(), spans,
+                to_q, to_k, to_v, back_r, *seen, to_mixes, to_shares, **sizes, **choices["reads"],
+            )  # fmt: skip
+        states_back_kernel[(N * H,)](
+            q, k, v, errors, shares, ends, low_initial, low_anchor, weights_at, momentum_at, outputs, back_r, *seen,
+            to_last_anchor, to_k, to_v, to_shares, to_ends, back_initial, back_weights, back_momentum, back_anchor,
+            spans, plan, LIMIT=ADJOINT_LIMIT, **sizes, **choices["states"],
+        )  # fmt: skip
+        if len(spans):
+            gates_back_kernel[chunks](
+                step_size, log_momentum, log_decay, spans, to_mixes, to_shares, to_ends, to_step, to_eta, to_decay,
+                H=H, BLOCK_C=sizes["BLOCK_C"], **choices["gates"],
+            )  # fmt: skip
     return to_q, to_k, to_v, to_step, to_eta, to_decay, back_initial.sum(0), back_weights, back_momentum, back_anchor
 
 
@@ -313,7 +427,8 @@ def _back_room(
 def _read_back_fake(
     to_y: Tensor, to_weights: Tensor, to_momentum: Tensor, to_anchor: Tensor, q: Tensor, k: Tensor, v: Tensor,
     step_size: Tensor, log_momentum: Tensor | None, log_decay: Tensor | None, initial: Tensor, anchor: Tensor,
-    weights_at: Tensor, momentum_at: Tensor, plan: Tensor, rule: str, hidden: int, longest: int,
+    errors: Tensor, outputs: Tensor, weights_at: Tensor, momentum_at: Tensor, spans: Tensor, plan: Tensor, rule: str,
+    hidden: int, longest: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     per_token, _ = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
     states = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (to_weights, to_momentum, to_anchor)]
@@ -321,28 +436,25 @@ def _read_back_fake(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, step_size, log_momentum, log_decay, initial, weights, momentum, anchor, plan, *rest = inputs
-    ctx.rule, ctx.hidden, ctx.longest, _, ctx.keep, _ = rest
-    ctx.save_for_backward(
-        q, k, v, step_size, log_momentum, log_decay, initial, anchor, output[6], output[7], plan, weights, momentum
-    )
-    ctx.set_materialize_grads(False)  # or the checkpoints' derivative, which nobody takes, would be as large as they
+    *tokens, initial, weights, momentum, anchor, spans, plan, _, ctx.rule, ctx.hidden, ctx.longest, ctx.keep, _ = inputs
+    ctx.save_for_backward(*tokens, initial, anchor, *output[6:], spans, plan, weights, momentum)
+    ctx.set_materialize_grads(False)  # or the slots' derivative, which nobody takes, would be as large as they
 
 
 def _go_back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if not ctx.keep:
         raise RuntimeError("This reading kept nothing to go back with; read with keep=True.")
-    *inputs, plan, weights, momentum = ctx.saved_tensors
+    *inputs, spans, plan, weights, momentum = ctx.saved_tensors
     v = inputs[2]
-    like = (v.float(), weights, weights.new_empty(0) if momentum is None else momentum, weights)
+    like = (v, weights, weights.new_empty(0) if momentum is None else momentum, weights)
     sent = [torch.zeros_like(x) if g is None else g for g, x in zip(grads[:4], like, strict=True)]
-    back = torch.ops.mnemonist.read_deep_memory_backward(*sent, *inputs, plan, ctx.rule, ctx.hidden, ctx.longest)
+    back = torch.ops.mnemonist.read_deep_memory_backward(*sent, *inputs, spans, plan, ctx.rule, ctx.hidden, ctx.longest)
     to_q, to_k, to_v, to_step, to_momentum, to_decay, *to_state = back
     _, _, _, _, log_momentum, log_decay, *_ = inputs
     return (
         to_q, to_k, to_v, to_step, None if log_momentum is None else to_momentum,
         None if log_decay is None else to_decay, to_state[0], to_state[1], None if momentum is None else to_state[2],
-        to_state[3], *[None] * 7,
+        to_state[3], *[None] * 8,
     )  # fmt: skip
 
 
@@ -373,11 +485,11 @@ def _register_flops() -> None:
 
     @register_flop_formula(torch.ops.mnemonist.read_deep_memory)
     def _(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return _count(q, v, rest[8], rest[9])
+        return _count(q, v, rest[10], rest[11])
 
     @register_flop_formula(torch.ops.mnemonist.read_deep_memory_backward)
     def _(y: Any, w: Any, s: Any, a: Any, q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **kw: Any) -> int:
-        return 2 * _count(q, v, rest[8], rest[9])  # two products for each
+        return 2 * _count(q, v, rest[11], rest[12])  # two products for each
 
 
 _register_flops()
