@@ -114,7 +114,11 @@ def check(bench: Bench) -> None:
 
     deep = sorted(gpu_checks.deep_cases(tiny), key=effort, reverse=True)
     cases = [(case, "deep", bench.deep_backend) for case in deep]
-    cases += [(case, "linear", "auto") for case in gpu_checks.linear_cases(tiny)]
+    linear = list(gpu_checks.linear_cases(tiny))
+    cases += [(case, "linear", "auto") for case in linear]
+    if bench.on_gpu:  # the rehearsal has no kernels
+        solved = [case for case in linear if case.rule.solvable and case.rule.objective == "l2"]
+        cases += [(case, "linear, our kernels", "triton") for case in (*gpu_checks.momentum_cases(), *solved)]
     workers = 1 if tiny else max(1, (os.cpu_count() or 1) - 2)
     for found in gpu_checks.run(cases, bench.device, bench.sizes.heads, workers):
         bench.check(found)
@@ -292,11 +296,15 @@ def linear_speed(bench: Bench) -> None:
         return make
 
     linear = RULES["titans-linear"].replace(chunk_size=sizes.chunk)
+    kernels = "triton" if bench.on_gpu else "auto"
     for way, back in WAYS:
         name = f"titans-linear, {way}, against the gated delta rule of flash-linear-attention"
         peer = None if chunk_gated_delta_rule is None else theirs(back)
         fields = {"note": why} if peer is None else {"target": GPU_TARGETS[name]}
-        bench.compare(name, reading(bench, linear, sizes.dim, back, "auto"), peer, **fields)
+        bench.compare(name, reading(bench, linear, sizes.dim, back, kernels), peer, **fields)
+    for way, back in WAYS:
+        ours, torch_path = (reading(bench, linear, sizes.dim, back, backend) for backend in (kernels, "exact"))
+        bench.compare(f"titans-linear, {way}, kernels against torch", ours, torch_path)
     for rule in (rule for rule in RULES.values() if rule.solvable and rule is not RULES["titans-linear"]):
         for way, back in WAYS:
             ours, torch_path = (reading(bench, rule, sizes.dim, back, backend) for backend in ("auto", "exact"))

@@ -188,6 +188,22 @@ def linear_cases(tiny: bool) -> Iterator[Case]:
         yield Case(f"{rule.name}, token by token", rule, T, dim, cuts=(T // 2,), decodes=True, options=quiet)
 
 
+def momentum_cases() -> Iterator[Case]:
+    """Linear rules that only our own kernels know: exact at every token, with momentum."""
+    rule = RULES["titans-linear"].replace(chunk_size=64)
+    for dim in (32, 64, 128):
+        for dtype in (torch.float32, torch.bfloat16):
+            kind = "float32" if dtype == torch.float32 else "bfloat16"
+            yield Case(f"titans-linear, dim {dim}, {kind}", rule, 150, dim, dtype)
+    for change in ({"decay_to": "initial"}, {"read_at": "before"}, {"gradient_at": "decayed"}):
+        name = ", ".join(f"{field} {value}" for field, value in change.items())
+        yield Case(f"titans-linear, {name}", rule.replace(**change), 150, 64)
+        yield Case(f"titans-linear, {name}, bfloat16", rule.replace(**change), 150, 64, torch.bfloat16)
+    yield Case("titans-linear, cut and padded", rule, 150, 64, torch.bfloat16, cuts=(50,), padded=True)
+    yield Case("titans-linear, gates of 0", rule, 150, 64, forgets=True)
+    yield Case("titans-linear, token by token", rule, 150, 64, torch.bfloat16, cuts=(52,), decodes=True)
+
+
 def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: int) -> dict[str, Any]:
     """What came of a case. One that breaks does not keep the others from being checked.
 

@@ -117,7 +117,8 @@ def memorize(
         backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it. On an NVIDIA
             GPU it takes, where they are installed and know the rule, triton in place of chunked, and for a linear
             memory the kernels of flash-linear-attention (fla), which report no surprise. Both multiply in the type of
-            the tokens.
+            the tokens. By name, triton also reads linear memories with the l2 objective (momentum, a decay to initial
+            weights): right in Triton's interpreter, and not yet run on a GPU.
         feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
         surprise: whether to also report the surprise of every token.
 
@@ -238,9 +239,10 @@ def _refusals(
 
         yield "fla", obstacle(rule, q, operand, trace)
     if backend == "triton" or (backend == "auto" and v.is_cuda and not rule.per_token):
-        from mnemonist.memory.kernels.triton_reading import refusal
+        from mnemonist.memory.kernels import triton_linear_reading, triton_reading
 
-        yield "triton", refusal(rule, v.device, v.dtype, q.shape[-1], v.shape[-1])
+        kernels = triton_linear_reading if rule.per_token else triton_reading
+        yield "triton", kernels.refusal(rule, v.device, v.dtype, q.shape[-1], v.shape[-1])
 
 
 @functools.cache
@@ -303,7 +305,7 @@ def _read_triton(
     surprise: bool,
 ) -> Read:
     """The real tokens of all rows in one row, which is what the kernels read."""
-    from mnemonist.memory.kernels.triton_reading import read_packed
+    from mnemonist.memory.kernels import triton_linear_reading, triton_reading
 
     shape, device = tokens[0].shape[:2], tokens[0].device
     real = None
@@ -321,6 +323,7 @@ def _read_triton(
         return x.unflatten(0, shape)
 
     q, k, v = (pack(x) for x in tokens)
+    read_packed = (triton_linear_reading if state.rule.per_token else triton_reading).read_packed
     y, after, trace = read_packed(state.rule, q, k, v, gates.each(pack), weights, state, lengths, surprise)
     return unpack(y), after, None if trace is None else Trace(unpack(trace.loss), unpack(trace.gradient_norm))
 

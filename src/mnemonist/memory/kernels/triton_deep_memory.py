@@ -44,12 +44,12 @@ ENDS = tl.constexpr(4)  # beta, pull, f of the last M; what is left of S
 
 
 @triton.jit
-def _share(shares, which: tl.constexpr, row, BLOCK_C: tl.constexpr):
+def load_share(shares, which: tl.constexpr, row, BLOCK_C: tl.constexpr):
     return tl.load(shares + which * BLOCK_C + row)
 
 
 @triton.jit
-def _tokens(pointer, token, valid, column, width):
+def load_tokens(pointer, token, valid, column, width):
     """What stands at tokens, ``[C, width]``. Loaded where it is used, and again: registers are scarcer than loads."""
     return tl.load(pointer + tile(token, column, width), valid[:, None] & (column < width)[None, :], 0.0)
 
@@ -126,9 +126,10 @@ def gates_back_kernel(
     to_theta, to_log_eta, to_log_left = gates_back(
         theta, row, A, E, beta, m, left, moved, beta_last, carry,
         to_G,
-        _share(to_shares, 0, row, BLOCK_C), _share(to_shares, 1, row, BLOCK_C), _share(to_shares, 2, row, BLOCK_C),
+        load_share(to_shares, 0, row, BLOCK_C), load_share(to_shares, 1, row, BLOCK_C),
+        load_share(to_shares, 2, row, BLOCK_C),
         tl.load(to_ends), tl.load(to_ends + 1), tl.load(to_ends + 2),
-        _share(to_shares, 3, row, BLOCK_C), _share(to_shares, 4, row, BLOCK_C), tl.load(to_ends + 3),
+        load_share(to_shares, 3, row, BLOCK_C), load_share(to_shares, 4, row, BLOCK_C), tl.load(to_ends + 3),
         BEFORE, MOMENTUM, OPERAND, PRECISION,
     )  # fmt: skip
     tl.store(to_step_size + token, to_theta, valid)
@@ -179,16 +180,16 @@ def _write_block(
     if DEPTH == 2:
         w_last = tl.load(point + at_last, inside_last, 0.0)
         slope, curve = activation_back(before, ACTIVATION)
-        d = dot(_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION) * slope
+        d = dot(load_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION) * slope
         sent_back = tl.sum(d * d, 1)
         at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
         _move(
-            _tokens(k, token, valid, key, K).to(tl.float32), d, at, inside,
+            load_tokens(k, token, valid, key, K).to(tl.float32), d, at, inside,
             weights, momentum, target, weights_at, momentum_at, last_anchor, last,
             mix_last, moved_last, beta_last, pull_last, f_last, carry, TARGETS, MOMENTUM, OPERAND, PRECISION,
         )  # fmt: skip
     _move(
-        _tokens(errors, token, valid, value, V).to(tl.float32), x, at_last, inside_last,
+        load_tokens(errors, token, valid, value, V).to(tl.float32), x, at_last, inside_last,
         weights, momentum, target, weights_at, momentum_at, last_anchor, last,
         mix_last, moved_last, beta_last, pull_last, f_last, carry, TARGETS, MOMENTUM, OPERAND, PRECISION,
     )  # fmt: skip
@@ -249,9 +250,9 @@ def states_kernel(
         if anchored:
             point = anchor + nudge
         tokens_V = valid[:, None] & real
-        k_CK = _tokens(k, token, valid, key, K).to(tl.float32)
-        mix_last = _share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
-        moved_last = _share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
+        k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
+        mix_last = load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
+        moved_last = load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
         beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
         f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
 
@@ -262,7 +263,7 @@ def states_kernel(
             before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
             at_last, inside = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
             u += dot(x, tl.trans(tl.load(point + at_last, inside, 0.0)), OPERAND, PRECISION)
-        v_CV = _tokens(v, token, valid, value, V).to(tl.float32)
+        v_CV = load_tokens(v, token, valid, value, V).to(tl.float32)
         normed, inverse, sent, error, off, each_loss = inner_error(
             u, k_CK, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
         )
@@ -277,7 +278,7 @@ def states_kernel(
         seen, sent_back = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            k_CK = _tokens(k, token, valid, key, K).to(tl.float32)
+            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
             before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
             more_seen, more_sent = _write_block(
                 k, errors, before, x, token, valid, hidden, key, value, point, weights_now, momentum_now, target_now,
@@ -291,7 +292,7 @@ def states_kernel(
             tl.store(loss + token, each_loss, valid)
             squares *= seen
             if DEPTH == 2:
-                k_CK = _tokens(k, token, valid, key, K).to(tl.float32)
+                k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
                 squares += tl.sum(k_CK * k_CK, 1) * sent_back
             tl.store(gradient_norm + token, tl.sqrt(squares), valid)
         tl.debug_barrier()  # the next chunk starts from what all threads have written
@@ -375,11 +376,11 @@ def reads_kernel(
         point = anchor + (sequence * H + head).to(tl.int64) * P
     shares += slot * SHARES * BLOCK_C
     beta, pull, f = (
-        _share(shares, 0, row, BLOCK_C), _share(shares, 1, row, BLOCK_C), _share(shares, 2, row, BLOCK_C)
+        load_share(shares, 0, row, BLOCK_C), load_share(shares, 1, row, BLOCK_C), load_share(shares, 2, row, BLOCK_C)
     )  # fmt: skip
 
     tokens_V = valid[:, None] & real
-    q_CK, k_CK = _tokens(q, token, valid, key, K), _tokens(k, token, valid, key, K)
+    q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
     error = tl.load(errors + tile(token, value, V), tokens_V, 0.0)
     G = tl.load(mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)).to(tl.float32)
     first_scores = dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION)
@@ -402,7 +403,7 @@ def reads_kernel(
     if NORM:
         r, deviation = normalise(r, real, V, EPS)
     if RESIDUAL:
-        r += _tokens(q, token, valid, key, K).to(tl.float32)
+        r += load_tokens(q, token, valid, key, K).to(tl.float32)
     tl.store(y + tile(token, value, V), r, tokens_V)
 
 
@@ -501,12 +502,12 @@ def reads_back_kernel(
         point = anchor + (sequence * H + head).to(tl.int64) * P
     shares += slot * SHARES * BLOCK_C
     beta, pull, f = (
-        _share(shares, 0, row, BLOCK_C), _share(shares, 1, row, BLOCK_C), _share(shares, 2, row, BLOCK_C)
+        load_share(shares, 0, row, BLOCK_C), load_share(shares, 1, row, BLOCK_C), load_share(shares, 2, row, BLOCK_C)
     )  # fmt: skip
 
     # The chunk once more, as in `reads_kernel`.
     tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & real
-    q_CK, k_CK = _tokens(q, token, valid, key, K), _tokens(k, token, valid, key, K)
+    q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
     error = tl.load(errors + tile(token, value, V), tokens_V, 0.0)
     G = tl.load(mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)).to(tl.float32)
     first_scores = dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION)
@@ -532,7 +533,7 @@ def reads_back_kernel(
     # Back from the answers. What was loaded is loaded again: registers are scarcer than loads.
     tl.debug_barrier()
     G = tl.load(mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)).to(tl.float32)
-    error = _tokens(errors, token, valid, value, V)
+    error = load_tokens(errors, token, valid, value, V)
     grad_y = tl.load(to_y + tile(token, value, V), tokens_V, 0.0).to(tl.float32)
     to_r = grad_y
     mixed_last = (last_scores * G).to(OPERAND)
@@ -566,7 +567,7 @@ def reads_back_kernel(
         to_pull += b1
         to_f += b2
     if DEPTH == 2:
-        q_CK, k_CK = _tokens(q, token, valid, key, K), _tokens(k, token, valid, key, K)
+        q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
         to_G -= dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION) * to_first
         mixed = to_first * G
         grad_q -= dot(mixed, k_CK, OPERAND, PRECISION)
@@ -606,13 +607,13 @@ def _move_back(
         goal = tl.load(target + at, inside, 0.0).to(tl.float32)
         to_pull_last = tl.sum(goal * after)
         so_far = tl.load(to_target + at, inside, 0.0) + pull_last * after
-        here = _tokens(z, token, valid, column, width).to(tl.float32) * pull[:, None]
+        here = load_tokens(z, token, valid, column, width).to(tl.float32) * pull[:, None]
         so_far += dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
         tl.debug_barrier()
         tl.store(to_target + at, so_far, inside)
-    here = _tokens(z, token, valid, column, width).to(tl.float32) * beta[:, None]
+    here = load_tokens(z, token, valid, column, width).to(tl.float32) * beta[:, None]
     new = beta_last * after + dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
-    written = _tokens(x, token, valid, column, width).to(tl.float32)
+    written = load_tokens(x, token, valid, column, width).to(tl.float32)
     sent = dot(d, tl.trans(after), OPERAND, PRECISION)
     to_mix_last = -tl.sum(sent * written, 1)
     to_x = -mix_last[:, None] * sent
@@ -622,11 +623,11 @@ def _move_back(
         after_moving = tl.load(to_momentum + at, inside, 0.0)
         moving = tl.load(momentum + at, inside, 0.0).to(tl.float32)
         to_f_last, to_carry = tl.sum(moving * after), tl.sum(moving * after_moving)
-        here = _tokens(z, token, valid, column, width).to(tl.float32) * f[:, None]
+        here = load_tokens(z, token, valid, column, width).to(tl.float32) * f[:, None]
         new_moving = carry * after_moving + f_last * after
         new_moving += dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
         squares = tl.sum(new_moving * new_moving)
-        written = _tokens(x, token, valid, column, width).to(tl.float32)
+        written = load_tokens(x, token, valid, column, width).to(tl.float32)
         sent = dot(d, tl.trans(after_moving), OPERAND, PRECISION)
         to_moved_last = -tl.sum(sent * written, 1)
         to_x -= moved_last[:, None] * sent
@@ -687,7 +688,7 @@ def _writes_back(
     if DEPTH == 2:
         w_last = tl.load(point + at_last, inside_last, 0.0)
         slope, curve = activation_back(before, ACTIVATION)
-        sent_back = dot(_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION)
+        sent_back = dot(load_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION)
         d = sent_back * slope
         at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
         new, to_k, to_d, m0, m1, e0, e1, e2, e3, more = _move_back(
@@ -709,8 +710,8 @@ def _writes_back(
         to_sent_back = to_d * slope
         to_error += dot(to_sent_back, tl.trans(tl.load(point + at_last, inside_last, 0.0)), OPERAND, PRECISION)
         to_k += dot(to_before, tl.trans(tl.load(point + at, inside, 0.0)), OPERAND, PRECISION)
-        sent = dot(tl.trans(_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
-        sent_last = dot(tl.trans(_tokens(errors, token, valid, value, V)), to_sent_back, OPERAND, PRECISION)
+        sent = dot(tl.trans(load_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
+        sent_last = dot(tl.trans(load_tokens(errors, token, valid, value, V)), to_sent_back, OPERAND, PRECISION)
         if anchored:
             _add(to_anchor + at, sent, inside)
             _add(to_anchor + at_last, sent_last, inside_last)
@@ -744,7 +745,7 @@ def _anchor_back(
         at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
         to_k = dot(to_before, tl.trans(tl.load(point + at, inside, 0.0)), OPERAND, PRECISION)
         handed = inside & (tl.zeros_like(at) + last > 0)
-        grad = dot(tl.trans(_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
+        grad = dot(tl.trans(load_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
         squares += _add(to_point + at, grad + tl.load(to_last_anchor + at, handed, 0.0), inside)
     return to_k, squares
 
@@ -794,10 +795,10 @@ def states_back_kernel(
             point, to_point = anchor + nudge, to_anchor + nudge
         own_shares = shares + slot * SHARES * BLOCK_C
         beta, pull, f = (
-            _share(own_shares, 0, row, BLOCK_C), _share(own_shares, 1, row, BLOCK_C),
-            _share(own_shares, 2, row, BLOCK_C),
+            load_share(own_shares, 0, row, BLOCK_C), load_share(own_shares, 1, row, BLOCK_C),
+            load_share(own_shares, 2, row, BLOCK_C),
         )  # fmt: skip
-        mix_last, moved_last = _share(own_shares, 3, row, BLOCK_C), _share(own_shares, 4, row, BLOCK_C)
+        mix_last, moved_last = load_share(own_shares, 3, row, BLOCK_C), load_share(own_shares, 4, row, BLOCK_C)
         beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
         f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
         tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & real
@@ -811,7 +812,7 @@ def states_back_kernel(
         l0, l1, l2, l3 = squares, squares, squares, squares
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            k_CK = _tokens(k, token, valid, key, K).to(tl.float32)
+            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
             before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
             sent_k, more_error, m0, m1, e0, e1, e2, e3, more = _writes_back(
                 q, k, errors, back_r, before, x, token, valid, hidden, key, value, point, to_anchor + nudge, anchored,
@@ -831,8 +832,11 @@ def states_back_kernel(
             squares += more
 
         # Back through the error at the anchor, and through what it is an error of.
-        u = _tokens(outputs, token, valid, value, V)
-        k_CK, v_CV = _tokens(k, token, valid, key, K).to(tl.float32), _tokens(v, token, valid, value, V).to(tl.float32)
+        u = load_tokens(outputs, token, valid, value, V)
+        k_CK, v_CV = (
+            load_tokens(k, token, valid, key, K).to(tl.float32),
+            load_tokens(v, token, valid, value, V).to(tl.float32),
+        )
         normed, inverse, sent, error, off, each_loss = inner_error(
             u, k_CK, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
         )
@@ -844,7 +848,7 @@ def states_back_kernel(
         last = tl.where(chunk == first + chunks - 1, 1, 0)  # whose anchor may have been handed on
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            k_CK = _tokens(k, token, valid, key, K).to(tl.float32)
+            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
             before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
             sent_k, more = _anchor_back(
                 k, before, x, to_u, token, valid, hidden, key, value, point, to_point, to_last_anchor_now, last,

@@ -55,6 +55,11 @@ def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim:
         return "it forgets per channel"
     if rule.chunk_size > LONGEST_CHUNK:
         return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
+    return device_refusal(device, dtype, key_dim, value_dim)
+
+
+def device_refusal(device: torch.device, dtype: torch.dtype, key_dim: int, value_dim: int) -> str | None:
+    """Why no kernel can read on such tensors, whatever the rule."""
     if max(key_dim, value_dim) > WIDEST:
         return f"keys and values of width {key_dim} and {value_dim} are wider than {WIDEST}"
     if dtype == torch.float64:
@@ -108,7 +113,7 @@ def read_packed(
     target, weights, anchor = row(initial), row(state.weights), row(state.anchor)
     momentum = row(state.momentum) if rule.momentum else None
     choices, hidden, phase = rule.to_json(), initial[-1].shape[-2], state.phase
-    spans, plan, cuts = plan_of(phase, lengths, rule.chunk_size, None if keep else _slots(q, target, rule))
+    spans, plan, cuts = plan_of(phase, lengths, rule.chunk_size, None if keep else slots_for(q, target, rule))
     longest = min(rule.chunk_size, int(lengths.max()))
     y, weights, momentum, anchor, loss, norm, *_ = torch.ops.mnemonist.read_deep_memory(
         *tokens, target, weights, momentum, anchor, spans.to(q.device), plan.to(q.device), cuts,
@@ -175,13 +180,13 @@ def plan_of(
     return spans.to(torch.int32), plan.to(torch.int32), of_turn.sum(1).tolist()
 
 
-def _slots(q: Tensor, target_HP: Tensor, rule: MemoryRule) -> int:
+def slots_for(q: Tensor, target_HP: Tensor, rule: MemoryRule) -> int:
     """Chunks whose start there is room for."""
     return max(1, SLOT_BYTES // (target_HP.numel() * q.element_size() * (1 + rule.momentum)))
 
 
 @functools.cache
-def _rule(choices: str) -> MemoryRule:
+def rule_of(choices: str) -> MemoryRule:
     return MemoryRule.from_json(choices)
 
 
@@ -189,8 +194,8 @@ def _power(n: int) -> int:
     return max(16, 1 << (int(n) - 1).bit_length())
 
 
-def _sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: int, width: int) -> dict[str, Any]:
-    """What the kernels are specialised to but for what `_choices` adds: widths, and blocks of them."""
+def kernel_sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: int, width: int) -> dict[str, Any]:
+    """What the kernels are specialised to but for what `kernel_choices` adds: widths, and blocks of them."""
     H, K, V = *q.shape[1:], v.shape[-1]
     least = 16 if interpreted() else NARROWEST
     block_k, block_v = max(least, _power(K)), max(least, _power(V))
@@ -204,7 +209,7 @@ def _sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: int, wi
     }  # fmt: skip
 
 
-def _choices(rule: MemoryRule, q: Tensor) -> dict[str, dict[str, Any]]:
+def kernel_choices(rule: MemoryRule, q: Tensor) -> dict[str, dict[str, Any]]:
     """Choices of a rule by the kernels that need them, and how these multiply and run."""
     import triton.language as tl
 
@@ -263,16 +268,16 @@ def read_deep_memory(
     """
     from mnemonist.memory.kernels.triton_deep_memory import reads_kernel, states_kernel
 
-    of = _rule(rule)
+    of = rule_of(rule)
     N, H, P = weights.shape
     y, loss, norm, errors, outputs, weights_at, momentum_at = _room(of, q, v, weights, momentum, cuts, keep, trace)
     after, anchor_after = weights.clone(), anchor.clone()
     momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
-    sizes, choices = _sizes(of, q, v, hidden, longest, P), _choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q)
     low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
     with torch.cuda.device_of(q):
         for these, turn in zip(spans.split(cuts), plan, strict=True):
-            mixes, shares, ends = _gates(step_size, log_momentum, log_decay, these, q, sizes, choices)
+            mixes, shares, ends = gates_of_chunks(step_size, log_momentum, log_decay, these, q, sizes, choices)
             states_kernel[(N * H,)](
                 k, v, shares, ends, initial, anchor, after, momentum_after, anchor_after, weights_at, momentum_at,
                 errors, outputs, loss, norm, these, turn, KEEP=keep, TRACE=trace, **sizes, **choices["states"],
@@ -288,7 +293,7 @@ def read_deep_memory(
     return y, after, momentum_after, anchor_after, loss, norm, errors, outputs, weights_at, momentum_at
 
 
-def _gates(
+def gates_of_chunks(
     step_size: Tensor, log_momentum: Tensor | None, log_decay: Tensor | None, spans: Tensor, q: Tensor,
     sizes: dict[str, Any], choices: dict[str, dict[str, Any]],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -332,7 +337,7 @@ def _read_fake(
     initial: Tensor, weights: Tensor, momentum: Tensor | None, anchor: Tensor, spans: Tensor, plan: Tensor,
     cuts: list[int], rule: str, hidden: int, longest: int, keep: bool, trace: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    y, loss, norm, *kept = _room(_rule(rule), q, v, weights, momentum, cuts, keep, trace)
+    y, loss, norm, *kept = _room(rule_of(rule), q, v, weights, momentum, cuts, keep, trace)
     if not keep:
         kept = [weights.new_empty(0) for _ in kept]
     after = [torch.empty_like(weights) for _ in range(3)]
@@ -373,7 +378,7 @@ def read_deep_memory_backward(
     """
     from mnemonist.memory.kernels.triton_deep_memory import gates_back_kernel, reads_back_kernel, states_back_kernel
 
-    of = _rule(rule)
+    of = rule_of(rule)
     N, H, P = to_weights.shape
     # The anchor that was handed on is the weights themselves, the one that was given, or the start of the last chunk.
     between, given = (plan[0, :, i, None, None] > 0 for i in (2, 3))
@@ -384,14 +389,14 @@ def read_deep_memory_backward(
     back_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     per_token, back_initial = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
     to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
-    sizes, choices = _sizes(of, q, v, hidden, longest, P), _choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q)
     back_r = torch.empty_like(errors)
     seen = [q.new_empty(*q.shape[:2], hidden if i == 0 or of.depth == 2 else 0) for i in range(4)]
     if of.depth == 1:
         seen[2] = q  # what the only layer sees of the queries
     chunks = (len(spans) * H,)
     with torch.cuda.device_of(q):
-        mixes, shares, ends = _gates(step_size, log_momentum, log_decay, spans, q, sizes, choices)
+        mixes, shares, ends = gates_of_chunks(step_size, log_momentum, log_decay, spans, q, sizes, choices)
         to_mixes = torch.empty_like(mixes, dtype=torch.float32)
         to_shares, to_ends = torch.empty_like(shares), torch.empty_like(ends)
         low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
@@ -477,7 +482,7 @@ def read_flops(tokens: int, heads: int, key_dim: int, value_dim: int, hidden: in
 
 
 def _count(q_shape: Sequence[int], v_shape: Sequence[int], rule: str, hidden: int) -> int:
-    return read_flops(q_shape[0], q_shape[1], q_shape[2], v_shape[2], hidden, _rule(rule))
+    return read_flops(q_shape[0], q_shape[1], q_shape[2], v_shape[2], hidden, rule_of(rule))
 
 
 def _register_flops() -> None:
