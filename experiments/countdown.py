@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from study import Arm, Study
 
-from mnemonist.data import ByteTokenizer
+from mnemonist.data import find_tokenizer
 from mnemonist.evals.evaluation import model_facts
 from mnemonist.evals.problems import Setting
 from mnemonist.evals.results import Result, Row
@@ -50,7 +50,7 @@ def open_policy() -> Policy:
     """The model as it came, with its tokenizer and a sampler of it."""
     torch.set_flush_denormal(True)
     model = MnemonistForCausalLM.from_language_model(LanguageModel.load(find_model(MODEL)))
-    tokenizer = ByteTokenizer()
+    tokenizer = find_tokenizer(find_model(MODEL))
     flops = model_cost(model.model.config).flops_forward
     return Policy(model, tokenizer, LocalSampler(model, tokenizer, BATCH, flops_per_token=flops))
 

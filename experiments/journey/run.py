@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from countdown import FORMAT, NUMBERS, TASK
 from study import SEEDS, Arm, Study, differences, draw, found, main, markdown, paired, seeds_of
 
-from mnemonist.data import ByteTokenizer
+from mnemonist.data import SubwordTokenizer, find_tokenizer
 from mnemonist.evals.evaluation import evaluating, model_facts
 from mnemonist.evals.lessons import Curriculum
 from mnemonist.evals.results import Result, Row
@@ -45,7 +46,18 @@ PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
 TESTS = 200
 """Likewise, to be asked."""
-SIZE = ModelConfig(blocks=("attention",) * 4, width=128, heads=4, head_dim=32, persistent_tokens=0, mlp_width=344)
+LONGEST = 1600
+"""Tokens of an attempt: the longest depth-first journeys have some 1,400."""
+VOCABULARY = 640
+SIZE = ModelConfig(
+    blocks=("attention",) * 4,
+    vocab_size=VOCABULARY,
+    width=128,
+    heads=4,
+    head_dim=32,
+    persistent_tokens=0,
+    mlp_width=344,
+)
 TRAINING = TrainingConfig(
     steps=STEPS, batch_size=1, row_length=TOKENS, learning_rate=2e-3, warmup_steps=200, save_every=200, device="cpu"
 )
@@ -65,6 +77,37 @@ LESSONS = {
     "journey": ("journey (O1 Replication Journey)", Lesson("o1-journey", shortcut=False)),
     "search": ("journey, depth first (Stream of Search)", Lesson("depth-first", shortcut=False)),
 }
+
+
+@cache
+def tokenizer() -> SubwordTokenizer:
+    """Numbers as wholes, and what stands between them; made once and kept in `tokenizer/`."""
+    if not (HERE / "tokenizer").is_dir():
+        make_tokenizer().save(HERE / "tokenizer")
+    kept = find_tokenizer(HERE / "tokenizer")
+    assert isinstance(kept, SubwordTokenizer) and kept.vocab_size == VOCABULARY
+    return kept
+
+
+def make_tokenizer() -> SubwordTokenizer:
+    """Byte-level BPE that keeps numbers apart, so that a number is the same token wherever it stands."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    numbers = pre_tokenizers.Split(Regex(r"\d+"), "isolated")
+    library.pre_tokenizer = pre_tokenizers.Sequence([numbers, letters])
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=letters.alphabet(),
+        show_progress=False,
+    )
+    rules = (lesson.rules for _, lesson in LESSONS.values())
+    told = (twin for rule in rules for twin in twins(problems("train", 400), TASK, find_journey(rule), FORMAT))
+    library.train_from_iterator((twin.prompt + twin.journey for twin in told), trainer)
+    return SubwordTokenizer(json.loads(library.to_str()), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def problems(split: str, count: int) -> Iterator[Problem]:
@@ -93,7 +136,7 @@ def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[in
     Every pass draws an order anew, sorts stretches of it by length, cuts these into steps, and shuffles the steps.
     """
     made: list[list[int]] = []
-    lengths = [len(text) + 1 for _, text in pairs]
+    lengths = [len(tokenizer().encode(text)) + 1 for _, text in pairs]
     for epoch in itertools.count():
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(pairs)).tolist()
@@ -116,7 +159,7 @@ def learns(lesson: Lesson, training: TrainingConfig) -> Curriculum:
     """Phase 1, then the lesson."""
     phases = (practice(), texts(lesson))
     plans = [batches(pairs, training.seed, n) for pairs, n in zip(phases, (PRACTICE, STEPS - PRACTICE), strict=True)]
-    maker = RowMaker(ByteTokenizer())
+    maker = RowMaker(tokenizer())
 
     def batch_of(step: int, micro: int, rank: int, world: int) -> dict[str, torch.Tensor]:
         phase, at = (0, step) if step < PRACTICE else (1, step - PRACTICE)
@@ -131,10 +174,10 @@ def learns(lesson: Lesson, training: TrainingConfig) -> Curriculum:
 
 def ask(policy: MnemonistForCausalLM, tokens: int) -> Iterator[Row]:
     """Problems solved by greedy writing, for each number of numbers."""
-    sampler = LocalSampler(policy, ByteTokenizer(), batch_size=TESTS)
+    sampler = LocalSampler(policy, tokenizer(), batch_size=TESTS)
     for numbers in NUMBERS:
         asked = [TASK.problem("test", numbers, index) for index in range(TESTS)]
-        decoding = Decoding(max_tokens=4096, temperature=0)
+        decoding = Decoding(max_tokens=LONGEST, temperature=0)
         attempts = sampler.sample([FORMAT.prompt(problem.question) for problem in asked], decoding)
         answers = [FORMAT.parse(attempt.text).answer for attempt in attempts]
         right = [a is not None and TASK.judge(p, a).right for p, a in zip(asked, answers, strict=True)]
@@ -206,10 +249,10 @@ def write_page(study: Study) -> str:
         return seeds_of(study)
     draw(HERE / "tokens.svg", list(means.values()))
     draw(HERE / "texts.svg", [by_texts(result, LESSONS[name][1]) for name, result in means.items()])
-    lengths = ", ".join(f"{study.arms[name].label} {bytes_per_text(LESSONS[name][1]):.0f}" for name in means)
+    lengths = ", ".join(f"{study.arms[name].label} {tokens_per_text(LESSONS[name][1]):.0f}" for name in means)
     plots = ["![Problems solved by tokens read](tokens.svg)", "![Problems solved by texts read](texts.svg)"]
     way = ["### On the way", markdown(list(means.values())), crossings(means)]
-    return "\n\n".join([seeds_of(study), "\n".join(lines), f"Bytes of a text, on average: {lengths}.", *way, *plots])
+    return "\n\n".join([seeds_of(study), "\n".join(lines), f"Tokens of a text, on average: {lengths}.", *way, *plots])
 
 
 def crossings(means: dict[str, Result]) -> str:
@@ -227,17 +270,18 @@ def crossings(means: dict[str, Result]) -> str:
 
 
 @cache
-def bytes_per_text(lesson: Lesson) -> float:
+def tokens_per_text(lesson: Lesson) -> float:
     """On average, of the first problems."""
     told = twins(problems("train", 250), TASK, find_journey(lesson.rules), FORMAT)
-    return float(np.mean([len(twin.shortcut if lesson.shortcut else twin.journey) + 1 for twin in told]))
+    written = (twin.shortcut if lesson.shortcut else twin.journey for twin in told)
+    return float(np.mean([len(tokenizer().encode(text)) + 1 for text in written]))
 
 
 def by_texts(result: Result, lesson: Lesson) -> Result:
     """The same rows where the second phase had begun, by the thousands of texts that were read in it."""
     rows = []
     for row in result.rows:
-        read = (int(row.setting["tokens"]) - PRACTICE * TOKENS) / bytes_per_text(lesson) / 1000
+        read = (int(row.setting["tokens"]) - PRACTICE * TOKENS) / tokens_per_text(lesson) / 1000
         if read > 0:
             setting = {"thousand texts": round(read, 1), "numbers": row.setting["numbers"]}
             rows.append(dataclasses.replace(row, setting=setting))

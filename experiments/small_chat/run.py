@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from study import Arm, Study, main, paired, seeds_of
 
+from mnemonist.errors import UserError
 from mnemonist.evals.results import Result, Row
 from mnemonist.models import ModelConfig
 from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_method
@@ -124,16 +125,19 @@ def run(study: Study, name: str, seed: int) -> None:
     learned = problems("train", LEARNED, seed)
     material = Material(TASK, FORMAT, learned, teacher=Solver(TASK, learned, FORMAT))
     config = replace(FIT, seed=seed)
-    folder = study.run_folder(name, seed)
+    folder, facts = study.run_folder(name, seed), {"seed": seed}
     for way, round_ in (("distilled", DISTIL), ("ReST-EM", REST_EM)):
         place = folder / round_.partition(":")[0]
-        ended = learn(find_round(round_), policy, material, place, config, resume=place.exists(), progress=False)
-        if ended.interrupted:
-            raise SystemExit(130)
+        try:
+            ended = learn(find_round(round_), policy, material, place, config, resume=place.exists(), progress=False)
+        except UserError as told:  # a round in which nothing is right is a result
+            facts[way] = str(told)
+        else:
+            if ended.interrupted:
+                raise SystemExit(130)
         rows += ask(way, policy.sampler, tests, seed)
     identity = {"experiment": study.folder.name, "seed": seed, "task": TASK.name, "rounds": [DISTIL, REST_EM]}
     model = {"name": "SmolLM2-135M-Instruct", "parameters": 134_515_008}
-    facts = {"seed": seed}
     Result(identity, "accuracy of an attempt", "terms", tuple(rows), model, facts, complete=True).save(
         study.path(name, seed)
     )
