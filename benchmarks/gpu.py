@@ -204,7 +204,27 @@ def deep_speed(bench: Bench) -> None:
             reading(bench, rule, sizes.dim, back, bench.deep_backend),
             reading(bench, rule, sizes.dim, back, "chunked"),
         )
+    kernel_times(bench, "deep memory, forward and backward", reading(bench, rule, sizes.dim, True, bench.deep_backend))
     against_titans_pytorch(bench)
+
+
+def kernel_times(bench: Bench, name: str, make: Callable[[int], Work]) -> None:
+    """Where the time of a piece of work goes: seconds of each kernel, in one run."""
+    if not bench.on_gpu:
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    work = make(bench.sizes.batches[0])
+    work()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    spent = {event.key: event.self_device_time_total / 1e6 for event in seen.key_averages()}
+    longest = sorted(spent.items(), key=lambda item: -item[1])[:12]
+    bench.report.setdefault("kernels", {})[name] = dict(longest)
+    for kernel, seconds in longest:
+        print(f"    {seconds * 1e3:8.3f} ms  {kernel[:80]}", flush=True)
+    bench.save()
 
 
 def against_titans_pytorch(bench: Bench) -> None:
@@ -305,6 +325,7 @@ def linear_speed(bench: Bench) -> None:
     for way, back in WAYS:
         ours, torch_path = (reading(bench, linear, sizes.dim, back, backend) for backend in (kernels, "exact"))
         bench.compare(f"titans-linear, {way}, kernels against torch", ours, torch_path)
+    kernel_times(bench, "titans-linear, forward and backward", reading(bench, linear, sizes.dim, True, kernels))
     for rule in (rule for rule in RULES.values() if rule.solvable and rule is not RULES["titans-linear"]):
         for way, back in WAYS:
             ours, torch_path = (reading(bench, rule, sizes.dim, back, backend) for backend in ("auto", "exact"))

@@ -122,6 +122,9 @@ def gpu_part(gpu: Report | None) -> str:
     waiting = [name for name in GPU_TARGETS if name not in {entry["name"] for entry in aimed}]
     if waiting:
         found += "\n\nNot yet measured: " + "; ".join(waiting) + "."
+    for name, spent in gpu.get("kernels", {}).items():
+        found += f"\n\nWhere the time goes, {name}: "
+        found += ", ".join(f"`{kernel}` {in_seconds(seconds)}" for kernel, seconds in spent.items()) + "."
     return "\n\n".join([f"## GPU: {gpu['machine'].get('gpu', 'none')}", text, found])
 
 

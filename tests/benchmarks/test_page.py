@@ -114,6 +114,7 @@ def test_targets_on_a_gpu_wait_for_its_report(folder):
         "machine": {"gpu": "Some GPU"},
         "versions": {"torch": "2"},
         "sections": {"checks": {"finished": False}, "deep-speed": {"finished": True}},
+        "kernels": {"deep memory": {"states_kernel": 0.0047, "reads_kernel": 0.001}},
         "checks": [{"passed": True}, {"passed": False}],
         "results": [
             {
@@ -132,6 +133,7 @@ def test_targets_on_a_gpu_wait_for_its_report(folder):
     text = (folder / "README.md").read_text()
     assert "## GPU: Some GPU" in text and "1 of 2 checks" in text and "scan" not in text
     assert "some of it is missing: checks." in text
+    assert "Where the time goes, deep memory: `states_kernel` 4.70 ms, `reads_kernel` 1.00 ms." in text
     assert all(name in text.split("Not yet measured: ")[1] for name in GPU_TARGETS if name != "deep memory, forward")
     row = "| deep memory, forward | 1.00 s | bfloat16 matmul rate | - | 0.40 (0.30 to 0.50) | - | 0.35 | yes |"
     assert row in text
