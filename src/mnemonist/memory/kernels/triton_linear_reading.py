@@ -19,7 +19,7 @@ from mnemonist.memory.kernels.triton_reading import (
     gates_of_chunks,
     kernel_choices,
     kernel_sizes,
-    plan_of,
+    plan_for,
     rule_of,
     slots_for,
 )
@@ -68,10 +68,10 @@ def read_packed(
     tokens = [*(x.contiguous() for x in (q, k, v, gates.step_size)), *optional]
     target = row(initial[0])
     slots = None if keep else slots_for(q, target, rule)
-    spans, plan, cuts = plan_of(torch.zeros_like(lengths), lengths, rule.chunk_size, slots)
+    spans, plan, cuts = plan_for(torch.zeros_like(lengths), lengths, rule.chunk_size, slots, q.device)
     y, weights, momentum, errors, *_ = torch.ops.mnemonist.read_linear_memory(
         *tokens, target, row(state.weights[0]), row(state.momentum[0]) if rule.momentum else None,
-        spans.to(q.device), plan.to(q.device), cuts, rule.to_json(), min(rule.chunk_size, int(lengths.max())), keep,
+        spans, plan, cuts, rule.to_json(), min(rule.chunk_size, int(lengths.max())), keep,
     )  # fmt: skip
 
     def matrix(packed_NHP: Tensor) -> Tensor:

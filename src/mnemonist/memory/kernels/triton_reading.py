@@ -113,10 +113,11 @@ def read_packed(
     target, weights, anchor = row(initial), row(state.weights), row(state.anchor)
     momentum = row(state.momentum) if rule.momentum else None
     choices, hidden, phase = rule.to_json(), initial[-1].shape[-2], state.phase
-    spans, plan, cuts = plan_of(phase, lengths, rule.chunk_size, None if keep else slots_for(q, target, rule))
+    slots = None if keep else slots_for(q, target, rule)
+    spans, plan, cuts = plan_for(phase, lengths, rule.chunk_size, slots, q.device)
     longest = min(rule.chunk_size, int(lengths.max()))
     y, weights, momentum, anchor, loss, norm, *_ = torch.ops.mnemonist.read_deep_memory(
-        *tokens, target, weights, momentum, anchor, spans.to(q.device), plan.to(q.device), cuts,
+        *tokens, target, weights, momentum, anchor, spans, plan, cuts,
         choices, hidden, longest, keep, trace,
     )  # fmt: skip
 
@@ -178,6 +179,22 @@ def plan_of(
     within = first - first[:, :1]  # turns use the same slots
     plan = torch.cat([torch.stack([within, of_turn], 2), whole], 2)
     return spans.to(torch.int32), plan.to(torch.int32), of_turn.sum(1).tolist()
+
+
+def plan_for(
+    phase: Tensor, lengths: Tensor, chunk_size: int, slots: int | None, device: torch.device
+) -> tuple[Tensor, Tensor, list[int]]:
+    """`plan_of` on a device. All layers of a model, and most steps of a training, have the same."""
+    spans, plan, cuts = _kept_plan(tuple(phase.tolist()), tuple(lengths.tolist()), chunk_size, slots, device)
+    return spans, plan, list(cuts)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_plan(
+    phase: tuple[int, ...], lengths: tuple[int, ...], chunk_size: int, slots: int | None, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    spans, plan, cuts = plan_of(torch.tensor(phase), torch.tensor(lengths), chunk_size, slots)
+    return spans.to(device), plan.to(device), tuple(cuts)
 
 
 def slots_for(q: Tensor, target_HP: Tensor, rule: MemoryRule) -> int:
