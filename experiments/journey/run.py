@@ -39,15 +39,15 @@ TOKENS = 2048
 """Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
 ALIKE = 2048
 """Texts that are sorted by length at a time."""
-PRACTICE, STEPS = 800, 6000
+PRACTICE, STEPS = 800, 12_000
 """Steps of phase 1, which all arms have in common, and of both phases."""
-ASKED_AT = (800, 1600, 2400, 3600, 4800, 6000)
+ASKED_AT = (800, 2400, 4800, 7200, 9600, 12_000)
 PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
 TESTS = 200
 """Likewise, to be asked."""
-LONGEST = 1600
-"""Tokens of an attempt: the longest depth-first journeys have some 1,400."""
+LONGEST = 2000
+"""Tokens of an attempt: the longest depth-first journeys have some 1,500."""
 VOCABULARY = 640
 SIZE = ModelConfig(
     blocks=("attention",) * 4,
@@ -90,13 +90,18 @@ def tokenizer() -> SubwordTokenizer:
 
 
 def make_tokenizer() -> SubwordTokenizer:
-    """Byte-level BPE that keeps numbers apart, so that a number is the same token wherever it stands."""
+    """Byte-level BPE that keeps numbers and ends of lines apart, and words from the space behind them.
+
+    So a number is the same token wherever it stands, and tokens do not depend on where a text is cut between lines,
+    which searches step by step rely on (`SubwordTokenizer` itself cuts before spaces behind words).
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     library = Tokenizer(models.BPE())
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    numbers = pre_tokenizers.Split(Regex(r"\d+"), "isolated")
-    library.pre_tokenizer = pre_tokenizers.Sequence([numbers, letters])
+    apart = pre_tokenizers.Split(Regex(r"\d+|\n"), "isolated")
+    behind = pre_tokenizers.Split(Regex(r"(?<=[A-Za-z]) "), "merged_with_next")
+    library.pre_tokenizer = pre_tokenizers.Sequence([apart, behind, letters])
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
