@@ -132,7 +132,7 @@ def read_linear_memory(
     y, errors, weights_at, momentum_at = _room(v, weights, momentum, cuts)
     after = weights.clone()
     momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
-    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q, longest)
     _, part, blocks = _blocks(sizes, v.shape[-1])
     run = _run(of, choices, q.dtype != torch.float32)[1]
     low_initial = initial.to(q.dtype)
@@ -237,7 +237,7 @@ def read_linear_memory_backward(
     back_x = torch.empty_like(k)
     named = (step_size, log_momentum, log_decay)
     to_gates, to_met = ([step_size.new_empty(0) if g is None else torch.empty_like(g) for g in named] for _ in range(2))
-    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q, longest)
     whole, part, blocks = _blocks(sizes, v.shape[-1])
     gated, run = _run(of, choices, q.dtype != torch.float32)
     chunks, none, low_initial = (len(spans) * H,), q.new_empty(0), initial.to(q.dtype)

@@ -33,7 +33,7 @@ NARROWEST = 64
 """Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision: Triton 3.6 compiles
 products of narrower ones of bfloat16 wrongly."""
 WARPS = 4
-"""As many as 64 rows keep busy; more would compute the same twice."""
+"""As many as the 64 rows of a chunk keep busy; more would compute the same twice."""
 STAGES = 1
 """The loops read what they wrote; nothing may be fetched ahead."""
 SLOT_BYTES = 2**29
@@ -226,14 +226,15 @@ def kernel_sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: i
     }  # fmt: skip
 
 
-def kernel_choices(rule: MemoryRule, q: Tensor) -> dict[str, dict[str, Any]]:
+def kernel_choices(rule: MemoryRule, q: Tensor, longest: int) -> dict[str, dict[str, Any]]:
     """Choices of a rule by the kernels that need them, and how these multiply and run."""
     import triton.language as tl
 
     operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q.dtype, tl.float32)
     tf32 = q.is_cuda and torch.backends.cuda.matmul.allow_tf32
     precision = "ieee" if interpreted() else "tf32" if tf32 else "tf32x3"
-    run = {"OPERAND": operand, "PRECISION": precision, "num_warps": WARPS, "num_stages": STAGES}
+    warps = WARPS if longest <= 64 else 2 * WARPS
+    run = {"OPERAND": operand, "PRECISION": precision, "num_warps": warps, "num_stages": STAGES}
     gates = {"BEFORE": int(rule.read_at == "before"), "MOMENTUM": rule.momentum, "DECAY": rule.retention != "none"}
     both = {
         "DEPTH": rule.depth, "ACTIVATION": rule.activation, "NORM": rule.norm, "RESIDUAL": rule.residual,
@@ -290,7 +291,7 @@ def read_deep_memory(
     y, loss, norm, errors, outputs, weights_at, momentum_at = _room(of, q, v, weights, momentum, cuts, keep, trace)
     after, anchor_after = weights.clone(), anchor.clone()
     momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
-    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q, longest)
     low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
     with torch.cuda.device_of(q):
         for these, turn in zip(spans.split(cuts), plan, strict=True):
@@ -406,7 +407,7 @@ def read_deep_memory_backward(
     back_momentum = to_momentum.clone(memory_format=torch.contiguous_format)
     per_token, back_initial = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
     to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
-    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q)
+    sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q, longest)
     back_r = torch.empty_like(errors)
     seen = [q.new_empty(*q.shape[:2], hidden if i == 0 or of.depth == 2 else 0) for i in range(4)]
     if of.depth == 1:
