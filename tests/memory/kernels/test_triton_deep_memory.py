@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreted import (
+    TOLERANCE,
+    close,
+    close_derivatives,
+    needs_triton,
+    run_interpreted,
+    same,
+    same_derivatives,
+    scalar_of,
+    starts_interpreter,
+    within,
+)
 from oracle import make_inputs
-from pieces import assert_same_state, read_in_pieces, row, span, surprise_of
-from test_equivalence import leaves, require_grad
+from pieces import assert_same_state, read_in_pieces, row, span
+from test_equivalence import require_grad
 
 from mnemonist.memory import MemoryRule, memorize, reading
 from mnemonist.memory.kernels import triton_reading
 
-# Triton decides when it is first imported whether it interprets, and other tests (or torch's compiler) may have
-# imported it by then; nor may they find the variable set. So without it one test runs this file in its own process.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-within = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_all_of_this_interpreted")
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")
-
-TOLERANCE = 2e-4
+pytestmark = needs_triton
 
 
-@pytest.mark.skipif(INTERPRETED, reason="is what runs the others")
+@starts_interpreter
 def test_all_of_this_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        command, env=here | {"TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[3], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 def deep(name: str, **choices) -> MemoryRule:
@@ -65,40 +60,10 @@ def gentle(rule, **sizes):
     return inputs | {"step_size": 0.2 * inputs["step_size"]}
 
 
-def scalar_of(reads):
-    """A number that depends on every output with different weights."""
-    parts = [read.y for read in reads]
-    parts += [*reads[-1].state.weights, *reads[-1].state.momentum, *reads[-1].state.anchor]
-    return sum((p * torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view(p.shape)).sum() for p in parts)
-
-
-def close(one, other, what=""):
-    torch.testing.assert_close(one, other, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m: f"{what}: {m}")
-
-
-def close_derivatives(ones, others):
-    for name, leaf in leaves(ones).items():
-        expected = leaves(others)[name].grad
-        scale = max(1.0, float(expected.abs().max()))
-        close(leaf.grad / scale, expected / scale, name)
-
-
-def same(one, other):
-    close(one.y, other.y, "y")
-    assert_same_state(one.state, other.state, TOLERANCE)
-    close(surprise_of(one), surprise_of(other))
-
-
 @within
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
 def test_it_equals_the_definition_with_derivatives(rule):
-    fast_in, slow_in = (require_grad(gentle(rule)) for _ in range(2))
-    fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
-    assert fast.backend == "triton"
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(rule, gentle(rule))
 
 
 @within
@@ -109,12 +74,7 @@ def test_widths_that_are_no_powers_of_two(K, V, expansion, H, monkeypatch):
     rule = deep("odd", expansion=expansion, norm=True, residual=K == V, momentum=True, retention="head")
     if K == 24:  # several blocks of hidden columns
         monkeypatch.setattr(triton_reading, "HIDDEN_BLOCK", 16)
-    fast_in, slow_in = (require_grad(gentle(rule, K=K, V=V, H=H, T=19, B=1)) for _ in range(2))
-    fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(rule, gentle(rule, K=K, V=V, H=H, T=19, B=1))
 
 
 @within
@@ -247,12 +207,7 @@ def test_gates_of_zero_forget_everything_and_give_finite_derivatives(read_at):
     inputs = gentle(rule)
     for name, places in (("log_decay", (0, 5, 17)), ("log_momentum", (3, 5, 20))):
         inputs[name][:, list(places)] = -torch.inf
-    fast_in, slow_in = (require_grad(inputs) for _ in range(2))
-    fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(rule, inputs)
 
 
 @within

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreted import (
+    TOLERANCE,
+    close,
+    close_derivatives,
+    needs_triton,
+    run_interpreted,
+    same,
+    same_derivatives,
+    scalar_of,
+    starts_interpreter,
+    within,
+)
 from oracle import make_inputs
 from pieces import assert_same_state, read_in_pieces, span
 from test_equivalence import require_grad
-from test_triton_deep_memory import close, close_derivatives, same, scalar_of
 
 from mnemonist.memory import RULES, MemoryRule, memorize
 from mnemonist.memory.kernels import triton_reading
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-within = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_all_of_this_interpreted")
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernels need triton")
-
-TOLERANCE = 2e-4
+pytestmark = needs_triton
 
 
-@pytest.mark.skipif(INTERPRETED, reason="is what runs the others")
+@starts_interpreter
 def test_all_of_this_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        command, env=here | {"TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[3], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 def linear(name: str, **choices) -> MemoryRule:
@@ -60,24 +55,13 @@ def inputs_of(rule, **sizes):
 @within
 @pytest.mark.parametrize("rule", LIST, ids=lambda r: r.name)
 def test_it_equals_the_definition_with_derivatives(rule):
-    fast_in, slow_in = (require_grad(inputs_of(rule)) for _ in range(2))
-    fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
-    assert fast.backend == "triton"
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(rule, inputs_of(rule))
 
 
 @within
 @pytest.mark.parametrize(("K", "V", "H"), [(16, 70, 2), (5, 33, 1)], ids=["blocks", "odd"])
 def test_other_widths(K, V, H):
-    fast_in, slow_in = (require_grad(inputs_of(FULL, K=K, V=V, H=H, B=1)) for _ in range(2))
-    fast, slow = memorize(FULL, **fast_in, backend="triton"), memorize(FULL, **slow_in, backend="recurrent")
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(FULL, inputs_of(FULL, K=K, V=V, H=H, B=1))
 
 
 @within
@@ -128,12 +112,7 @@ def test_gates_of_zero_give_finite_derivatives(gradient_at):
     inputs = inputs_of(rule)
     for name, places in (("log_decay", (0, 5, 17)), ("log_momentum", (3, 5, 20))):
         inputs[name][:, list(places)] = -torch.inf
-    fast_in, slow_in = (require_grad(inputs) for _ in range(2))
-    fast, slow = memorize(rule, **fast_in, backend="triton"), memorize(rule, **slow_in, backend="recurrent")
-    same(fast, slow)
-    scalar_of([fast]).backward()
-    scalar_of([slow]).backward()
-    close_derivatives(fast_in, slow_in)
+    same_derivatives(rule, inputs)
 
 
 @within

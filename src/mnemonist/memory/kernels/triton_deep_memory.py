@@ -49,9 +49,35 @@ def load_share(shares, which: tl.constexpr, row, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
+def _read_shares(shares, row, BLOCK_C: tl.constexpr):
+    """Beta, pull and f of the read of each token of a chunk."""
+    beta, pull = load_share(shares, 0, row, BLOCK_C), load_share(shares, 1, row, BLOCK_C)
+    return beta, pull, load_share(shares, 2, row, BLOCK_C)
+
+
+@triton.jit
 def load_tokens(pointer, token, valid, column, width):
     """What stands at tokens, ``[C, width]``. Loaded where it is used, and again: registers are scarcer than loads."""
     return tl.load(pointer + tile(token, column, width), valid[:, None] & (column < width)[None, :], 0.0)
+
+
+@triton.jit
+def tokens_of(spans, chunk, head, row, H: tl.constexpr):
+    """Where the tokens of a chunk stand, which of its rows have one, and how many there are."""
+    begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
+    return (begin + row).to(tl.int64) * H + head, row < count, count
+
+
+@triton.jit
+def load_gates(step_size, log_momentum, log_decay, token, valid, MOMENTUM: tl.constexpr, DECAY: tl.constexpr):
+    """Theta, log eta and log (1 - alpha) of tokens; the logs are 0 where the rule has no such gate."""
+    theta = tl.load(step_size + token, valid, 0.0)
+    log_eta, log_left = tl.zeros_like(theta), tl.zeros_like(theta)
+    if MOMENTUM:
+        log_eta = tl.maximum(tl.load(log_momentum + token, valid, 0.0), LEAST_LOG)
+    if DECAY:
+        log_left = tl.maximum(tl.load(log_decay + token, valid, 0.0), LEAST_LOG)
+    return theta, log_eta, log_left
 
 
 @triton.jit
@@ -69,17 +95,9 @@ def _chunk_gates(
     step_size, log_momentum, log_decay, spans, H: tl.constexpr, BLOCK_C: tl.constexpr, BEFORE: tl.constexpr,
     MOMENTUM: tl.constexpr, DECAY: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row = tl.arange(0, BLOCK_C)
-    begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
-    theta = tl.load(step_size + token, valid, 0.0)
-    log_eta, log_left = tl.zeros_like(theta), tl.zeros_like(theta)
-    if MOMENTUM:
-        log_eta = tl.maximum(tl.load(log_momentum + token, valid, 0.0), LEAST_LOG)
-    if DECAY:
-        log_left = tl.maximum(tl.load(log_decay + token, valid, 0.0), LEAST_LOG)
+    token, valid, count = tokens_of(spans, tl.program_id(0) // H, tl.program_id(0) % H, row, H)
+    theta, log_eta, log_left = load_gates(step_size, log_momentum, log_decay, token, valid, MOMENTUM, DECAY)
     return row, token, valid, theta, gates(theta, log_eta, log_left, row, count, BEFORE, MOMENTUM, OPERAND, PRECISION)
 
 
@@ -239,10 +257,8 @@ def states_kernel(
 
     for g in range(chunks):
         slot = (first + g).to(tl.int64) * H + head
-        span = spans + (first + g) * 4
-        begin, count, anchored = tl.load(span), tl.load(span + 1), tl.load(span + 3) > 0
-        token = (begin + row).to(tl.int64) * H + head
-        valid = row < count
+        token, valid, count = tokens_of(spans, first + g, head, row, H)
+        anchored = tl.load(spans + (first + g) * 4 + 3) > 0
         nudge = _nudge(count)
         weights_now, momentum_now, target_now = weights + nudge, momentum + nudge, target + nudge
         last_anchor_now = last_anchor + nudge
@@ -299,6 +315,16 @@ def states_kernel(
 
 
 # --- all chunks at once: answers
+
+
+@triton.jit
+def _point(spans, chunk, head, weights, anchor, H: tl.constexpr, P: tl.constexpr):
+    """Where a chunk takes its gradients: at what it starts from, or at the anchor that its sequence was given."""
+    sequence, anchored = tl.load(spans + chunk * 4 + 2), tl.load(spans + chunk * 4 + 3) > 0
+    point = weights
+    if anchored:
+        point = anchor + (sequence * H + head).to(tl.int64) * P
+    return point
 
 
 @triton.jit
@@ -363,21 +389,11 @@ def reads_kernel(
     real = (value < V)[None, :]
     LAST: tl.constexpr = P - D * V
     slot = tl.program_id(0).to(tl.int64)
-    span = spans + chunk * 4
-    begin, count, sequence, anchored = (
-        tl.load(span), tl.load(span + 1), tl.load(span + 2), tl.load(span + 3) > 0
-    )  # fmt: skip
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
     weights, momentum = weights_at + slot * P, momentum_at + slot * P
     target += head * P
-    point = weights
-    if anchored:
-        point = anchor + (sequence * H + head).to(tl.int64) * P
-    shares += slot * SHARES * BLOCK_C
-    beta, pull, f = (
-        load_share(shares, 0, row, BLOCK_C), load_share(shares, 1, row, BLOCK_C), load_share(shares, 2, row, BLOCK_C)
-    )  # fmt: skip
+    point = _point(spans, chunk, head, weights, anchor, H, P)
+    beta, pull, f = _read_shares(shares + slot * SHARES * BLOCK_C, row, BLOCK_C)
 
     tokens_V = valid[:, None] & real
     q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
@@ -489,21 +505,11 @@ def reads_back_kernel(
     real = (value < V)[None, :]
     LAST: tl.constexpr = P - D * V
     slot = tl.program_id(0).to(tl.int64)
-    span = spans + chunk * 4
-    begin, count, sequence, anchored = (
-        tl.load(span), tl.load(span + 1), tl.load(span + 2), tl.load(span + 3) > 0
-    )  # fmt: skip
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
     weights, momentum = weights_at + slot * P, momentum_at + slot * P
     target += head * P
-    point = weights
-    if anchored:
-        point = anchor + (sequence * H + head).to(tl.int64) * P
-    shares += slot * SHARES * BLOCK_C
-    beta, pull, f = (
-        load_share(shares, 0, row, BLOCK_C), load_share(shares, 1, row, BLOCK_C), load_share(shares, 2, row, BLOCK_C)
-    )  # fmt: skip
+    point = _point(spans, chunk, head, weights, anchor, H, P)
+    beta, pull, f = _read_shares(shares + slot * SHARES * BLOCK_C, row, BLOCK_C)
 
     # The chunk once more, as in `reads_kernel`.
     tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & real
@@ -782,10 +788,8 @@ def states_back_kernel(
     for done in range(chunks):
         chunk = first + chunks - 1 - done
         slot = chunk.to(tl.int64) * H + head
-        span = spans + chunk * 4
-        begin, count, anchored = tl.load(span), tl.load(span + 1), tl.load(span + 3) > 0
-        token = (begin + row).to(tl.int64) * H + head
-        valid = row < count
+        token, valid, count = tokens_of(spans, chunk, head, row, H)
+        anchored = tl.load(spans + chunk * 4 + 3) > 0
         weights, momentum = weights_at + slot * P, momentum_at + slot * P
         nudge = _nudge(count)
         to_weights_now, to_momentum_now = to_weights + nudge, to_momentum + nudge
@@ -794,10 +798,7 @@ def states_back_kernel(
         if anchored:
             point, to_point = anchor + nudge, to_anchor + nudge
         own_shares = shares + slot * SHARES * BLOCK_C
-        beta, pull, f = (
-            load_share(own_shares, 0, row, BLOCK_C), load_share(own_shares, 1, row, BLOCK_C),
-            load_share(own_shares, 2, row, BLOCK_C),
-        )  # fmt: skip
+        beta, pull, f = _read_shares(own_shares, row, BLOCK_C)
         mix_last, moved_last = load_share(own_shares, 3, row, BLOCK_C), load_share(own_shares, 4, row, BLOCK_C)
         beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
         f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from mnemonist.memory.kernels.triton_algebra import dot, exp, gates, gates_back, tile
-from mnemonist.memory.kernels.triton_deep_memory import ENDS, LEAST_LOG, SHARES, load_share, load_tokens
+from mnemonist.memory.kernels.triton_deep_memory import ENDS, SHARES, load_gates, load_share, load_tokens, tokens_of
 
 
 @triton.jit
@@ -30,12 +30,7 @@ def _met_gates(
     DECAYED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gates of the memory that each token meets, and what it has left of that; see `gates.before`."""
-    theta = tl.load(step_size + token, valid, 0.0)
-    log_eta, log_left = tl.zeros_like(theta), tl.zeros_like(theta)
-    if MOMENTUM:
-        log_eta = tl.maximum(tl.load(log_momentum + token, valid, 0.0), LEAST_LOG)
-    if DECAY:
-        log_left = tl.maximum(tl.load(log_decay + token, valid, 0.0), LEAST_LOG)
+    theta, log_eta, log_left = load_gates(step_size, log_momentum, log_decay, token, valid, MOMENTUM, DECAY)
     found = gates(theta, log_eta, log_left, row, count, 1, MOMENTUM, OPERAND, PRECISION)
     own = tl.zeros_like(theta) + 1.0
     if DECAYED:
@@ -65,9 +60,7 @@ def solve_kernel(
     """``errors = from_weights M + from_momentum S - alone``, where ``alone`` has the target's part."""
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
     theta, found, own = _met_gates(
         step_size, log_momentum, log_decay, token, valid, row, count, MOMENTUM, DECAY, DECAYED, OPERAND, PRECISION
     )
@@ -119,9 +112,7 @@ def linear_states_kernel(
     first, chunks = tl.load(plan + sequence * 4), tl.load(plan + sequence * 4 + 1)
     for g in range(chunks):
         slot = (first + g).to(tl.int64) * H + head
-        begin, count = tl.load(spans + (first + g) * 4), tl.load(spans + (first + g) * 4 + 1)
-        token = (begin + row).to(tl.int64) * H + head
-        valid = row < count
+        token, valid, count = tokens_of(spans, first + g, head, row, H)
         tl.store(weights_at + slot * K * V + at, M.to(OPERAND), inside)
         error = dot(load_tokens(from_weights, token, valid, key, K), tl.trans(M), OPERAND, PRECISION)
         if MOMENTUM:
@@ -168,9 +159,7 @@ def linear_states_back_kernel(
     for done in range(chunks):
         chunk = first + chunks - 1 - done
         slot = chunk.to(tl.int64) * H + head
-        begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
-        token = (begin + row).to(tl.int64) * H + head
-        valid = row < count
+        token, valid, count = tokens_of(spans, chunk, head, row, H)
         own_shares = shares + slot * SHARES * BLOCK_C
         tl.store(to_weights_at + slot * K * V + at, to_M.to(OPERAND), inside)
         k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
@@ -217,9 +206,7 @@ def linear_writes_back_kernel(
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     slot = tl.program_id(0).to(tl.int64)
-    begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
     at, inside = slot * K * V + tile(value, key, K), (value < V)[:, None] & (key < K)[None, :]
     none = tl.zeros([BLOCK_C], tl.float32)
     nothing = tl.sum(none, 0)
@@ -296,9 +283,7 @@ def met_gates_back_kernel(
     writes is `gates_back_kernel`'s."""
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row = tl.arange(0, BLOCK_C)
-    begin, count = tl.load(spans + chunk * 4), tl.load(spans + chunk * 4 + 1)
-    token = (begin + row).to(tl.int64) * H + head
-    valid = row < count
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
     theta, found, own = _met_gates(
         step_size, log_momentum, log_decay, token, valid, row, count, MOMENTUM, DECAY, DECAYED, OPERAND, PRECISION
     )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mnemonist.memory.kernels.triton_reading import (
-    LONGEST_CHUNK,
-    device_refusal,
+    any_refusal,
+    contiguous,
     gates_of_chunks,
     kernel_choices,
     kernel_sizes,
@@ -37,11 +37,7 @@ def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim:
     """Why the kernels cannot read for ``rule`` on such tensors, as the end of a sentence, or None if they can."""
     if not rule.solvable or rule.objective != "l2":
         return "it takes a gradient at every token, and the kernels that do know linear memories with the l2 objective"
-    if rule.retention == "channel":
-        return "it forgets per channel"
-    if rule.chunk_size > LONGEST_CHUNK:
-        return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
-    return device_refusal(device, dtype, key_dim, value_dim)
+    return any_refusal(rule, device, dtype, key_dim, value_dim)
 
 
 def read_packed(
@@ -64,8 +60,7 @@ def read_packed(
     def row(matrix: Tensor) -> Tensor:
         return matrix.mT.flatten(-2).contiguous()
 
-    optional = [None if g is None else g.contiguous() for g in (gates.log_momentum, gates.log_decay)]
-    tokens = [*(x.contiguous() for x in (q, k, v, gates.step_size)), *optional]
+    tokens = contiguous(q, k, v, gates)
     target = row(initial[0])
     slots = None if keep else slots_for(q, target, rule)
     spans, plan, cuts = plan_for(torch.zeros_like(lengths), lengths, rule.chunk_size, slots, q.device)

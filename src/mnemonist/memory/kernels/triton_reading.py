@@ -51,15 +51,15 @@ def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim:
         return "it takes a gradient at every token"
     if rule.depth > 2:
         return f"its memory has {rule.depth} layers, and the kernels know 1 and 2"
+    return any_refusal(rule, device, dtype, key_dim, value_dim)
+
+
+def any_refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim: int, value_dim: int) -> str | None:
+    """What keeps deep and linear memories alike from being read."""
     if rule.retention == "channel":
         return "it forgets per channel"
     if rule.chunk_size > LONGEST_CHUNK:
         return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
-    return device_refusal(device, dtype, key_dim, value_dim)
-
-
-def device_refusal(device: torch.device, dtype: torch.dtype, key_dim: int, value_dim: int) -> str | None:
-    """Why no kernel can read on such tensors, whatever the rule."""
     if max(key_dim, value_dim) > WIDEST:
         return f"keys and values of width {key_dim} and {value_dim} are wider than {WIDEST}"
     if dtype == torch.float64:
@@ -108,8 +108,7 @@ def read_packed(
         *others, last = matrices
         return torch.cat([w.flatten(-2) for w in (*others, last.mT)], -1).contiguous()
 
-    optional = [None if g is None else g.contiguous() for g in (gates.log_momentum, gates.log_decay)]
-    tokens = [*(x.contiguous() for x in (q, k, v, gates.step_size)), *optional]
+    tokens = contiguous(q, k, v, gates)
     target, weights, anchor = row(initial), row(state.weights), row(state.anchor)
     momentum = row(state.momentum) if rule.momentum else None
     choices, hidden, phase = rule.to_json(), initial[-1].shape[-2], state.phase
@@ -134,6 +133,12 @@ def read_packed(
         (phase + lengths) % rule.chunk_size,
     )
     return y, after, Trace(loss, norm) if trace else None
+
+
+def contiguous(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> list[Tensor | None]:
+    """Tokens and gates as the kernels find their way in them."""
+    given = (q, k, v, gates.step_size, gates.log_momentum, gates.log_decay)
+    return [None if x is None else x.contiguous() for x in given]
 
 
 def chunk_counts(phase: Tensor, lengths: Tensor, chunk_size: int) -> Tensor:
