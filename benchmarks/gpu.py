@@ -41,7 +41,7 @@ from work import DeepWork
 from mnemonist.memory import RULES, MemoryRule, initial_weights, memorize
 from mnemonist.memory.kernels import triton_reading
 
-SCANNED = {"WARPS": (4, 8), "HIDDEN_BLOCK": (64, 128)}
+SCANNED = {"WARPS": (8, 16), "HIDDEN_BLOCK": (64, 128)}
 
 
 class OutOfTime(BaseException):

@@ -116,6 +116,8 @@ def gpu_part(gpu: Report | None) -> str:
     late = [name for name, section in gpu["sections"].items() if not section["finished"]]
     if late:
         text += f" Not finished, so that some of it is missing: {', '.join(late)}."
+    if "since" in gpu:
+        text += f" {gpu['since']}"
     aimed = [entry for entry in gpu["results"] if entry["target"] is not None or entry["name"] in GPU_TARGETS]
     compared = [entry for entry in gpu["results"] if entry not in aimed and entry["theirs_seconds"] is not None]
     found = rows(aimed + compared)

@@ -6,7 +6,9 @@ What must be done one chunk after the other is kept apart from what need not:
     states_kernel        chunk after chunk    the errors, and the weights and momentum that each chunk starts from
     reads_kernel         all chunks at once   the answers
     reads_back_kernel    all chunks at once   back from the answers to what was read
-    states_back_kernel   chunk after chunk    back through the writes and the inner gradient
+    states_back_kernel   chunk after chunk    back from what each chunk left to what it found
+    writes_back_kernel   all chunks at once   back to what was written, and what it was weighed with
+    targets_back_kernel  chunks summed up     back to the initial weights that memories are drawn to
     gates_back_kernel    all chunks at once   back to the gates
 
 Tokens of all sequences stand in a row, ``[total, H, D]``, and `spans` says where each chunk is, so nothing is cut or
@@ -158,26 +160,36 @@ def gates_back_kernel(
 
 
 # --- chunk after chunk
+#
+# These take few steps, each of products of what was loaded and nothing else, and leave what the next step wants in
+# memory. Products of products would have all rows of a tile in four warps, however many there are: Triton sees to that.
+
+
+@triton.jit
+def _columns(row, count, hidden, D: tl.constexpr):
+    return (row < count)[:, None] & (hidden < D)[None, :]
 
 
 @triton.jit
 def _move(
-    x, d, at, inside, weights, momentum, target, weights_at, momentum_at, last_anchor, last,
-    mix_last, moved_last, beta_last, pull_last, f_last, carry,
+    x, at_x, width, d, at_d, kept_d, valid, column, at, inside, weights, momentum, target, weights_at, momentum_at,
+    last_anchor, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
     TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the tokens ``x [C, I]``, ``d [C, O]`` into a tile ``[I, O]``, and keep what it was before."""
     met = tl.load(weights + at, inside, 0.0)
     tl.store(weights_at + at, met.to(OPERAND), inside)
     tl.store(last_anchor + at, met, inside & (tl.zeros_like(at) + last > 0))
-    after = beta_last * met - dot(tl.trans(x * mix_last[:, None]), d, OPERAND, PRECISION)
+    x_CI = tl.load(x + at_x, valid[:, None] & (column < width)[None, :], 0.0).to(tl.float32)
+    d_CO = tl.load(d + at_d, kept_d, 0.0)
+    after = beta_last * met - dot(tl.trans(x_CI * mix_last[:, None]), d_CO, OPERAND, PRECISION)
     if TARGETS:
         after += pull_last * tl.load(target + at, inside, 0.0)
     if MOMENTUM:
         moving = tl.load(momentum + at, inside, 0.0)
         tl.store(momentum_at + at, moving.to(OPERAND), inside)
         after += f_last * moving
-        kept = carry * moving - dot(tl.trans(x * moved_last[:, None]), d, OPERAND, PRECISION)
+        kept = carry * moving - dot(tl.trans(x_CI * moved_last[:, None]), d_CO, OPERAND, PRECISION)
         tl.debug_barrier()
         tl.store(momentum + at, kept, inside)
     tl.debug_barrier()  # all of the tile has been read before any of it is replaced
@@ -185,55 +197,9 @@ def _move(
 
 
 @triton.jit
-def _write_block(
-    k, errors, before, x, token, valid, hidden, key, value, point, weights, momentum, target, weights_at, momentum_at,
-    last_anchor, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-    K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, LAST: tl.constexpr, DEPTH: tl.constexpr,
-    ACTIVATION: tl.constexpr, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Write a chunk into the columns ``hidden``. Returns, by token, the squares of inputs and of errors sent there."""
-    at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-    sent_back = tl.sum(x, 1)
-    if DEPTH == 2:
-        w_last = tl.load(point + at_last, inside_last, 0.0)
-        slope, curve = activation_back(before, ACTIVATION)
-        d = dot(load_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION) * slope
-        sent_back = tl.sum(d * d, 1)
-        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
-        _move(
-            load_tokens(k, token, valid, key, K).to(tl.float32), d, at, inside,
-            weights, momentum, target, weights_at, momentum_at, last_anchor, last,
-            mix_last, moved_last, beta_last, pull_last, f_last, carry, TARGETS, MOMENTUM, OPERAND, PRECISION,
-        )  # fmt: skip
-    _move(
-        load_tokens(errors, token, valid, value, V).to(tl.float32), x, at_last, inside_last,
-        weights, momentum, target, weights_at, momentum_at, last_anchor, last,
-        mix_last, moved_last, beta_last, pull_last, f_last, carry, TARGETS, MOMENTUM, OPERAND, PRECISION,
-    )  # fmt: skip
-    return tl.sum(x * x, 1), sent_back
-
-
-@triton.jit
-def _met(
-    k_CK, hidden, key, point, K: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr, ACTIVATION: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What the first layer makes of the keys at the anchor, before and after its non-linearity."""
-    if DEPTH == 1:
-        before, x = k_CK, k_CK
-    else:
-        inside = (key < K)[:, None] & (hidden < D)[None, :]
-        w = tl.load(point + tile(key, hidden, D), inside, 0.0)
-        before = dot(k_CK, w, OPERAND, PRECISION)
-        x = activation(before, ACTIVATION)
-    return before, x
-
-
-@triton.jit
 def states_kernel(
     k, v, shares, ends, target, anchor, weights, momentum, last_anchor, weights_at, momentum_at, errors,
-    outputs, loss, gradient_norm, spans, plan,
+    outputs, loss, gradient_norm, room, spans, plan,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     DEPTH: tl.constexpr, ACTIVATION: tl.constexpr, OBJECTIVE: tl.constexpr, DELTA: tl.constexpr, NORM: tl.constexpr,
@@ -241,18 +207,21 @@ def states_kernel(
     TARGETS: tl.constexpr, KEEP: tl.constexpr, TRACE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`weights` and `momentum` are what the first chunk meets, and in the end what the last one leaves. `last_anchor`
-    gets what the last chunk met, unless that began before the first token."""
+    gets what the last chunk met, unless that began before the first token. ``room [N H, 3, C, D]`` is for what the
+    last layer sees of the keys of a chunk, the slopes there, and the errors that the first layer is sent."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     block = tl.arange(0, BLOCK_D)
     real = (value < V)[None, :]
     LAST: tl.constexpr = P - D * V  # where the last matrix begins
-    own = (sequence * H + head).to(tl.int64) * P
+    own = tl.program_id(0).to(tl.int64) * P
     weights += own
     momentum += own
     anchor += own
     last_anchor += own
     target += head * P
+    seen = room + tl.program_id(0).to(tl.int64) * 3 * BLOCK_C * D
+    slopes, sent_first = seen + BLOCK_C * D, seen + 2 * BLOCK_C * D
     first, chunks = tl.load(plan + sequence * 4), tl.load(plan + sequence * 4 + 1)
 
     for g in range(chunks):
@@ -261,55 +230,105 @@ def states_kernel(
         anchored = tl.load(spans + (first + g) * 4 + 3) > 0
         nudge = _nudge(count)
         weights_now, momentum_now, target_now = weights + nudge, momentum + nudge, target + nudge
+        seen_now, slopes_now, sent_now = seen + nudge, slopes + nudge, sent_first + nudge
         last_anchor_now = last_anchor + nudge
         point = weights_now
         if anchored:
             point = anchor + nudge
         tokens_V = valid[:, None] & real
-        k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
-        mix_last = load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
-        moved_last = load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
-        beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
-        f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
+        squares_seen, squares_sent = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+
+        # What the last layer sees of the keys; in a memory of one layer, the keys.
+        if DEPTH == 2:
+            for start in range(0, D, BLOCK_D):
+                hidden = start + block
+                w = tl.load(point + tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :], 0.0)
+                before = dot(load_tokens(k, token, valid, key, K), w, OPERAND, PRECISION)
+                x = activation(before, ACTIVATION)
+                slope, curve = activation_back(before, ACTIVATION)
+                if TRACE:
+                    squares_seen += tl.sum(x * x, 1)
+                at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
+                tl.store(seen_now + at_row, x.to(OPERAND), columns)
+                tl.store(slopes_now + at_row, slope.to(OPERAND), columns)
+            tl.debug_barrier()
 
         # The error at the anchor.
         u = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
-            at_last, inside = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-            u += dot(x, tl.trans(tl.load(point + at_last, inside, 0.0)), OPERAND, PRECISION)
+            if DEPTH == 2:
+                x = tl.load(seen_now + tile(row, hidden, D), _columns(row, count, hidden, D), 0.0)
+            else:
+                x = load_tokens(k, token, valid, hidden, D)
+                if TRACE:
+                    squares_seen += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
+            w = tl.load(point + LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :], 0.0)
+            u += dot(x, tl.trans(w), OPERAND, PRECISION)
+        k_CV = u
+        if RESIDUAL:
+            k_CV = load_tokens(k, token, valid, value, V).to(tl.float32)
         v_CV = load_tokens(v, token, valid, value, V).to(tl.float32)
         normed, inverse, sent, error, off, each_loss = inner_error(
-            u, k_CK, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
+            u, k_CV, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
         )
         tl.store(errors + tile(token, value, V), error.to(OPERAND), tokens_V)
         if KEEP:
             tl.store(outputs + tile(token, value, V), u, tokens_V)
         squares = tl.sum(error * error, 1)
-        tl.debug_barrier()  # errors are loaded again
+        tl.debug_barrier()
+
+        # What the first layer is sent.
+        if DEPTH == 2:
+            for start in range(0, D, BLOCK_D):
+                hidden = start + block
+                at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
+                w = tl.load(point + LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :], 0.0)
+                d = dot(load_tokens(errors, token, valid, value, V), w, OPERAND, PRECISION)
+                d *= tl.load(slopes_now + at_row, columns, 0.0).to(tl.float32)
+                if TRACE:
+                    squares_sent += tl.sum(d * d, 1)
+                tl.store(sent_now + at_row, d.to(OPERAND), columns)
+            tl.debug_barrier()
 
         # What is written.
-        last = tl.where((first + g == first + chunks - 1) & (anchored == 0), 1, 0)
-        seen, sent_back = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+        mix_last = load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
+        moved_last = load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
+        beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
+        f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
+        last = tl.where((g == chunks - 1) & (anchored == 0), 1, 0)
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
-            before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
-            more_seen, more_sent = _write_block(
-                k, errors, before, x, token, valid, hidden, key, value, point, weights_now, momentum_now, target_now,
-                weights_at + slot * P, momentum_at + slot * P, last_anchor_now, last,
-                mix_last, moved_last, beta_last, pull_last, f_last, carry,
-                K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
-            )  # fmt: skip
-            seen += more_seen
-            sent_back += more_sent
+            at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
+            at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+            if DEPTH == 2:
+                at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+                _move(
+                    k, tile(token, key, K), K, sent_now, at_row, columns, valid, key, at, inside,
+                    weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
+                    last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
+                    TARGETS, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
+                _move(
+                    errors, tile(token, value, V), V, seen_now, at_row, columns, valid, value, at_last, inside_last,
+                    weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
+                    last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
+                    TARGETS, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
+            else:
+                _move(
+                    errors, tile(token, value, V), V, k, tile(token, hidden, D), columns, valid, value,
+                    at_last, inside_last,
+                    weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
+                    last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
+                    TARGETS, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
         if TRACE:
             tl.store(loss + token, each_loss, valid)
-            squares *= seen
+            squares *= squares_seen
             if DEPTH == 2:
                 k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
-                squares += tl.sum(k_CK * k_CK, 1) * sent_back
+                squares += tl.sum(k_CK * k_CK, 1) * squares_sent
             tl.store(gradient_norm + token, tl.sqrt(squares), valid)
         tl.debug_barrier()  # the next chunk starts from what all threads have written
 
@@ -342,11 +361,11 @@ def _read(
     TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What queries ``z [C, I]`` meet of a tile as the chunk started."""
-    answer = dot(z.to(tl.float32) * beta[:, None], _part(weights, at, inside, TRANSPOSED), OPERAND, PRECISION)
+    answer = beta[:, None] * dot(z, _part(weights, at, inside, TRANSPOSED), OPERAND, PRECISION)
     if TARGETS:
-        answer += dot(z.to(tl.float32) * pull[:, None], _part(target, at, inside, TRANSPOSED), OPERAND, PRECISION)
+        answer += pull[:, None] * dot(z, _part(target, at, inside, TRANSPOSED), OPERAND, PRECISION)
     if MOMENTUM:
-        answer += dot(z.to(tl.float32) * f[:, None], _part(momentum, at, inside, TRANSPOSED), OPERAND, PRECISION)
+        answer += f[:, None] * dot(z, _part(momentum, at, inside, TRANSPOSED), OPERAND, PRECISION)
     return answer
 
 
@@ -357,11 +376,13 @@ def _ask(
     ACTIVATION: tl.constexpr, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The columns ``hidden`` of what the last layer sees: of keys (``x``) and queries (``z``), and what each was before
-    its non-linearity; and the error ``d`` that the first layer was sent."""
-    before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
-    asked, z, d = q_CK, q_CK, x
+    """The columns ``hidden`` of what the last layer sees: of keys (``x``) and queries (``z``); and the error ``d`` that
+    the first layer was sent."""
+    x, z, d = k_CK, q_CK, k_CK
     if DEPTH == 2:
+        w = tl.load(point + tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :], 0.0)
+        before = dot(k_CK, w, OPERAND, PRECISION)
+        x = activation(before, ACTIVATION)
         at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
         slope, curve = activation_back(before, ACTIVATION)
         d = dot(error, tl.load(point + at_last, inside_last, 0.0), OPERAND, PRECISION) * slope
@@ -371,7 +392,7 @@ def _ask(
         )
         asked -= dot(mixed_first, d, OPERAND, PRECISION)
         z = activation(asked, ACTIVATION)
-    return before, x, d, asked, z
+    return x, d, z
 
 
 @triton.jit
@@ -407,7 +428,7 @@ def reads_kernel(
     r = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
     for start in range(0, D, BLOCK_D):
         hidden = start + block
-        before, x, d, asked, z = _ask(
+        x, d, z = _ask(
             q_CK, k_CK, error, mixed_first, hidden, key, value, point, weights, momentum, target,
             beta, pull, f, K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
         )  # fmt: skip
@@ -423,82 +444,64 @@ def reads_kernel(
     tl.store(y + tile(token, value, V), r, tokens_V)
 
 
-# --- all chunks at once: back from the answers to what was read
+# --- all chunks at once: back from the answers to what was read. In steps that meet in memory, as `states_kernel`.
 
 
 @triton.jit
 def _read_back(
-    z, r, at, inside, weights, momentum, target, beta, pull, f, TRANSPOSED: tl.constexpr,
+    r, z, at, inside, weights, momentum, target, beta, pull, f, TRANSPOSED: tl.constexpr,
     TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Back through `_read`, given the derivative ``r`` of its answer: those of z, beta, pull and f."""
+    z_CI = z.to(tl.float32)
     met = dot(r, tl.trans(_part(weights, at, inside, TRANSPOSED)), OPERAND, PRECISION)
     to_z = beta[:, None] * met
-    to_beta = tl.sum(met * z.to(tl.float32), 1)
+    to_beta = tl.sum(met * z_CI, 1)
     to_pull, to_f = tl.zeros_like(to_beta), tl.zeros_like(to_beta)
     if TARGETS:
         met = dot(r, tl.trans(_part(target, at, inside, TRANSPOSED)), OPERAND, PRECISION)
         to_z += pull[:, None] * met
-        to_pull = tl.sum(met * z.to(tl.float32), 1)
+        to_pull = tl.sum(met * z_CI, 1)
     if MOMENTUM:
         met = dot(r, tl.trans(_part(momentum, at, inside, TRANSPOSED)), OPERAND, PRECISION)
         to_z += f[:, None] * met
-        to_f = tl.sum(met * z.to(tl.float32), 1)
+        to_f = tl.sum(met * z_CI, 1)
     return to_z, to_beta, to_pull, to_f
 
 
 @triton.jit
-def _block_back(
-    q_CK, x, d, asked, z, to_r, mixed_first, mixed_scores, token, valid, hidden, key, value,
-    weights, momentum, target, beta, pull, f, back_x, back_d, back_z, back_asked,
-    K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, LAST: tl.constexpr, DEPTH: tl.constexpr,
-    ACTIVATION: tl.constexpr, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _send(
+    z, at_z, width, r, at_r, columns, valid, column, at, inside, beta, f, back_weights, back_momentum,
+    MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The columns ``hidden`` of the way back. Returns the derivatives of the queries, of the first layer's scores, and
-    of beta, pull and f; stores what the writes of the chunk are sent, and what is needed once more."""
-    at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-    to_z, to_beta, to_pull, to_f = _read_back(
-        z, to_r, at_last, inside_last, weights, momentum, target, beta, pull, f, True,
-        TARGETS, MOMENTUM, OPERAND, PRECISION,
-    )  # fmt: skip
-    to_z -= dot(mixed_scores, x, OPERAND, PRECISION)
-    to_x = -dot(tl.trans(mixed_scores), z, OPERAND, PRECISION)
-    at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
-    tl.store(back_x + at_token, to_x.to(OPERAND), tokens_D)
-    to_q, to_scores = to_z, mixed_scores
-    if DEPTH == 2:
-        slope, curve = activation_back(asked, ACTIVATION)
-        to_asked = to_z * slope
-        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
-        to_q, b0, b1, b2 = _read_back(
-            q_CK, to_asked, at, inside, weights, momentum, target, beta, pull, f, False,
-            TARGETS, MOMENTUM, OPERAND, PRECISION,
-        )  # fmt: skip
-        to_beta += b0
-        to_pull += b1
-        to_f += b2
-        to_scores = dot(to_asked, tl.trans(d), OPERAND, PRECISION)
-        to_d = -dot(tl.trans(mixed_first), to_asked, OPERAND, PRECISION)
-        tl.store(back_d + at_token, to_d.to(OPERAND), tokens_D)
-        tl.store(back_z + at_token, z.to(OPERAND), tokens_D)
-        tl.store(back_asked + at_token, to_asked.to(OPERAND), tokens_D)
-    return to_q, to_scores, to_beta, to_pull, to_f
+    """What `_read` sends to a tile of weights and momentum."""
+    z_CI = tl.load(z + at_z, valid[:, None] & (column < width)[None, :], 0.0).to(tl.float32)
+    r_CO = tl.load(r + at_r, columns, 0.0)
+    sent = dot(tl.trans(z_CI * beta[:, None]), r_CO, OPERAND, PRECISION)
+    tl.store(back_weights + at, sent.to(OPERAND), inside)
+    if MOMENTUM:
+        sent = dot(tl.trans(z_CI * f[:, None]), r_CO, OPERAND, PRECISION)
+        tl.store(back_momentum + at, sent.to(OPERAND), inside)
 
 
 @triton.jit
 def reads_back_kernel(
     q, k, errors, mixes, shares, target, anchor, weights_at, momentum_at, to_y, spans,
-    to_q, back_k, back_error, back_r, back_x, back_d, back_z, back_asked, to_mixes, to_shares,
+    to_q, back_k, back_error, back_r, seen, slopes, bends, sent_first, back_x, back_d, back_z, back_asked,
+    back_weights, back_momentum, room, to_mixes, to_shares,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     DEPTH: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr,
-    MOMENTUM: tl.constexpr, TARGETS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    MOMENTUM: tl.constexpr, TARGETS: tl.constexpr, STATES: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What the writes of a chunk are sent by the reads of the same chunk is left in `back_...`, for
-    `states_back_kernel`: of the keys, of the errors of the last and of the first layer (``back_d``), of the inputs of
-    the last one; with what it needs once more: the derivative of the answers before their norm, what the last layer
-    saw of the queries, and the derivative of what that was before its non-linearity."""
+    """What the writes of a chunk are sent by the reads of the same chunk is left in `back_...`: of the keys, of the
+    errors of the last and of the first layer (``back_d``), of the inputs of the last one; and, if STATES, of the
+    weights and momentum that the chunk starts from. With it goes what is needed once more: what the last layer saw of
+    the keys (``seen``), first and second derivative there (``slopes``; ``bends``, times what comes back through the
+    last layer), the error that the first layer was sent; the derivative of the answers before their norm, what the
+    last layer saw of the queries, and the derivative of what that was before its non-linearity. A memory of one layer
+    has `q` and `k` for what its layer sees. ``room [slots, 3, C, C]`` is for weights of scores."""
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     block = tl.arange(0, BLOCK_D)
@@ -510,147 +513,171 @@ def reads_back_kernel(
     target += head * P
     point = _point(spans, chunk, head, weights, anchor, H, P)
     beta, pull, f = _read_shares(shares + slot * SHARES * BLOCK_C, row, BLOCK_C)
-
-    # The chunk once more, as in `reads_kernel`.
     tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & real
-    q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
-    error = tl.load(errors + tile(token, value, V), tokens_V, 0.0)
-    G = tl.load(mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)).to(tl.float32)
-    first_scores = dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION)
-    mixed_first = (first_scores * G).to(OPERAND)
-    last_scores = first_scores
+    square = tile(row, row, BLOCK_C)
+    mixes += slot * BLOCK_C * BLOCK_C
+    to_mixes += slot * BLOCK_C * BLOCK_C
+    mixed_first = room + slot * 3 * BLOCK_C * BLOCK_C
+    mixed_last, mixed_scores = mixed_first + BLOCK_C * BLOCK_C, mixed_first + 2 * BLOCK_C * BLOCK_C
+
+    # The chunk once more, as in `reads_kernel`: what became of the keys, then what the queries asked.
     if DEPTH == 2:
-        last_scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-    r = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
+            at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+            at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+            at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+            w = tl.load(point + at, inside, 0.0)
+            before = dot(load_tokens(k, token, valid, key, K), w, OPERAND, PRECISION)
+            tl.store(seen + at_token, activation(before, ACTIVATION).to(OPERAND), tokens_D)
+            slope, curve = activation_back(before, ACTIVATION)
+            tl.store(slopes + at_token, slope.to(OPERAND), tokens_D)
+            w = tl.load(point + at_last, inside_last, 0.0)
+            sent = dot(load_tokens(errors, token, valid, value, V), w, OPERAND, PRECISION)
+            tl.store(sent_first + at_token, (sent * slope).to(OPERAND), tokens_D)
+            tl.store(bends + at_token, (sent * curve).to(OPERAND), tokens_D)
+        k_KC = tl.trans(load_tokens(k, token, valid, key, K))
+        scores = dot(load_tokens(q, token, valid, key, K), k_KC, OPERAND, PRECISION)
+        tl.store(mixed_first + square, (scores * tl.load(mixes + square).to(tl.float32)).to(OPERAND))
+        tl.debug_barrier()
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
+            at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+            at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+            asked = _read(
+                load_tokens(q, token, valid, key, K), at, inside, weights, momentum, target, beta, pull, f, False,
+                TARGETS, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+            asked -= dot(
+                tl.load(mixed_first + square), load_tokens(sent_first, token, valid, hidden, D), OPERAND, PRECISION
+            )
+            tl.store(back_z + at_token, activation(asked, ACTIVATION).to(OPERAND), tokens_D)
+            slope, curve = activation_back(asked, ACTIVATION)
+            tl.store(back_asked + at_token, slope.to(OPERAND), tokens_D)
+        tl.debug_barrier()
+    z, x = q, k
+    if DEPTH == 2:
+        z, x = back_z, seen
+    scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     for start in range(0, D, BLOCK_D):
         hidden = start + block
-        before, x, d, asked, z = _ask(
-            q_CK, k_CK, error, mixed_first, hidden, key, value, point, weights, momentum, target,
-            beta, pull, f, K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
-        )  # fmt: skip
-        if DEPTH == 2:
-            last_scores += dot(z, tl.trans(x), OPERAND, PRECISION)
-        if NORM:
+        x_DC = tl.trans(load_tokens(x, token, valid, hidden, D))
+        scores += dot(load_tokens(z, token, valid, hidden, D), x_DC, OPERAND, PRECISION)
+    tl.store(to_mixes + square, scores)
+    tl.store(mixed_last + square, (scores * tl.load(mixes + square).to(tl.float32)).to(OPERAND))
+    tl.debug_barrier()
+
+    # Back from the answers.
+    to_r = tl.load(to_y + tile(token, value, V), tokens_V, 0.0).to(tl.float32)
+    if NORM:
+        r = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
             at, inside = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
             r += _read(
-                z, at, inside, weights, momentum, target, beta, pull, f, True, TARGETS, MOMENTUM, OPERAND, PRECISION
-            )
-
-    # Back from the answers. What was loaded is loaded again: registers are scarcer than loads.
-    tl.debug_barrier()
-    G = tl.load(mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)).to(tl.float32)
-    error = load_tokens(errors, token, valid, value, V)
-    grad_y = tl.load(to_y + tile(token, value, V), tokens_V, 0.0).to(tl.float32)
-    to_r = grad_y
-    mixed_last = (last_scores * G).to(OPERAND)
-    if NORM:
-        r -= dot(mixed_last, error, OPERAND, PRECISION)
+                load_tokens(z, token, valid, hidden, D), at, inside, weights, momentum, target, beta, pull, f, True,
+                TARGETS, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+        r -= dot(tl.load(mixed_last + square), load_tokens(errors, token, valid, value, V), OPERAND, PRECISION)
         normed, inverse = normalise(r, real, V, EPS)
-        to_r = normalise_back(normed, inverse, grad_y, real, V)
+        to_r = normalise_back(normed, inverse, to_r, real, V)
     tl.store(back_r + tile(token, value, V), to_r.to(OPERAND), tokens_V)
-    to_scores = dot(to_r, tl.trans(error), OPERAND, PRECISION)  # of the last layer, but for its sign and G
-    to_G = -last_scores * to_scores
-    to_error = -dot(tl.trans(mixed_last), to_r, OPERAND, PRECISION)
+    tl.debug_barrier()
+    e_VC = tl.trans(load_tokens(errors, token, valid, value, V))
+    to_scores = dot(load_tokens(back_r, token, valid, value, V), e_VC, OPERAND, PRECISION)  # but for sign and G
+    tl.store(mixed_scores + square, (to_scores * tl.load(mixes + square).to(tl.float32)).to(OPERAND))
+    to_G = -tl.load(to_mixes + square) * to_scores
+    mixed = tl.trans(tl.load(mixed_last + square))
+    to_error = -dot(mixed, load_tokens(back_r, token, valid, value, V), OPERAND, PRECISION)
     tl.store(back_error + tile(token, value, V), to_error.to(OPERAND), tokens_V)
-    mixed_scores = (to_scores * G).to(OPERAND)
-    grad_q, to_first = tl.zeros([BLOCK_C, BLOCK_K], tl.float32), tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    tl.debug_barrier()
+    tl.store(to_mixes + square, to_G)
+    grad_q = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     to_beta = tl.zeros([BLOCK_C], tl.float32)
     to_pull, to_f = to_beta, to_beta
     for start in range(0, D, BLOCK_D):
         hidden = start + block
-        before, x, d, asked, z = _ask(
-            q_CK, k_CK, error, mixed_first, hidden, key, value, point, weights, momentum, target,
-            beta, pull, f, K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
+        at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+        at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+        z_CD = load_tokens(z, token, valid, hidden, D)
+        to_z, b0, b1, b2 = _read_back(
+            load_tokens(back_r, token, valid, value, V), z_CD, at_last, inside_last, weights, momentum, target,
+            beta, pull, f, True, TARGETS, MOMENTUM, OPERAND, PRECISION,
         )  # fmt: skip
-        more_q, more_first, b0, b1, b2 = _block_back(
-            q_CK, x, d, asked, z, to_r, mixed_first, mixed_scores, token, valid, hidden, key, value,
-            weights, momentum, target, beta, pull, f, back_x, back_d, back_z, back_asked,
-            K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
-        )  # fmt: skip
-        grad_q += more_q
-        to_first += more_first
         to_beta += b0
         to_pull += b1
         to_f += b2
+        to_z -= dot(tl.load(mixed_scores + square), load_tokens(x, token, valid, hidden, D), OPERAND, PRECISION)
+        to_x = -dot(tl.trans(tl.load(mixed_scores + square)), z_CD, OPERAND, PRECISION)
+        tl.store(back_x + at_token, to_x.to(OPERAND), tokens_D)
+        if DEPTH == 2:
+            to_asked = to_z * tl.load(back_asked + at_token, tokens_D, 0.0).to(tl.float32)
+            tl.debug_barrier()
+            tl.store(back_asked + at_token, to_asked.to(OPERAND), tokens_D)
+        else:
+            grad_q += to_z
+
     if DEPTH == 2:
-        q_CK, k_CK = load_tokens(q, token, valid, key, K), load_tokens(k, token, valid, key, K)
-        to_G -= dot(q_CK, tl.trans(k_CK), OPERAND, PRECISION) * to_first
-        mixed = to_first * G
-        grad_q -= dot(mixed, k_CK, OPERAND, PRECISION)
-        grad_k = -dot(tl.trans(mixed), q_CK, OPERAND, PRECISION)
+        tl.debug_barrier()
+        to_scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
+            at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+            at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+            to_asked = load_tokens(back_asked, token, valid, hidden, D)
+            d_DC = tl.trans(load_tokens(sent_first, token, valid, hidden, D))
+            to_scores += dot(to_asked, d_DC, OPERAND, PRECISION)
+            to_d = -dot(tl.trans(tl.load(mixed_first + square)), to_asked, OPERAND, PRECISION)
+            tl.store(back_d + at_token, to_d.to(OPERAND), tokens_D)
+            more_q, b0, b1, b2 = _read_back(
+                to_asked, load_tokens(q, token, valid, key, K), at, inside, weights, momentum, target,
+                beta, pull, f, False, TARGETS, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+            grad_q += more_q
+            to_beta += b0
+            to_pull += b1
+            to_f += b2
+        k_KC = tl.trans(load_tokens(k, token, valid, key, K))
+        scores = dot(load_tokens(q, token, valid, key, K), k_KC, OPERAND, PRECISION)
+        to_G = tl.load(to_mixes + square) - scores * to_scores
+        mixed = to_scores * tl.load(mixes + square).to(tl.float32)
+        tl.debug_barrier()
+        tl.store(to_mixes + square, to_G)
+        tl.store(mixed_scores + square, mixed.to(OPERAND))
+        tl.debug_barrier()
+        grad_q -= dot(tl.load(mixed_scores + square), load_tokens(k, token, valid, key, K), OPERAND, PRECISION)
+        mixed = tl.trans(tl.load(mixed_scores + square))
+        grad_k = -dot(mixed, load_tokens(q, token, valid, key, K), OPERAND, PRECISION)
         tl.store(back_k + tile(token, key, K), grad_k.to(OPERAND), tokens_K)
     if RESIDUAL:
-        grad_q += grad_y
+        grad_q += load_tokens(to_y, token, valid, key, K).to(tl.float32)
     tl.store(to_q + tile(token, key, K), grad_q, tokens_K)
-    tl.store(to_mixes + slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C), to_G)
     to_shares += slot * SHARES * BLOCK_C
     tl.store(to_shares + row, to_beta)
     tl.store(to_shares + BLOCK_C + row, to_pull)
     tl.store(to_shares + 2 * BLOCK_C + row, to_f)
 
+    # What the chunk starts from.
+    if STATES:
+        back_weights += slot * P
+        back_momentum += slot * P
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
+            at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+            at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+            _send(
+                back_r, tile(token, value, V), V, z, at_token, tokens_D, valid, value, at_last, inside_last,
+                beta, f, back_weights, back_momentum, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+            if DEPTH == 2:
+                at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+                _send(
+                    q, tile(token, key, K), K, back_asked, at_token, tokens_D, valid, key, at, inside,
+                    beta, f, back_weights, back_momentum, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
+
 
 # --- chunk after chunk, from the last to the first
-
-
-@triton.jit
-def _move_back(
-    z, x, d, r, token, valid, column, width, at_token, tokens_D, at, inside,
-    weights, momentum, target, to_weights, to_momentum, to_target,
-    beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-    TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Back through `_move` of ``x [C, I]``, ``d [C, O]``, and what `_read` sends to the tile: ``z^T r``. All but ``d``
-    are pointers: ``z`` and ``x`` to tokens of some width, ``r`` to hidden columns.
-
-    Returns the derivative of the weights before the chunk, that of x, of d, and of what weighs the writes; replaces
-    that of the momentum after the chunk by the one before it, and adds that of the target.
-    """
-    after, w = tl.load(to_weights + at, inside, 0.0), tl.load(weights + at, inside, 0.0).to(tl.float32)
-    to_beta_last = tl.sum(w * after)
-    nothing = to_beta_last * 0
-    to_pull_last, to_f_last, to_carry, squares = nothing, nothing, nothing, nothing
-    if TARGETS:
-        goal = tl.load(target + at, inside, 0.0).to(tl.float32)
-        to_pull_last = tl.sum(goal * after)
-        so_far = tl.load(to_target + at, inside, 0.0) + pull_last * after
-        here = load_tokens(z, token, valid, column, width).to(tl.float32) * pull[:, None]
-        so_far += dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
-        tl.debug_barrier()
-        tl.store(to_target + at, so_far, inside)
-    here = load_tokens(z, token, valid, column, width).to(tl.float32) * beta[:, None]
-    new = beta_last * after + dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
-    written = load_tokens(x, token, valid, column, width).to(tl.float32)
-    sent = dot(d, tl.trans(after), OPERAND, PRECISION)
-    to_mix_last = -tl.sum(sent * written, 1)
-    to_x = -mix_last[:, None] * sent
-    to_d = -dot(written * mix_last[:, None], after, OPERAND, PRECISION)
-    to_moved_last = tl.zeros_like(to_mix_last)
-    if MOMENTUM:
-        after_moving = tl.load(to_momentum + at, inside, 0.0)
-        moving = tl.load(momentum + at, inside, 0.0).to(tl.float32)
-        to_f_last, to_carry = tl.sum(moving * after), tl.sum(moving * after_moving)
-        here = load_tokens(z, token, valid, column, width).to(tl.float32) * f[:, None]
-        new_moving = carry * after_moving + f_last * after
-        new_moving += dot(tl.trans(here), tl.load(r + at_token, tokens_D, 0.0), OPERAND, PRECISION)
-        squares = tl.sum(new_moving * new_moving)
-        written = load_tokens(x, token, valid, column, width).to(tl.float32)
-        sent = dot(d, tl.trans(after_moving), OPERAND, PRECISION)
-        to_moved_last = -tl.sum(sent * written, 1)
-        to_x -= moved_last[:, None] * sent
-        to_d -= dot(written * moved_last[:, None], after_moving, OPERAND, PRECISION)
-        tl.debug_barrier()
-        tl.store(to_momentum + at, new_moving, inside)
-    return new, to_x, to_d, to_mix_last, to_moved_last, to_beta_last, to_pull_last, to_f_last, to_carry, squares
-
-
-@triton.jit
-def _add(pointer, value, inside):
-    """Add to a tile; returns the sum of its squares."""
-    tl.debug_barrier()
-    value += tl.load(pointer, inside, 0.0)
-    tl.debug_barrier()
-    tl.store(pointer, value, inside)
-    return tl.sum(tl.where(inside, value * value, 0.0))
 
 
 @triton.jit
@@ -671,118 +698,76 @@ def _shorten(pointer, COUNT: tl.constexpr, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _writes_back(
-    q, k, errors, back_r, before, x, token, valid, hidden, key, value, point, to_anchor, anchored,
-    weights, momentum, target, to_weights, to_momentum, to_target, back_x, back_d, back_z, back_asked,
-    beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-    K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, LAST: tl.constexpr, DEPTH: tl.constexpr,
-    ACTIVATION: tl.constexpr, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _move_back(
+    grad, at, inside, anchored, to_weights, to_momentum, to_anchor, to_weights_at, to_momentum_at,
+    beta_last, f_last, carry, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """Back through `_write_block` and the gradient it writes. Returns derivatives of the keys, of the last layer's
-    error, and of what weighs the writes."""
-    at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
-    at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-    new_last, to_error, to_x, to_mix, to_moved, l0, l1, l2, l3, squares = _move_back(
-        back_r, errors, x, back_z, token, valid, value, V, at_token, tokens_D, at_last, inside_last,
-        weights, momentum, target, to_weights, to_momentum, to_target,
-        beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-        TARGETS, MOMENTUM, OPERAND, PRECISION,
-    )  # fmt: skip
-    to_x += tl.load(back_x + at_token, tokens_D, 0.0).to(tl.float32)
-    to_k = to_x
-    if DEPTH == 2:
-        w_last = tl.load(point + at_last, inside_last, 0.0)
-        slope, curve = activation_back(before, ACTIVATION)
-        sent_back = dot(load_tokens(errors, token, valid, value, V), w_last, OPERAND, PRECISION)
-        d = sent_back * slope
-        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
-        new, to_k, to_d, m0, m1, e0, e1, e2, e3, more = _move_back(
-            q, k, d, back_asked, token, valid, key, K, at_token, tokens_D, at, inside,
-            weights, momentum, target, to_weights, to_momentum, to_target,
-            beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-            TARGETS, MOMENTUM, OPERAND, PRECISION,
-        )  # fmt: skip
-        to_mix += m0
-        to_moved += m1
-        l0 += e0
-        l1 += e1
-        l2 += e2
-        l3 += e3
-        squares += more
-        # The inner gradient: d = (error W_2^T) * act'(before), x = act(before).
-        to_d += tl.load(back_d + at_token, tokens_D, 0.0).to(tl.float32)
-        to_before = to_x * slope + to_d * sent_back * curve
-        to_sent_back = to_d * slope
-        to_error += dot(to_sent_back, tl.trans(tl.load(point + at_last, inside_last, 0.0)), OPERAND, PRECISION)
-        to_k += dot(to_before, tl.trans(tl.load(point + at, inside, 0.0)), OPERAND, PRECISION)
-        sent = dot(tl.trans(load_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
-        sent_last = dot(tl.trans(load_tokens(errors, token, valid, value, V)), to_sent_back, OPERAND, PRECISION)
-        if anchored:
-            _add(to_anchor + at, sent, inside)
-            _add(to_anchor + at_last, sent_last, inside_last)
-        else:
-            new += sent
-            new_last += sent_last
-        tl.debug_barrier()  # all of the tiles has been read before any of it is replaced
-        tl.store(to_weights + at, new, inside)
-    tl.debug_barrier()
-    tl.store(to_weights + at_last, new_last, inside_last)
-    return to_k, to_error, to_mix, to_moved, l0, l1, l2, l3, squares
+    """From the derivatives of a tile of weights and momentum after a chunk to those before it, where ``grad`` is that
+    of what the gradients were taken at. Leaves the former in `to_..._at`, where what `_read` sent had been left.
+    Returns the squares of the latter."""
+    after = tl.load(to_weights + at, inside, 0.0)
+    new = beta_last * after + tl.load(to_weights_at + at, inside, 0.0).to(tl.float32)
+    if anchored:
+        grad += tl.load(to_anchor + at, inside, 0.0)
+    else:
+        new += grad
+    squares = tl.zeros_like(new)
+    if MOMENTUM:
+        after_moving = tl.load(to_momentum + at, inside, 0.0)
+        moving = carry * after_moving + f_last * after + tl.load(to_momentum_at + at, inside, 0.0).to(tl.float32)
+        squares += moving * moving
+        tl.debug_barrier()
+        tl.store(to_momentum_at + at, after_moving.to(OPERAND), inside)
+        tl.store(to_momentum + at, moving, inside)
+    squares += new * new
+    tl.debug_barrier()  # all of the tiles has been read before any of it is replaced
+    tl.store(to_weights_at + at, after.to(OPERAND), inside)
+    tl.store(to_weights + at, new, inside)
+    if anchored:
+        tl.store(to_anchor + at, grad, inside)
+    return tl.sum(squares)
 
 
 @triton.jit
-def _anchor_back(
-    k, before, x, to_u, token, valid, hidden, key, value, point, to_point, to_last_anchor, last,
-    K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, LAST: tl.constexpr, DEPTH: tl.constexpr,
-    ACTIVATION: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+def _written_back(
+    d, at, inside, after, after_moving, mix_last, moved_last, TRANSPOSED: tl.constexpr,
+    MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Back through what the anchor made of the keys, given the derivative of what came out of it. Returns the
-    derivative of the keys, and the squares of the anchor's."""
-    at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-    to_x = dot(to_u, tl.load(point + at_last, inside_last, 0.0), OPERAND, PRECISION)
-    to_k = to_x
-    handed = inside_last & (tl.zeros_like(at_last) + last > 0)  # the interpreter wants masks of full shape
-    grad = dot(tl.trans(to_u), x, OPERAND, PRECISION) + tl.load(to_last_anchor + at_last, handed, 0.0)
-    squares = _add(to_point + at_last, grad, inside_last)
-    if DEPTH == 2:
-        slope, curve = activation_back(before, ACTIVATION)
-        to_before = to_x * slope
-        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
-        to_k = dot(to_before, tl.trans(tl.load(point + at, inside, 0.0)), OPERAND, PRECISION)
-        handed = inside & (tl.zeros_like(at) + last > 0)
-        grad = dot(tl.trans(load_tokens(k, token, valid, key, K)), to_before, OPERAND, PRECISION)
-        squares += _add(to_point + at, grad + tl.load(to_last_anchor + at, handed, 0.0), inside)
-    return to_k, squares
+    """Back through a write ``x^T d`` into a tile: the derivative of x, but for its sign."""
+    to_x = mix_last[:, None] * dot(d, _part(after, at, inside, TRANSPOSED), OPERAND, PRECISION)
+    if MOMENTUM:
+        to_x += moved_last[:, None] * dot(d, _part(after_moving, at, inside, TRANSPOSED), OPERAND, PRECISION)
+    return to_x
 
 
 @triton.jit
 def states_back_kernel(
-    q, k, v, errors, shares, ends, target, anchor, weights_at, momentum_at,
-    outputs, back_r, back_x, back_d, back_z, back_asked, to_last_anchor,
-    to_k, to_v, to_shares, to_ends, to_initial, to_weights, to_momentum, to_anchor, spans, plan,
+    k, v, errors, shares, ends, anchor, weights_at, outputs, seen, slopes, bends, to_last_anchor,
+    back_x, back_d, back_u, to_k, to_v, to_weights_at, to_momentum_at, to_weights, to_momentum, to_anchor, spans, plan,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    DEPTH: tl.constexpr, ACTIVATION: tl.constexpr, OBJECTIVE: tl.constexpr, DELTA: tl.constexpr, NORM: tl.constexpr,
+    DEPTH: tl.constexpr, OBJECTIVE: tl.constexpr, DELTA: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, DENOMINATOR: tl.constexpr, EPS: tl.constexpr, MOMENTUM: tl.constexpr,
-    TARGETS: tl.constexpr, LIMIT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    LIMIT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`to_weights`, `to_momentum` hold the derivative with respect to what the last chunk left, and in the end that
-    with respect to what the first one found; `to_initial` and `to_anchor` are added to. `to_k` and `to_v` hold what
-    `reads_back_kernel` left as ``back_k`` and ``back_error``."""
+    with respect to what the first one found; `to_anchor` is added to.
+
+    Takes what `reads_back_kernel` left, ``back_k`` in `to_k` and ``back_error`` in `to_v`. Leaves for
+    `writes_back_kernel` in `to_..._at` the derivatives of what each chunk left, in `back_x` that of what was before the
+    non-linearity (in a memory of one layer it stays as it is), in `back_d` that of what came back through the last
+    layer, and in `back_u` that of what came out at the anchor, with its sign changed."""
     sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     block = tl.arange(0, BLOCK_D)
     real = (value < V)[None, :]
     LAST: tl.constexpr = P - D * V
-    own = (sequence * H + head).to(tl.int64) * P
+    own = tl.program_id(0).to(tl.int64) * P
     to_weights += own
     to_momentum += own
     to_anchor += own
-    to_initial += own
     to_last_anchor += own
     anchor += own
-    target += head * P
     first, chunks = tl.load(plan + sequence * 4), tl.load(plan + sequence * 4 + 1)
 
     for done in range(chunks):
@@ -790,87 +775,125 @@ def states_back_kernel(
         slot = chunk.to(tl.int64) * H + head
         token, valid, count = tokens_of(spans, chunk, head, row, H)
         anchored = tl.load(spans + chunk * 4 + 3) > 0
-        weights, momentum = weights_at + slot * P, momentum_at + slot * P
         nudge = _nudge(count)
-        to_weights_now, to_momentum_now = to_weights + nudge, to_momentum + nudge
-        to_initial_now, target_now, to_last_anchor_now = to_initial + nudge, target + nudge, to_last_anchor + nudge
-        point, to_point = weights, to_weights_now
+        after, after_moving = to_weights + nudge, to_momentum + nudge
+        to_anchor_now, to_last_anchor_now = to_anchor + nudge, to_last_anchor + nudge
+        weights_after, momentum_after = to_weights_at + slot * P, to_momentum_at + slot * P
+        point = weights_at + slot * P
         if anchored:
-            point, to_point = anchor + nudge, to_anchor + nudge
-        own_shares = shares + slot * SHARES * BLOCK_C
-        beta, pull, f = _read_shares(own_shares, row, BLOCK_C)
-        mix_last, moved_last = load_share(own_shares, 3, row, BLOCK_C), load_share(own_shares, 4, row, BLOCK_C)
-        beta_last, pull_last = tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 1)
-        f_last, carry = tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
-        tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & real
-        to_error = tl.load(to_v + tile(token, value, V), tokens_V, 0.0).to(tl.float32)
+            point = anchor + nudge
+        mix_last = load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
+        moved_last = load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
+        tokens_V = valid[:, None] & real
+        x = k
+        if DEPTH == 2:
+            x = seen
 
-        # Back through what was written.
-        grad_k = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
-        to_mix = tl.zeros([BLOCK_C], tl.float32)
-        to_moved = to_mix
-        squares = tl.sum(to_mix, 0)
-        l0, l1, l2, l3 = squares, squares, squares, squares
-        for start in range(0, D, BLOCK_D):
-            hidden = start + block
-            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
-            before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
-            sent_k, more_error, m0, m1, e0, e1, e2, e3, more = _writes_back(
-                q, k, errors, back_r, before, x, token, valid, hidden, key, value, point, to_anchor + nudge, anchored,
-                weights, momentum, target_now, to_weights_now, to_momentum_now, to_initial_now,
-                back_x, back_d, back_z, back_asked,
-                beta, pull, f, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-                K, D, V, LAST, DEPTH, ACTIVATION, TARGETS, MOMENTUM, OPERAND, PRECISION,
-            )  # fmt: skip
-            grad_k += sent_k
-            to_error += more_error
-            to_mix += m0
-            to_moved += m1
-            l0 += e0
-            l1 += e1
-            l2 += e2
-            l3 += e3
-            squares += more
+        # Back through what was written, to the two layers: x = act(before), d = (error W_2^T) * slope.
+        if DEPTH == 2:
+            for start in range(0, D, BLOCK_D):
+                hidden = start + block
+                at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+                at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+                at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+                to_x = load_tokens(back_x, token, valid, hidden, D).to(tl.float32) - _written_back(
+                    load_tokens(errors, token, valid, value, V), at_last, inside_last, after, after_moving,
+                    mix_last, moved_last, False, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
+                to_d = load_tokens(back_d, token, valid, hidden, D).to(tl.float32) - _written_back(
+                    load_tokens(k, token, valid, key, K), at, inside, after, after_moving,
+                    mix_last, moved_last, False, MOMENTUM, OPERAND, PRECISION,
+                )  # fmt: skip
+                slope = load_tokens(slopes, token, valid, hidden, D).to(tl.float32)
+                to_before = to_x * slope + to_d * load_tokens(bends, token, valid, hidden, D).to(tl.float32)
+                tl.debug_barrier()
+                tl.store(back_x + at_token, to_before.to(OPERAND), tokens_D)
+                tl.store(back_d + at_token, (to_d * slope).to(OPERAND), tokens_D)
+            tl.debug_barrier()
 
         # Back through the error at the anchor, and through what it is an error of.
+        to_error = tl.load(to_v + tile(token, value, V), tokens_V, 0.0).to(tl.float32)
+        for start in range(0, D, BLOCK_D):
+            hidden = start + block
+            at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+            to_error -= _written_back(
+                load_tokens(x, token, valid, hidden, D), at_last, inside_last, after, after_moving,
+                mix_last, moved_last, True, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+            if DEPTH == 2:
+                w = tl.trans(tl.load(point + at_last, inside_last, 0.0))
+                to_error -= dot(-load_tokens(back_d, token, valid, hidden, D), w, OPERAND, PRECISION)
         u = load_tokens(outputs, token, valid, value, V)
-        k_CK, v_CV = (
-            load_tokens(k, token, valid, key, K).to(tl.float32),
-            load_tokens(v, token, valid, value, V).to(tl.float32),
-        )
+        k_CV = u
+        if RESIDUAL:
+            k_CV = load_tokens(k, token, valid, value, V).to(tl.float32)
+        v_CV = load_tokens(v, token, valid, value, V).to(tl.float32)
         normed, inverse, sent, error, off, each_loss = inner_error(
-            u, k_CK, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
+            u, k_CV, v_CV, real, V, OBJECTIVE, DELTA, NORM, RESIDUAL, DENOMINATOR, EPS
         )
         to_value, to_output, to_u = inner_error_back(
             normed, inverse, sent, error, off, to_error, real, V, OBJECTIVE, DELTA, NORM
         )
+        tl.store(back_u + tile(token, value, V), (-to_u).to(OPERAND), tokens_V)
+        tl.debug_barrier()
+        tl.store(to_v + tile(token, value, V), to_value, tokens_V)
         if RESIDUAL:
-            grad_k += to_output
+            grad_k = to_output
+            if DEPTH == 2:
+                grad_k += load_tokens(to_k, token, valid, value, V).to(tl.float32)
+            tl.debug_barrier()
+            tl.store(to_k + tile(token, value, V), grad_k, tokens_V)
+        if DEPTH == 2:
+            for start in range(0, D, BLOCK_D):
+                hidden = start + block
+                at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
+                at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+                w = tl.load(point + at_last, inside_last, 0.0)
+                to_x = dot(load_tokens(back_u, token, valid, value, V), w, OPERAND, PRECISION)
+                to_before = load_tokens(back_x, token, valid, hidden, D).to(tl.float32)
+                to_before -= to_x * load_tokens(slopes, token, valid, hidden, D).to(tl.float32)
+                tl.debug_barrier()
+                tl.store(back_x + at_token, to_before.to(OPERAND), tokens_D)
+            tl.debug_barrier()
+
+        # Back to what the chunk found.
+        beta_last, f_last, carry = (
+            tl.load(ends + slot * ENDS), tl.load(ends + slot * ENDS + 2), tl.load(ends + slot * ENDS + 3)
+        )  # fmt: skip
         last = tl.where(chunk == first + chunks - 1, 1, 0)  # whose anchor may have been handed on
+        squares = 0.0
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            k_CK = load_tokens(k, token, valid, key, K).to(tl.float32)
-            before, x = _met(k_CK, hidden, key, point, K, D, DEPTH, ACTIVATION, OPERAND, PRECISION)
-            sent_k, more = _anchor_back(
-                k, before, x, to_u, token, valid, hidden, key, value, point, to_point, to_last_anchor_now, last,
-                K, D, V, LAST, DEPTH, ACTIVATION, OPERAND, PRECISION,
+            at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+            handed = inside_last & (tl.zeros_like(at_last) + last > 0)  # the interpreter wants masks of full shape
+            grad = tl.load(to_last_anchor_now + at_last, handed, 0.0)
+            grad -= dot(
+                tl.trans(load_tokens(back_u, token, valid, value, V)), load_tokens(x, token, valid, hidden, D),
+                OPERAND, PRECISION,
             )  # fmt: skip
-            grad_k += sent_k
-            squares += more
-
-        if DEPTH == 2:
-            grad_k += tl.load(to_k + tile(token, key, K), tokens_K, 0.0).to(tl.float32)
-        tl.store(to_k + tile(token, key, K), grad_k, tokens_K)
-        tl.store(to_v + tile(token, value, V), to_value, tokens_V)
-        sent_shares = to_shares + slot * SHARES * BLOCK_C
-        tl.store(sent_shares + 3 * BLOCK_C + row, to_mix)
-        tl.store(sent_shares + 4 * BLOCK_C + row, to_moved)
-        tl.store(to_ends + slot * ENDS, l0)
-        tl.store(to_ends + slot * ENDS + 1, l1)
-        tl.store(to_ends + slot * ENDS + 2, l2)
-        tl.store(to_ends + slot * ENDS + 3, l3)
+            if DEPTH == 2:
+                grad -= dot(
+                    tl.trans(-load_tokens(errors, token, valid, value, V)),
+                    load_tokens(back_d, token, valid, hidden, D), OPERAND, PRECISION,
+                )  # fmt: skip
+            squares += _move_back(
+                grad, at_last, inside_last, anchored, after, after_moving, to_anchor_now, weights_after, momentum_after,
+                beta_last, f_last, carry, MOMENTUM, OPERAND,
+            )  # fmt: skip
+            if DEPTH == 2:
+                at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+                handed = inside & (tl.zeros_like(at) + last > 0)
+                grad = tl.load(to_last_anchor_now + at, handed, 0.0)
+                grad -= dot(
+                    tl.trans(-load_tokens(k, token, valid, key, K)), load_tokens(back_x, token, valid, hidden, D),
+                    OPERAND, PRECISION,
+                )  # fmt: skip
+                squares += _move_back(
+                    grad, at, inside, anchored, after, after_moving, to_anchor_now, weights_after, momentum_after,
+                    beta_last, f_last, carry, MOMENTUM, OPERAND,
+                )  # fmt: skip
         tl.debug_barrier()
-        if anchored | (squares > LIMIT * LIMIT):
+        if squares > LIMIT * LIMIT:
             if LAST > 0:
                 _shorten(to_weights, LAST, LIMIT)
             _shorten(to_weights + LAST, P - LAST, LIMIT)
@@ -878,3 +901,147 @@ def states_back_kernel(
                 if LAST > 0:
                     _shorten(to_momentum, LAST, LIMIT)
                 _shorten(to_momentum + LAST, P - LAST, LIMIT)
+
+
+# --- all chunks at once: back to what was written
+
+
+@triton.jit
+def writes_back_kernel(
+    k, errors, shares, target, anchor, weights_at, momentum_at, seen, sent_first, back_x, back_u,
+    to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    DEPTH: tl.constexpr, RESIDUAL: tl.constexpr, MOMENTUM: tl.constexpr, TARGETS: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """To keys, and to what weighs the writes and what was there before."""
+    chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
+    row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
+    block = tl.arange(0, BLOCK_D)
+    LAST: tl.constexpr = P - D * V
+    slot = tl.program_id(0).to(tl.int64)
+    token, valid, count = tokens_of(spans, chunk, head, row, H)
+    weights, momentum = weights_at + slot * P, momentum_at + slot * P
+    to_weights, to_momentum = to_weights_at + slot * P, to_momentum_at + slot * P
+    target += head * P
+    point = _point(spans, chunk, head, weights, anchor, H, P)
+    mix_last = load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)
+    moved_last = load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)
+    tokens_K = valid[:, None] & (key < K)[None, :]
+    grad_k = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
+    if DEPTH == 2 or RESIDUAL:
+        grad_k = load_tokens(to_k, token, valid, key, K).to(tl.float32)
+    to_mix = tl.zeros([BLOCK_C], tl.float32)
+    to_moved = to_mix
+    l0, l1, l2, l3 = 0.0, 0.0, 0.0, 0.0
+    for start in range(0, D, BLOCK_D):
+        hidden = start + block
+        at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
+        x = k
+        if DEPTH == 2:
+            x = seen
+        to_x, m0, m1 = _weighed_back(
+            load_tokens(errors, token, valid, value, V), load_tokens(x, token, valid, hidden, D),
+            at_last, inside_last, to_weights, to_momentum, mix_last, moved_last, False, MOMENTUM, OPERAND, PRECISION,
+        )  # fmt: skip
+        e0, e1, e2, e3 = _ends_back(
+            at_last, inside_last, weights, momentum, target, to_weights, to_momentum, TARGETS, MOMENTUM
+        )
+        to_mix -= m0
+        to_moved -= m1
+        l0 += e0
+        l1 += e1
+        l2 += e2
+        l3 += e3
+        if DEPTH == 2:
+            at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+            more_k, m0, m1 = _weighed_back(
+                load_tokens(sent_first, token, valid, hidden, D), load_tokens(k, token, valid, key, K),
+                at, inside, to_weights, to_momentum, mix_last, moved_last, True, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
+            grad_k -= more_k
+            w = tl.trans(tl.load(point + at, inside, 0.0))
+            grad_k += dot(load_tokens(back_x, token, valid, hidden, D), w, OPERAND, PRECISION)
+            e0, e1, e2, e3 = _ends_back(
+                at, inside, weights, momentum, target, to_weights, to_momentum, TARGETS, MOMENTUM
+            )
+            to_mix -= m0
+            to_moved -= m1
+            l0 += e0
+            l1 += e1
+            l2 += e2
+            l3 += e3
+        else:
+            w = tl.load(point + at_last, inside_last, 0.0)
+            grad_k += load_tokens(back_x, token, valid, hidden, D).to(tl.float32) - to_x
+            grad_k -= dot(load_tokens(back_u, token, valid, value, V), w, OPERAND, PRECISION)
+    tl.debug_barrier()
+    tl.store(to_k + tile(token, key, K), grad_k, tokens_K)
+    to_shares += slot * SHARES * BLOCK_C
+    tl.store(to_shares + 3 * BLOCK_C + row, to_mix)
+    tl.store(to_shares + 4 * BLOCK_C + row, to_moved)
+    tl.store(to_ends + slot * ENDS, l0)
+    tl.store(to_ends + slot * ENDS + 1, l1)
+    tl.store(to_ends + slot * ENDS + 2, l2)
+    tl.store(to_ends + slot * ENDS + 3, l3)
+
+
+@triton.jit
+def _weighed_back(
+    d, x, at, inside, to_weights, to_momentum, mix_last, moved_last, TRANSPOSED: tl.constexpr,
+    MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`_written_back` once more, and the derivatives of what weighs the write; all but for their sign."""
+    x_CI = x.to(tl.float32)
+    sent = dot(d, _part(to_weights, at, inside, TRANSPOSED), OPERAND, PRECISION)
+    to_x = mix_last[:, None] * sent
+    to_mix = tl.sum(sent * x_CI, 1)
+    to_moved = tl.zeros_like(to_mix)
+    if MOMENTUM:
+        sent = dot(d, _part(to_momentum, at, inside, TRANSPOSED), OPERAND, PRECISION)
+        to_x += moved_last[:, None] * sent
+        to_moved = tl.sum(sent * x_CI, 1)
+    return to_x, to_mix, to_moved
+
+
+@triton.jit
+def _ends_back(
+    at, inside, weights, momentum, target, to_weights, to_momentum, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr
+):
+    """Derivatives of what a tile is weighed with at the end of a chunk: beta, pull, f and what is left of S."""
+    after = tl.load(to_weights + at, inside, 0.0).to(tl.float32)
+    to_beta = tl.sum(tl.load(weights + at, inside, 0.0).to(tl.float32) * after)
+    to_pull, to_f, to_carry = to_beta * 0, to_beta * 0, to_beta * 0
+    if TARGETS:
+        to_pull = tl.sum(tl.load(target + at, inside, 0.0).to(tl.float32) * after)
+    if MOMENTUM:
+        moving = tl.load(momentum + at, inside, 0.0).to(tl.float32)
+        to_f = tl.sum(moving * after)
+        to_carry = tl.sum(moving * tl.load(to_momentum + at, inside, 0.0).to(tl.float32))
+    return to_beta, to_pull, to_f, to_carry
+
+
+@triton.jit
+def targets_back_kernel(
+    z, r, shares, ends, to_weights_at, to_initial, spans, plan,
+    H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, OFFSET: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """To what memories are drawn to, of one matrix, which begins at OFFSET and has WIDTH rows: a sum over chunks."""
+    sequence, head = tl.program_id(0) // H, tl.program_id(0) % H
+    row, column = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_W)
+    hidden = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    at, inside = OFFSET + tile(column, hidden, D), (column < WIDTH)[:, None] & (hidden < D)[None, :]
+    first, chunks = tl.load(plan + sequence * 4), tl.load(plan + sequence * 4 + 1)
+    grad = tl.zeros([BLOCK_W, BLOCK_D], tl.float32)
+    for g in range(chunks):
+        slot = (first + g).to(tl.int64) * H + head
+        token, valid, count = tokens_of(spans, first + g, head, row, H)
+        pull = load_share(shares + slot * SHARES * BLOCK_C, 1, row, BLOCK_C)
+        z_CW = load_tokens(z, token, valid, column, WIDTH).to(tl.float32) * pull[:, None]
+        after = tl.load(to_weights_at + slot * P + at, inside, 0.0).to(tl.float32)
+        grad += tl.load(ends + slot * ENDS + 1) * after
+        grad += dot(tl.trans(z_CW), load_tokens(r, token, valid, hidden, D), OPERAND, PRECISION)
+    tl.store(to_initial + tl.program_id(0).to(tl.int64) * P + at, grad, inside)

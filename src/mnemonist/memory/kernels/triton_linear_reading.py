@@ -88,8 +88,7 @@ def _blocks(sizes: dict[str, Any], V: int) -> tuple[dict[str, Any], dict[str, An
 
 def _run(rule: MemoryRule, choices: dict[str, dict[str, Any]], half: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choices for the kernels that go through the gates, and for those that go chunk after chunk."""
-    run = {name: choices["gates"][name] for name in ("OPERAND", "PRECISION", "num_warps", "num_stages", "MOMENTUM")}
-    run["TARGETS"] = rule.decay_to == "initial"
+    run = choices["chained"] | {"MOMENTUM": rule.momentum, "TARGETS": rule.decay_to == "initial"}
     decay = rule.retention != "none"
     gated = run | {"DECAY": decay, "DECAYED": decay and rule.gradient_at == "decayed"}
     return gated, run | ({"num_stages": STAGES} if half else {})
@@ -241,14 +240,15 @@ def read_linear_memory_backward(
         mixes, shares, ends = gates_of_chunks(*named, spans, q, sizes, choices)
         solved = _solved(k, v, *named, initial, spans, of, sizes, choices)
         inverses, from_weights, from_momentum, from_target, _ = solved
+        room = mixes.new_empty(len(spans) * H, 3, *mixes.shape[-2:])
         to_mixes = torch.empty_like(mixes, dtype=torch.float32)
         to_met_mixes, to_met_shares = torch.empty_like(to_mixes), torch.empty_like(shares)
         to_shares, to_ends = torch.empty_like(shares), torch.empty_like(ends)
         if len(spans):
             reads_back_kernel[chunks](
                 q, k, errors, mixes, shares, low_initial, weights_at, weights_at, momentum_at, to_y.contiguous(), spans,
-                to_q, none, back_error, back_r, back_x, none, none, none, to_mixes, to_shares,
-                **sizes, **choices["reads"],
+                to_q, none, back_error, back_r, none, none, none, none, back_x, none, none, none, none, none,
+                room, to_mixes, to_shares, STATES=False, **sizes, **choices["reads_back"],
             )  # fmt: skip
         linear_states_back_kernel[(N * H, blocks)](
             q, k, shares, ends, from_weights, from_momentum, from_target, back_error, back_r, to_errors,

@@ -27,13 +27,17 @@ from mnemonist.memory.stream import Gates, Trace
 LONGEST_CHUNK = 128
 WIDEST = 128
 """Channels of keys and values, a denominator included."""
-HIDDEN_BLOCK = 32
-"""Hidden columns at a time: registers are few."""
+HIDDEN_BLOCK = 128
+"""Hidden columns at a time, in half precision and with at most 64 channels and tokens of a chunk; fewer where tiles
+would be larger than these."""
 NARROWEST = 64
 """Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision: Triton 3.6 compiles
 products of narrower ones of bfloat16 wrongly."""
-WARPS = 4
-"""As many as the 64 rows of a chunk keep busy; more would compute the same twice."""
+WARPS = 8
+"""Of kernels that go in steps: tiles are shared among them."""
+CHAINED_WARPS = 4
+"""Of kernels in which products feed products: as many as the 64 rows of a chunk keep busy; more would compute the same
+twice."""
 STAGES = 1
 """The loops read what they wrote; nothing may be fetched ahead."""
 SLOT_BYTES = 2**29
@@ -220,15 +224,22 @@ def kernel_sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: i
     """What the kernels are specialised to but for what `kernel_choices` adds: widths, and blocks of them."""
     H, K, V = *q.shape[1:], v.shape[-1]
     least = 16 if interpreted() else NARROWEST
-    block_k, block_v = max(least, _power(K)), max(least, _power(V))
-    block_d = min(HIDDEN_BLOCK, _power(hidden)) if q.dtype == torch.float32 else max(least, HIDDEN_BLOCK)
-    if q.dtype == torch.float32 and max(block_k, block_v) > NARROWEST:
-        block_d = min(16, block_d)  # what its products need on the chip grows with their width
+    block_c, block_k, block_v = _power(longest), max(least, _power(K)), max(least, _power(V))
+    tallest = max(64, block_c, block_k, block_v)
+    block_d = _block(min(HIDDEN_BLOCK * 128 // (tallest * q.element_size()), _power(hidden)), q.dtype)
     return {
-        "H": H, "K": K, "D": hidden, "V": V, "P": width,
-        "BLOCK_C": _power(longest), "BLOCK_K": block_k, "BLOCK_V": block_v,
+        "H": H, "K": K, "D": hidden, "V": V, "P": width, "BLOCK_C": block_c, "BLOCK_K": block_k, "BLOCK_V": block_v,
         "BLOCK_D": block_k if rule.depth == 1 else block_d,
     }  # fmt: skip
+
+
+def _block(columns: int, dtype: torch.dtype) -> int:
+    return max(columns, NARROWEST if dtype != torch.float32 and not interpreted() else 16)
+
+
+def read_sizes(rule: MemoryRule, sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Of `reads_kernel`, which keeps more at a time."""
+    return sizes if rule.depth == 1 else {**sizes, "BLOCK_D": _block(sizes["BLOCK_D"] // 2, dtype)}
 
 
 def kernel_choices(rule: MemoryRule, q: Tensor, longest: int) -> dict[str, dict[str, Any]]:
@@ -238,15 +249,19 @@ def kernel_choices(rule: MemoryRule, q: Tensor, longest: int) -> dict[str, dict[
     operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q.dtype, tl.float32)
     tf32 = q.is_cuda and torch.backends.cuda.matmul.allow_tf32
     precision = "ieee" if interpreted() else "tf32" if tf32 else "tf32x3"
-    warps = WARPS if longest <= 64 else 2 * WARPS
-    run = {"OPERAND": operand, "PRECISION": precision, "num_warps": warps, "num_stages": STAGES}
+    run = {"OPERAND": operand, "PRECISION": precision, "num_warps": WARPS, "num_stages": STAGES}
+    chained = {"num_warps": CHAINED_WARPS if longest <= 64 else 2 * CHAINED_WARPS}
     gates = {"BEFORE": int(rule.read_at == "before"), "MOMENTUM": rule.momentum, "DECAY": rule.retention != "none"}
-    both = {
-        "DEPTH": rule.depth, "ACTIVATION": rule.activation, "NORM": rule.norm, "RESIDUAL": rule.residual,
-        "EPS": NORM_EPS, "MOMENTUM": rule.momentum, "TARGETS": rule.decay_to == "initial", **run,
+    depth = {"DEPTH": rule.depth, "RESIDUAL": rule.residual, "MOMENTUM": rule.momentum, **run}
+    targets = {"TARGETS": rule.decay_to == "initial"}
+    answer = {"NORM": rule.norm, "EPS": NORM_EPS}
+    loss = {"OBJECTIVE": rule.objective, "DELTA": rule.huber_delta, "DENOMINATOR": rule.denominator}
+    reads = depth | targets | answer | {"ACTIVATION": rule.activation}
+    return {
+        "gates": gates | run, "states": reads | loss, "reads": reads | chained, "reads_back": reads,
+        "states_back": depth | answer | loss, "writes_back": depth | targets, "chained": run | chained,
+        "sums": run | {"num_stages": 2},  # whose loop writes nothing
     }  # fmt: skip
-    states = {"OBJECTIVE": rule.objective, "DELTA": rule.huber_delta, "DENOMINATOR": rule.denominator}
-    return {"gates": gates | run, "states": both | states, "reads": both}
 
 
 @torch.library.custom_op("mnemonist::read_deep_memory", mutates_args=())
@@ -298,17 +313,18 @@ def read_deep_memory(
     momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
     sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q, longest)
     low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
+    room = q.new_empty(N * H, 3, sizes["BLOCK_C"], hidden if of.depth == 2 else 0)
     with torch.cuda.device_of(q):
         for these, turn in zip(spans.split(cuts), plan, strict=True):
             mixes, shares, ends = gates_of_chunks(step_size, log_momentum, log_decay, these, q, sizes, choices)
             states_kernel[(N * H,)](
                 k, v, shares, ends, initial, anchor, after, momentum_after, anchor_after, weights_at, momentum_at,
-                errors, outputs, loss, norm, these, turn, KEEP=keep, TRACE=trace, **sizes, **choices["states"],
+                errors, outputs, loss, norm, room, these, turn, KEEP=keep, TRACE=trace, **sizes, **choices["states"],
             )  # fmt: skip
             if len(these):
                 reads_kernel[(len(these) * H,)](
                     q, k, errors, mixes, shares, low_initial, low_anchor, weights_at, momentum_at, y, these,
-                    **sizes, **choices["reads"],
+                    **read_sizes(of, sizes, q.dtype), **choices["reads"],
                 )  # fmt: skip
     anchor_after = torch.where(plan[0, :, 2, None, None] > 0, after, anchor_after)
     if not keep:
@@ -399,7 +415,13 @@ def read_deep_memory_backward(
         Those of q, k, v, step_size, log_momentum, log_decay (empty where there is none), initial ``[H, P]``, weights,
         momentum and anchor ``[N, H, P]``.
     """
-    from mnemonist.memory.kernels.triton_deep_memory import gates_back_kernel, reads_back_kernel, states_back_kernel
+    from mnemonist.memory.kernels.triton_deep_memory import (
+        gates_back_kernel,
+        reads_back_kernel,
+        states_back_kernel,
+        targets_back_kernel,
+        writes_back_kernel,
+    )
 
     of = rule_of(rule)
     N, H, P = to_weights.shape
@@ -413,30 +435,47 @@ def read_deep_memory_backward(
     per_token, back_initial = _back_room(q, k, v, step_size, log_momentum, log_decay, to_weights)
     to_q, to_k, to_v, to_step, to_eta, to_decay = per_token
     sizes, choices = kernel_sizes(of, q, v, hidden, longest, P), kernel_choices(of, q, longest)
-    back_r = torch.empty_like(errors)
-    seen = [q.new_empty(*q.shape[:2], hidden if i == 0 or of.depth == 2 else 0) for i in range(4)]
-    if of.depth == 1:
-        seen[2] = q  # what the only layer sees of the queries
+    back_r, back_u = torch.empty_like(errors), torch.empty_like(errors)
+    seen, slopes, bends, sent_first, back_x, back_d, back_z, back_asked = (
+        q.new_empty(*q.shape[:2], hidden if i == 4 or of.depth == 2 else 0) for i in range(8)
+    )
+    first, last = (q, back_asked, k.shape[-1]), (back_r, back_z if of.depth == 2 else q, v.shape[-1])
+    to_weights_at, to_momentum_at = torch.empty_like(weights_at), torch.empty_like(momentum_at)
     chunks = (len(spans) * H,)
     with torch.cuda.device_of(q):
         mixes, shares, ends = gates_of_chunks(step_size, log_momentum, log_decay, spans, q, sizes, choices)
+        room = mixes.new_empty(len(spans) * H, 3, *mixes.shape[-2:])
         to_mixes = torch.empty_like(mixes, dtype=torch.float32)
         to_shares, to_ends = torch.empty_like(shares), torch.empty_like(ends)
         low_initial, low_anchor = initial.to(q.dtype), anchor.to(q.dtype)
         if len(spans):
             reads_back_kernel[chunks](
                 q, k, errors, mixes, shares, low_initial, low_anchor, weights_at, momentum_at, to_y.contiguous(), spans,
-                to_q, to_k, to_v, back_r, *seen, to_mixes, to_shares, **sizes, **choices["reads"],
+                to_q, to_k, to_v, back_r, seen, slopes, bends, sent_first, back_x, back_d, back_z, back_asked,
+                to_weights_at, to_momentum_at, room, to_mixes, to_shares, STATES=True, **sizes, **choices["reads_back"],
             )  # fmt: skip
         states_back_kernel[(N * H,)](
-            q, k, v, errors, shares, ends, low_initial, low_anchor, weights_at, momentum_at, outputs, back_r, *seen,
-            to_last_anchor, to_k, to_v, to_shares, to_ends, back_initial, back_weights, back_momentum, back_anchor,
-            spans, plan, LIMIT=ADJOINT_LIMIT, **sizes, **choices["states"],
+            k, v, errors, shares, ends, low_anchor, weights_at, outputs, seen, slopes, bends, to_last_anchor,
+            back_x, back_d, back_u, to_k, to_v, to_weights_at, to_momentum_at, back_weights, back_momentum, back_anchor,
+            spans, plan, LIMIT=ADJOINT_LIMIT, **sizes, **choices["states_back"],
         )  # fmt: skip
         if len(spans):
+            writes_back_kernel[chunks](
+                k, errors, shares, low_initial, low_anchor, weights_at, momentum_at, seen, sent_first, back_x, back_u,
+                to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans, **sizes, **choices["writes_back"],
+            )  # fmt: skip
             gates_back_kernel[chunks](
                 step_size, log_momentum, log_decay, spans, to_mixes, to_shares, to_ends, to_step, to_eta, to_decay,
                 H=H, BLOCK_C=sizes["BLOCK_C"], **choices["gates"],
+            )  # fmt: skip
+        matrices = [(last, P - hidden * v.shape[-1], sizes["BLOCK_V"])]
+        if of.depth == 2:
+            matrices.append((first, 0, sizes["BLOCK_K"]))
+        for (rows, columns, width), offset, block in matrices if of.decay_to == "initial" else ():
+            targets_back_kernel[(N * H, -(-hidden // sizes["BLOCK_D"]))](
+                rows, columns, shares, ends, to_weights_at, back_initial, spans, plan,
+                H=H, D=hidden, P=P, OFFSET=offset, WIDTH=width, BLOCK_C=sizes["BLOCK_C"], BLOCK_W=block,
+                BLOCK_D=sizes["BLOCK_D"], **choices["sums"],
             )  # fmt: skip
     return to_q, to_k, to_v, to_step, to_eta, to_decay, back_initial.sum(0), back_weights, back_momentum, back_anchor
 
