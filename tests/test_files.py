@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from mnemonist.errors import UserError
-from mnemonist.files import FileError, atomic_folder, atomic_path, differing_fields, recover_folder, write_atomically
+from mnemonist.files import (
+    FileError,
+    append_lines,
+    atomic_folder,
+    atomic_path,
+    cut_unfinished_line,
+    differing_fields,
+    recover_folder,
+    write_atomically,
+)
 
 SOURCE = Path(__file__).parent.parent / "src"
 unless_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -254,3 +263,22 @@ def test_what_differs_from_a_file(tmp_path: Path) -> None:
             differing_fields(path, {})
     with pytest.raises(FileError, match="is damaged"):
         differing_fields(tmp_path / "missing", {})
+
+
+# --- a file that grows line by line
+
+
+def test_lines_are_added_and_an_unfinished_one_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_lines(path, ["1", "zwei é"])
+    append_lines(path, [])
+    with path.open("ab") as file:
+        file.write(b"half " * 20_000)
+    cut_unfinished_line(path)
+    append_lines(path, ["3"])
+    assert path.read_text(encoding="utf-8") == "1\nzwei é\n3\n"
+    path.write_bytes(b"half")
+    cut_unfinished_line(path)
+    assert path.read_bytes() == b""
+    with pytest.raises(FileError, match="cannot write"):
+        append_lines(tmp_path, ["1"])

@@ -11,11 +11,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
+
+BLOCK = 1 << 16
+"""Bytes that are looked through at a time."""
 
 
 class FileError(UserError, OSError):
@@ -98,6 +101,41 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def append_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Add lines to the end of a text file, and have the disk keep them.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
+
+
+def cut_unfinished_line(path: str | os.PathLike[str]) -> None:
+    """Cut off what stands behind the last line end: a killed `append_lines` may have left it.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    with open(path, "rb+") as file:
+        end = at = file.seek(0, os.SEEK_END)
+        while at:
+            first = max(0, at - BLOCK)
+            file.seek(first)
+            found = file.read(at - first).rfind(b"\n")
+            if found >= 0:
+                at = first + found + 1
+                break
+            at = first
+        if at < end:
+            file.truncate(at)
 
 
 @contextmanager

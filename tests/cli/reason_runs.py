@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,39 @@ def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size) -> Path:
     LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **sizes, **heads, **marks)).save_pretrained(folder)
     ByteTokenizer().save(folder)
     return folder
+
+
+@contextmanager
+def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server that has one model, called small; and what it is asked, as it comes."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._give({"data": [{"id": "small"}]})
+
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            text = answer(asked[-1])
+            choice = {"index": 0, "text": text, "message": {"content": text}, "finish_reason": "stop"}
+            self._give({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+
+        def _give(self, values: object) -> None:
+            content = json.dumps(values).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}", asked
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import resource
 import subprocess
 import sys
-import threading
 
 import pytest
 from commands import environment, refuses
-from reason_runs import SUMS, interrupt_after_pieces, reason, save_llama, timeless, trees
+from reason_runs import SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
 
 from mnemonist.cli import main
 from mnemonist.cli.reason import solving
@@ -213,34 +211,8 @@ def test_solved_problems_are_shown_before_the_question(adder, tmp_path) -> None:
 @pytest.fixture
 def server():
     """It answers every prompt with the same text, and keeps what it was asked."""
-    asked: list[dict] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._give({"data": [{"id": "small"}]})
-
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            choice = {"index": 0, "text": "2 + 4 = 6\nanswer: 6\n", "finish_reason": "stop"}
-            self._give({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
-
-        def _give(self, values: object) -> None:
-            content = json.dumps(values).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{made.server_port}", asked
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serve(lambda asked: "2 + 4 = 6\nanswer: 6\n") as place:
+        yield place
 
 
 def test_a_server_is_asked(server, tmp_path, capsys) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import interrupt_at, refuses, same_weights
-from reason_runs import SMALLEST, SUMS, learn, lines, reason, save_llama, trees
+from reason_runs import SMALLEST, SUMS, learn, lines, reason, save_llama, serve, trees
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -61,6 +61,42 @@ def test_traces_have_both_arms_and_right_answers(match, tmp_path, capsys) -> Non
 def test_where_nothing_goes_astray_that_is_said(tmp_path, capsys) -> None:
     assert main(reason("traces", SUMS, out=tmp_path / "traces.jsonl", count=3)) == 0
     assert "no journey goes astray" in capsys.readouterr().err
+
+
+def retold(asked: dict) -> str:
+    """The steps that a rewriter is asked to keep, with words between them."""
+    (message,) = asked["messages"]
+    steps = message["content"].split("Steps to keep:\n")[1].split("\n\nRewritten:")[0].splitlines()
+    return "Let me see.\n" + "\nHmm, and then?\n".join(steps)
+
+
+def test_a_server_rewrites_both_arms_and_is_asked_once(tmp_path, capsys) -> None:
+    out, page = tmp_path / "traces.jsonl", tmp_path / "page.html"
+    with serve(retold) as (url, asked):
+        options = {"count": 4, "journey": "o1-journey:chance=1", "server": url, "server_model": "small"}
+        command = reason("traces", "countdown", out=out, page=page, **options)
+        assert main(command) == 0
+        assert len(asked) == 8 and "the wrong ones too" in asked[0]["messages"][0]["content"]
+        assert sum("the wrong ones too" in body["messages"][0]["content"] for body in asked) == 4
+        told, before = capsys.readouterr(), out.read_bytes()
+        assert re.search(r"journey .*\| [1-9]\.\d+ +\|\n\| shortcut .*\| 0\.00 +\|", told.out)  # dead ends of a text
+        assert "4 of 4 journeys rewritten" in told.err and "24 tokens written by small" in told.err
+        out.unlink()
+        assert main(command) == 0
+        assert len(asked) == 8 and out.read_bytes() == before
+    task, format = build_task("countdown"), find_format("plain")
+    for row in load_rows(out):
+        problem = task.problem("train", 3, int(row["problem"].rpartition("/")[2]))
+        assert "Let me see.\n" in row["completion"]
+        assert task.judge(problem, format.parse(row["completion"]).answer).right
+    assert "Hmm, and then?" in page.read_text()
+
+
+def test_what_a_rewriter_loses_is_said(tmp_path, capsys) -> None:
+    with serve(lambda asked: "I would rather not.") as (url, _):
+        words = reason("traces", "countdown", out=tmp_path / "t.jsonl", count=2, server=url, server_model="small")
+        assert main(words) == 0
+    assert "0 of 2 journeys rewritten; kept as they were: 2 because a step is missing" in capsys.readouterr().err
 
 
 # Rounds.

@@ -102,6 +102,8 @@ class Telling:
     lines: tuple[Line, ...]
     left_out: int = 0
     """Excursions left out for want of room."""
+    dead_ends: int = 0
+    """That it tells of, also when a rewriter has put them into other words."""
 
     @property
     def texts(self) -> list[str]:
@@ -149,7 +151,8 @@ def tell(journey: Journey, format: Format, phrases: Phrases = PHRASES["terse"], 
         room += sum(len(line.text) + 1 for line in last)
         last.clear()
         left_out += 1
-    return Telling(journey, tuple(line for lines in order for line in lines), left_out)
+    told = tuple(line for lines in order for line in lines)
+    return Telling(journey, told, left_out, sum(line.kind == "dead end" for line in told))
 
 
 class _Teller:
@@ -248,7 +251,7 @@ def make_twin(telling: Telling, task: Task, format: Format, shortcut: Telling | 
         tree_id(tree),
         journey.rules.spec,
         journey.seed,
-        sum(line.kind == "dead end" for line in telling.lines),
+        telling.dead_ends,
     )
 
 

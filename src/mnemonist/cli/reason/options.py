@@ -121,6 +121,25 @@ class Telling:
 
 
 @dataclass(frozen=True)
+class Rewriter:
+    """Who puts journeys and shortcuts into words of its own."""
+
+    server: str | None = None
+    """Address of a server of the OpenAI protocol whose model rewrites the texts of both arms; each keeps every step, or
+    it stays as it was. The server's key, if any, is read from the variable OPENAI_API_KEY."""
+    server_model: str | None = None
+    """The rewriter as the server calls it."""
+    chat: bool = True
+    """Ask the server's chat endpoint."""
+    rewritten_tokens: int = 2048
+    """Tokens of a rewritten text at most."""
+    temperature: float = 0.7
+    """Of the rewriter's draws."""
+    batch_size: int = 8
+    """Texts that are asked of the server at a time."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """See what search is worth, as a table and one HTML page: countdown, solved by a small model in several ways.
 
@@ -172,6 +191,7 @@ class Traces:
     telling: Annotated[Telling, Flat] = field(default_factory=Telling)
     seed: int = 0
     """Of the order in which steps are tried, and of the words."""
+    rewriter: Annotated[Rewriter, Flat] = field(default_factory=Rewriter)
     page: Path | None = None
     """HTML page that shows the first of them, journey beside shortcut."""
 

@@ -11,13 +11,12 @@ program that was killed has left without one is cut off before anything is read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mnemonist.errors import UserError
-from mnemonist.files import FileError
+from mnemonist.files import FileError, append_lines, cut_unfinished_line
 from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
@@ -26,8 +25,6 @@ from mnemonist.reasoning.search.scaling import Point, Run
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.task import Problem, Task
 from mnemonist.reasoning.tree import Tree, load_trees
-
-BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -115,29 +112,7 @@ def append_trees(path: Path, trees: Sequence[Tree]) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(tree.to_json()) + "\n" for tree in trees))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _cut_unfinished(path: Path) -> None:
-    """Leave out what stands behind the last line end."""
-    with path.open("rb+") as file:
-        end = at = file.seek(0, os.SEEK_END)
-        while at:
-            first = max(0, at - BLOCK)
-            file.seek(first)
-            found = file.read(at - first).rfind(b"\n")
-            if found >= 0:
-                at = first + found + 1
-                break
-            at = first
-        if at < end:
-            file.truncate(at)
+    append_lines(path, (json.dumps(tree.to_json()) for tree in trees))
 
 
 def _solve(method: Method, problems: Sequence[Problem], setting: Setting) -> list[Tree]:
@@ -158,7 +133,7 @@ def _load(path: Path, method: Method) -> list[Tree]:
     if not path.exists():
         return []
     try:
-        _cut_unfinished(path)
+        cut_unfinished_line(path)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from error
     choices = {name: value for name, value in asdict(method).items() if name != "name"}

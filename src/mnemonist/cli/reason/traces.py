@@ -8,13 +8,18 @@ from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.reason.material import draw, step_task
 from mnemonist.cli.reason.options import Telling, Traces
 from mnemonist.cli.reason.pages import aligned, command, facts_of
+from mnemonist.cli.reason.policies import server_sampler
 from mnemonist.cli.train import prepare_torch, say
 from mnemonist.files import require_writable
 from mnemonist.reasoning.arms import MATCHES, Arms, match_arms
+from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.growing import grow
 from mnemonist.reasoning.journey import find_journey, walk
-from mnemonist.reasoning.journey_text import Twin, find_phrases, state_of, tell, twins
+from mnemonist.reasoning.journey_text import Telling as Draft
+from mnemonist.reasoning.journey_text import Twin, find_phrases, make_twin, state_of, tell, twins
+from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.rewriting import REQUEST, STRAIGHT_REQUEST, Remembering, rewrite
 from mnemonist.reasoning.search.lockstep import check_choice
 from mnemonist.reasoning.tasks import Problem, StepTask, build_task, save_rows
 from mnemonist.report import JourneyView, ReasoningPage, write_reasoning
@@ -31,8 +36,19 @@ def run_traces(options: Traces) -> int:
     problems = draw(task, options.split, options.asked.difficulty, options.count)
     for path in (options.out, *([options.page] if options.page is not None else [])):
         require_writable(path)
+    asked = options.rewriter
+    server = None
+    if asked.server is not None:
+        server = server_sampler(asked.server, asked.server_model, asked.batch_size, asked.chat)
     prepare_torch()
-    made = make_twins(task, problems, options.telling, format, options.seed)
+    shown: Sequence[Draft] = ()
+    if server is not None:
+        shown, straight = rewritten(tellings(task, problems, options.telling, format, options.seed), server, options)
+        made = [make_twin(journey, task, format, short) for journey, short in zip(shown, straight, strict=True)]
+    else:
+        made = make_twins(task, problems, options.telling, format, options.seed)
+        if options.page is not None:
+            shown = tellings(task, problems[:SHOWN], options.telling, format, options.seed)
     arms = match_arms(made, options.telling.match, seed=options.seed)
     save_rows(options.out, (example.to_json() for arm in (arms.journey, arms.shortcut) for example in arm.examples))
     print(summary(arms))
@@ -41,7 +57,7 @@ def run_traces(options: Traces) -> int:
             f"no journey goes astray: {task.name} has no wrong steps there, or the rules enter none; the arms are alike"
         )
     if options.page is not None:
-        views = journey_views(task, problems[:SHOWN], options.telling, format, options.seed)
+        views = [JourneyView.of(telling, format) for telling in shown[:SHOWN]]
         facts = {"task": task.name, "journeys": options.telling.journey, "phrases": options.telling.phrases}
         title = f"Journeys of {task.name}"
         page = ReasoningPage(title, journeys=tuple(views), facts=facts_of(facts), command=command())
@@ -77,13 +93,45 @@ def make_twins(task: StepTask, problems: Sequence[Problem], telling: Telling, fo
     return made
 
 
+def tellings(task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int) -> list[Draft]:
+    """The journeys that `make_twins` makes of these problems, line by line."""
+    rules, phrases, state = find_journey(telling.journey), find_phrases(telling.phrases), state_of(task)
+    trees = [grow(problem, task, rules, seed) for problem in problems]
+    return [tell(walk(tree, rules, seed), format, phrases, state) for tree in trees]
+
+
 def journey_views(
     task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int
 ) -> list[JourneyView]:
-    """The journeys that `make_twins` makes of these problems, for a page."""
-    rules, phrases, state = find_journey(telling.journey), find_phrases(telling.phrases), state_of(task)
-    trees = [grow(problem, task, rules, seed) for problem in problems]
-    return [JourneyView.of(tell(walk(tree, rules, seed), format, phrases, state), format) for tree in trees]
+    """The same for a page."""
+    return [JourneyView.of(told, format) for told in tellings(task, problems, telling, format, seed)]
+
+
+def rewritten(drafts: Sequence[Draft], server: Sampler, options: Traces) -> tuple[list[Draft], list[Draft]]:
+    """Journeys and their shortcuts as a server's model puts them.
+
+    What it says is kept beside the file of the traces: the same command goes on where it was stopped.
+
+    Raises:
+        UserError: the server fails, or the file beside is of another kind.
+    """
+    asked, format = options.rewriter, find_format(options.asked.format)
+    decoding = Decoding(max_tokens=asked.rewritten_tokens, temperature=asked.temperature, seed=options.seed)
+    kept = options.out.with_name(f"{options.out.stem}.rewritten.jsonl")
+    ledger, results = Ledger(), []
+    straight = [tell(draft.journey.shortcut(), format) for draft in drafts]
+    for name, texts, request in (("journeys", drafts, REQUEST), ("shortcuts", straight, STRAIGHT_REQUEST)):
+        with steps_bar(f"rewriting {name}") as (_, on_step):
+            remembering = Remembering(server, kept, 4 * asked.batch_size, on_step)
+            result = rewrite(texts, remembering, format, decoding, ledger, request)
+        damaged = "; ".join(f"{count:,} because {why}" for why, count in result.kept.items())
+        say(
+            f"{result.rewritten:,} of {len(texts):,} {name} rewritten"
+            + (f"; kept as they were: {damaged}" * bool(damaged))
+        )
+        results.append(list(result.tellings))
+    say(f"{ledger.generated_tokens:,} tokens written by {server.name}, kept in {kept}")
+    return results[0], results[1]
 
 
 def summary(arms: Arms) -> str:
