@@ -287,6 +287,17 @@ def test_maclaurin_sums_its_terms_as_the_definition_does():
         assert torch.allclose(phi(x)[..., i], expected, rtol=1e-12)
 
 
+def test_the_order_of_what_is_loaded_does_not_matter():
+    x = gaussian(4, 3, 6)
+    phi, other = (build_feature_map("maclaurin", 3, 6, features=50, seed=seed) for seed in (2, 3))
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    before = other(x)
+    other.load_state_dict({"degree": phi.degree[order], "signs": phi.signs[:, order]})
+    assert not torch.allclose(other(x), before)
+    assert torch.allclose(other(x) @ other(x).mT, phi(x) @ phi(x).mT, rtol=1e-12)
+    assert torch.equal(other.degree, phi.degree) and (phi.degree.diff() <= 0).all()
+
+
 # --- What every map promises ---
 
 

@@ -284,7 +284,8 @@ class MaclaurinFeatures(FeatureMap):
             for every draw. The kernel approximated is the series up to this degree: with 8, exp to within
             1% for |s| <= 2.
 
-    The buffers ``degree [m]`` and ``signs [max_degree, m, D]`` are saved with the module; ``scale`` is not.
+    The buffers ``degree [m]``, from the highest to the lowest, and ``signs [max_degree, m, D]`` are saved with the
+    module; ``scale`` is not.
     """
 
     degree: Tensor
@@ -314,16 +315,34 @@ class MaclaurinFeatures(FeatureMap):
         odds_N = torch.tensor(odds, dtype=torch.float64, device=device)
         degree = torch.multinomial(odds_N, features, replacement=True, generator=generator)
         signs = torch.randint(0, 2, (max_degree, features, dim), generator=generator, device=device) * 2 - 1
-        self.register_buffer("degree", degree.cpu())
-        self.register_buffer("signs", signs.to("cpu", torch.get_default_dtype()))
+        order = degree.argsort(descending=True, stable=True)
+        self.register_buffer("degree", degree[order].cpu())
+        self.register_buffer("signs", signs[:, order].to("cpu", torch.get_default_dtype()))
+        self._counted: tuple[Tensor | None, int, list[int]] = (None, 0, [])
+
+    def _counts(self) -> list[int]:
+        """How many features have each degree, from the highest to 0; counted anew when others have been loaded."""
+        counted, version, counts = self._counted
+        if counted is not self.degree or version != self.degree._version:
+            with torch.no_grad():
+                order = self.degree.argsort(descending=True, stable=True)
+                self.degree.copy_(self.degree[order])
+                self.signs.copy_(self.signs[:, order])
+                counts = torch.bincount(self.degree, minlength=self.max_degree + 1).flip(0).tolist()
+            self._counted = (self.degree, self.degree._version, counts)
+        return counts
 
     def features(self, x: Tensor) -> Tensor:
+        # Of signs, only the rows that a feature has; of products, only those of as many factors.
         x = x * math.sqrt(self.scale)
-        signs, degree = self.signs.to(x.dtype), self.degree
-        phi = x.new_tensor(self._coefficients)[degree].expand(*x.shape[:-1], -1)
-        for j in range(self.max_degree):
-            phi = torch.where(degree > j, phi * (x @ signs[j].mT), phi)
-        return phi
+        found, first = [], 0
+        for count, degree in zip(self._counts(), range(self.max_degree, -1, -1), strict=True):
+            phi = x.new_full((*x.shape[:-1], count), self._coefficients[degree])
+            for signs in self.signs[:degree, first : first + count].to(x.dtype):
+                phi = phi * (x @ signs.mT)
+            found.append(phi)
+            first += count
+        return torch.cat(found, -1)
 
 
 _CLASSES: dict[str, type[FeatureMap]] = {

@@ -193,8 +193,8 @@ def plan_of(
 def plan_for(
     phase: Tensor, lengths: Tensor, chunk_size: int, slots: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """`plan_of` on a device. All layers of a model and most steps of a training have the same; decoding comes to the same
-    ones with every chunk."""
+    """`plan_of` on a device. All layers of a model and most steps of a training have the same; decoding comes back to
+    the same ones with every chunk."""
     spans, plan, cuts = _kept_plan(tuple(phase.tolist()), tuple(lengths.tolist()), chunk_size, slots, device)
     return spans, plan, list(cuts)
 
