@@ -39,9 +39,9 @@ def test_a_pad_that_is_the_end_mark_hides_no_end_mark() -> None:
 def test_a_batch_thinks_what_its_rows_think_alone() -> None:
     model = make_policy().eval()
     with torch.no_grad():
-        together = read(model, stack(ROWS), temperature=0.7)
+        together = read(model, stack(ROWS), temperature=0.7, entropy=True)
         for i, row in enumerate(ROWS):
-            alone = read(model, stack([row]), temperature=0.7)
+            alone = read(model, stack([row]), temperature=0.7, entropy=True)
             begin, end = len(row.prompt) - 1, len(row) - 1
             torch.testing.assert_close(together.log_probs_BT[i, begin:end], alone.log_probs_BT[0, begin:end])
             torch.testing.assert_close(together.entropy_BT[i, begin:end], alone.entropy_BT[0, begin:end])
@@ -51,7 +51,7 @@ def test_a_batch_thinks_what_its_rows_think_alone() -> None:
 def test_log_probabilities_and_entropies_are_those_of_the_softmax() -> None:
     model = make_policy().eval()
     with torch.no_grad():
-        opinion = read(model, stack(ROWS[:1]), temperature=2.0)
+        opinion = read(model, stack(ROWS[:1]), temperature=2.0, entropy=True)
         logits = model(input_ids=torch.tensor([[256, 50, 61, 51, END]])).logits[0] / 2.0
     log_p = logits.log_softmax(-1)
     for place, token in ((1, 61), (2, 51), (3, END)):

@@ -105,11 +105,11 @@ def test_every_attempt_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pyt
     seen: list[tuple[int, ...]] = []
     original = on_policy.read
 
-    def read(model: Any, batch: Any, temperature: float) -> Any:
+    def read(model: Any, batch: Any, temperature: float, **asked: bool) -> Any:
         seen.extend(
             tuple(tokens[mask > 0].tolist()) for tokens, mask in zip(batch["tokens"], batch["attention"], strict=True)
         )
-        return original(model, batch, temperature)
+        return original(model, batch, temperature, **asked)
 
     monkeypatch.setattr(on_policy, "read", read)
     choices = row("dr-grpo", iterations=1, minibatches=4, epochs=2)

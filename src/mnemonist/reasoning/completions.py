@@ -121,10 +121,10 @@ class Opinion:
 
     log_probs_BT: Tensor
     """ln p of every target, with a gradient."""
-    entropy_BT: Tensor
-    """Nats; without a gradient."""
     mask_BT: Tensor
     """1 where a target is."""
+    entropy_BT: Tensor | None = None
+    """Nats, without a gradient; if it was asked for."""
 
     @property
     def log_probs_B(self) -> Tensor:
@@ -132,20 +132,21 @@ class Opinion:
         return self.log_probs_BT.sum(-1)
 
 
-def read(model: nn.Module, batch: Batch, temperature: float = 1.0) -> Opinion:
-    """What a model thinks of the targets of a batch, at a temperature."""
+def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: bool = False) -> Opinion:
+    """What a model thinks of the targets of a batch, at a temperature. Entropies take a twentieth of a small model's
+    step."""
     asked_BT = batch["targets"] != IGNORED
     logits_BTV = model(input_ids=batch["tokens"], attention_mask=batch["attention"]).logits
-    logits_NV = logits_BTV[asked_BT].float() / temperature  # of completions alone: the rest may be most of it
+    logits_NV = logits_BTV[asked_BT].float()  # of completions alone: the rest may be most of it
+    if temperature != 1:
+        logits_NV = logits_NV / temperature
     log_probs_N = -F.cross_entropy(logits_NV, batch["targets"][asked_BT], reduction="none")
-    with torch.no_grad():
-        entropy_N = torch.special.entr(logits_NV.softmax(-1)).sum(-1)
     blank_BT = log_probs_N.new_zeros(asked_BT.shape)
-    return Opinion(
-        blank_BT.masked_scatter(asked_BT, log_probs_N),
-        blank_BT.masked_scatter(asked_BT, entropy_N),
-        asked_BT.to(log_probs_N.dtype),
-    )
+    entropy_BT = None
+    if entropy:
+        with torch.no_grad():
+            entropy_BT = blank_BT.masked_scatter(asked_BT, torch.special.entr(logits_NV.softmax(-1)).sum(-1))
+    return Opinion(blank_BT.masked_scatter(asked_BT, log_probs_N), asked_BT.to(log_probs_N.dtype), entropy_BT)
 
 
 def log_probs_of(model: nn.Module, rows: Iterable[Row], batch_size: int) -> list[float]:

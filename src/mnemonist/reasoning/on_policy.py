@@ -256,7 +256,8 @@ class _Run:
     def loss_of(self, model: nn.Module, batch: Batch) -> LossSum:
         """The loss of one micro-batch; what is measured beside it is added up until the step is done."""
         temperature = self._round.decoding.temperature
-        opinion = read(model, batch, temperature)
+        opinion = read(model, batch, temperature, entropy=True)
+        assert opinion.entropy_BT is not None
         reference = None
         if self._reference is not None:
             with torch.no_grad():
