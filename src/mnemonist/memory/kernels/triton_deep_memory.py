@@ -166,22 +166,16 @@ def gates_back_kernel(
 
 
 @triton.jit
-def _columns(row, count, hidden, D: tl.constexpr):
-    return (row < count)[:, None] & (hidden < D)[None, :]
-
-
-@triton.jit
 def _move(
-    x, at_x, width, d, at_d, kept_d, valid, column, at, inside, weights, momentum, target, weights_at, momentum_at,
-    last_anchor, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
+    x_CI, d_CO, at, inside, weights, momentum, target, weights_at, momentum_at, last_anchor, last,
+    mix_last, moved_last, beta_last, pull_last, f_last, carry,
     TARGETS: tl.constexpr, MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the tokens ``x [C, I]``, ``d [C, O]`` into a tile ``[I, O]``, and keep what it was before."""
+    """Write the tokens ``x``, ``d`` into a tile ``[I, O]``, and keep what it was before."""
     met = tl.load(weights + at, inside, 0.0)
     tl.store(weights_at + at, met.to(OPERAND), inside)
     tl.store(last_anchor + at, met, inside & (tl.zeros_like(at) + last > 0))
-    x_CI = tl.load(x + at_x, valid[:, None] & (column < width)[None, :], 0.0).to(tl.float32)
-    d_CO = tl.load(d + at_d, kept_d, 0.0)
+    x_CI = x_CI.to(tl.float32)
     after = beta_last * met - dot(tl.trans(x_CI * mix_last[:, None]), d_CO, OPERAND, PRECISION)
     if TARGETS:
         after += pull_last * tl.load(target + at, inside, 0.0)
@@ -248,7 +242,7 @@ def states_kernel(
                 slope, curve = activation_back(before, ACTIVATION)
                 if TRACE:
                     squares_seen += tl.sum(x * x, 1)
-                at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
+                at_row, columns = tile(row, hidden, D), valid[:, None] & (hidden < D)[None, :]
                 tl.store(seen_now + at_row, x.to(OPERAND), columns)
                 tl.store(slopes_now + at_row, slope.to(OPERAND), columns)
             tl.debug_barrier()
@@ -258,7 +252,7 @@ def states_kernel(
         for start in range(0, D, BLOCK_D):
             hidden = start + block
             if DEPTH == 2:
-                x = tl.load(seen_now + tile(row, hidden, D), _columns(row, count, hidden, D), 0.0)
+                x = load_tokens(seen_now, row, valid, hidden, D)
             else:
                 x = load_tokens(k, token, valid, hidden, D)
                 if TRACE:
@@ -282,13 +276,12 @@ def states_kernel(
         if DEPTH == 2:
             for start in range(0, D, BLOCK_D):
                 hidden = start + block
-                at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
                 w = tl.load(point + LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :], 0.0)
                 d = dot(load_tokens(errors, token, valid, value, V), w, OPERAND, PRECISION)
-                d *= tl.load(slopes_now + at_row, columns, 0.0).to(tl.float32)
+                d *= load_tokens(slopes_now, row, valid, hidden, D).to(tl.float32)
                 if TRACE:
                     squares_sent += tl.sum(d * d, 1)
-                tl.store(sent_now + at_row, d.to(OPERAND), columns)
+                tl.store(sent_now + tile(row, hidden, D), d.to(OPERAND), valid[:, None] & (hidden < D)[None, :])
             tl.debug_barrier()
 
         # What is written.
@@ -299,30 +292,24 @@ def states_kernel(
         last = tl.where((g == chunks - 1) & (anchored == 0), 1, 0)
         for start in range(0, D, BLOCK_D):
             hidden = start + block
-            at_row, columns = tile(row, hidden, D), _columns(row, count, hidden, D)
             at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
             if DEPTH == 2:
                 at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
                 _move(
-                    k, tile(token, key, K), K, sent_now, at_row, columns, valid, key, at, inside,
+                    load_tokens(k, token, valid, key, K), load_tokens(sent_now, row, valid, hidden, D), at, inside,
                     weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
                     last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
                     TARGETS, MOMENTUM, OPERAND, PRECISION,
                 )  # fmt: skip
-                _move(
-                    errors, tile(token, value, V), V, seen_now, at_row, columns, valid, value, at_last, inside_last,
-                    weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
-                    last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-                    TARGETS, MOMENTUM, OPERAND, PRECISION,
-                )  # fmt: skip
+                x = load_tokens(seen_now, row, valid, hidden, D)
             else:
-                _move(
-                    errors, tile(token, value, V), V, k, tile(token, hidden, D), columns, valid, value,
-                    at_last, inside_last,
-                    weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
-                    last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
-                    TARGETS, MOMENTUM, OPERAND, PRECISION,
-                )  # fmt: skip
+                x = load_tokens(k, token, valid, hidden, D)
+            _move(
+                load_tokens(errors, token, valid, value, V), x, at_last, inside_last,
+                weights_now, momentum_now, target_now, weights_at + slot * P, momentum_at + slot * P,
+                last_anchor_now, last, mix_last, moved_last, beta_last, pull_last, f_last, carry,
+                TARGETS, MOMENTUM, OPERAND, PRECISION,
+            )  # fmt: skip
         if TRACE:
             tl.store(loss + token, each_loss, valid)
             squares *= squares_seen
@@ -471,12 +458,11 @@ def _read_back(
 
 @triton.jit
 def _send(
-    z, at_z, width, r, at_r, columns, valid, column, at, inside, beta, f, back_weights, back_momentum,
+    z_CI, r_CO, at, inside, beta, f, back_weights, back_momentum,
     MOMENTUM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What `_read` sends to a tile of weights and momentum."""
-    z_CI = tl.load(z + at_z, valid[:, None] & (column < width)[None, :], 0.0).to(tl.float32)
-    r_CO = tl.load(r + at_r, columns, 0.0)
+    z_CI = z_CI.to(tl.float32)
     sent = dot(tl.trans(z_CI * beta[:, None]), r_CO, OPERAND, PRECISION)
     tl.store(back_weights + at, sent.to(OPERAND), inside)
     if MOMENTUM:
@@ -664,15 +650,14 @@ def reads_back_kernel(
         for start in range(0, D, BLOCK_D):
             hidden = start + block
             at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
-            at_token, tokens_D = tile(token, hidden, D), valid[:, None] & (hidden < D)[None, :]
             _send(
-                back_r, tile(token, value, V), V, z, at_token, tokens_D, valid, value, at_last, inside_last,
-                beta, f, back_weights, back_momentum, MOMENTUM, OPERAND, PRECISION,
+                load_tokens(back_r, token, valid, value, V), load_tokens(z, token, valid, hidden, D),
+                at_last, inside_last, beta, f, back_weights, back_momentum, MOMENTUM, OPERAND, PRECISION,
             )  # fmt: skip
             if DEPTH == 2:
                 at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
                 _send(
-                    q, tile(token, key, K), K, back_asked, at_token, tokens_D, valid, key, at, inside,
+                    load_tokens(q, token, valid, key, K), load_tokens(back_asked, token, valid, hidden, D), at, inside,
                     beta, f, back_weights, back_momentum, MOMENTUM, OPERAND, PRECISION,
                 )  # fmt: skip
 
