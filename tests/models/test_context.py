@@ -17,10 +17,10 @@ from mnemonist.models.context import MemoryContext
 WIDTH, HEADS, HEAD_DIM = 6, 2, 4
 
 
-def layer(segment: int = 5, rule: str = "titans:chunk_size=3,expansion=2") -> MemoryContext:
+def layer(segment: int = 5, rule: str = "titans:chunk_size=3,expansion=2", skip: bool = True) -> MemoryContext:
     torch.manual_seed(0)
     attention = CausalAttention(WIDTH, HEADS, HEAD_DIM, persistent_tokens=2)
-    made = shaken(MemoryContext(attention, NeuralMemory(WIDTH, HEADS, HEAD_DIM, rule), segment))
+    made = shaken(MemoryContext(attention, NeuralMemory(WIDTH, HEADS, HEAD_DIM, rule), segment, skip=skip))
     assert isinstance(made, MemoryContext)
     return made
 
@@ -60,7 +60,7 @@ def definition(made: MemoryContext, x_TE: torch.Tensor) -> tuple[torch.Tensor, t
         scores = torch.stack([(query * key).sum(-1) for key, _ in context]) / math.sqrt(HEAD_DIM)
         mixed = (torch.softmax(scores, 0)[..., None] * torch.stack([value for _, value in context])).sum(0)
         y = made.attention.out_proj(mixed.flatten())
-        z, state, _ = memory_layer(made.norm(y)[None, None], state)
+        z, state, _ = memory_layer(made.norm(x + y if made.skip else y)[None, None], state)
         weights = state.memory.weights
         near.append(y)
         far.append(z[0, 0])
@@ -69,8 +69,9 @@ def definition(made: MemoryContext, x_TE: torch.Tensor) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("rule", ["titans:chunk_size=3,expansion=2", "gated-deltanet", "linear-attention"])
 @pytest.mark.parametrize(("segment", "T"), [(5, 1), (5, 5), (5, 17), (1, 4), (32, 9)])
-def test_it_is_its_equations(rule, segment, T):
-    made, x = layer(segment, rule), text(T)
+@pytest.mark.parametrize("skip", [True, False], ids=["added", "printed"])
+def test_it_is_its_equations(skip, rule, segment, T):
+    made, x = layer(segment, rule, skip), text(T)
     near, far, _, _ = made(x)
     expected_near, expected_far = definition(made, x[0])
     torch.testing.assert_close(near[0], expected_near, rtol=0, atol=1e-10)

@@ -174,7 +174,12 @@ def test_bad_input_to_a_model():
 
 def test_what_the_paper_leaves_open_is_a_choice():
     x = torch.randn(1, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for kind, choice in (("mag", "gate=sigmoid"), ("mac", "gate=sigmoid"), ("mal", "skip=false")):
+    for kind, choice in (
+        ("mag", "gate=sigmoid"),
+        ("mac", "gate=sigmoid"),
+        ("mac", "skip=false"),
+        ("mal", "skip=false"),
+    ):
         blocks = [shaken(Block(SMALL, name)) for name in (kind, f"{kind}:{choice}")]
         blocks[1].load_state_dict(blocks[0].state_dict())  # no choice changes the weights
         default, other = (block(x).y for block in blocks)

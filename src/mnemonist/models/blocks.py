@@ -105,18 +105,25 @@ class MemoryAsGate(Mixer):
 
 
 class MemoryAsContext(Mixer):
-    """MAC: attention over a segment and what the memory recalls for it; the memory learns the result (eq. 21-25)."""
+    """MAC: attention over a segment and what the memory recalls for it; the memory learns the result (eq. 21-25).
+
+    By default the memory is given the text beside what attention says, and what attention says is added to what comes
+    of both (section 4.4 has residual connections everywhere). With ``skip=false`` the memory learns what attention
+    says and nothing else, and everything passes through the gate, as eq. 24-25 are printed.
+    """
 
     def __init__(self, config: ModelConfig, choices: BlockChoices) -> None:
         super().__init__()
-        self.context = MemoryContext(attention(config, None), memory(config), config.window)
+        self.context = MemoryContext(attention(config, None), memory(config), config.window, skip=choices.skip)
         self.gate = Gate(config.width, choices.gate)
+        self.skip = choices.skip
 
     def forward(
         self, x_BTE: Tensor, state: BlockState, mask_BT: Tensor | None, *, learn: bool, surprise: bool
     ) -> Mixed:
         near, far, after, seen = self.context(x_BTE, state.context, mask_BT, learn=learn, surprise=surprise)
-        return Mixed(self.gate(near, far), BlockState(context=after), seen)
+        y = self.gate(near, far)
+        return Mixed(near + y if self.skip else y, BlockState(context=after), seen)
 
 
 class MemoryAsLayer(Mixer):

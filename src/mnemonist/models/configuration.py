@@ -42,7 +42,8 @@ class BlockChoices:
     gate: str = "silu"
     """mac, mag: what weighs attention by the memory (Titans eq. 25, 28): silu or sigmoid."""
     skip: bool = True
-    """mal: whether attention sees the text beside the memory's answers (Titans eq. 31, section 4.4)."""
+    """mac, mal: residual connections within the mixer (Titans section 4.4): what comes second is given the text beside
+    what the first made of it (eq. 24, 31), and adds to it."""
 
     def __post_init__(self) -> None:
         if self.kind not in BLOCKS:
@@ -63,7 +64,7 @@ BLOCKS: Mapping[str, BlockInfo] = {
         "attention within a segment over the text and what the memory recalls for it; the memory learns the result",
         "Titans (arXiv 2501.00663) section 4.1, eq. 21-25, MAC, made causal",
         memory=True,
-        choices=("gate",),
+        choices=("gate", "skip"),
     ),
     "mag": BlockInfo(
         "sliding-window attention gated by the memory, both reading the same input",

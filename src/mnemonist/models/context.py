@@ -4,12 +4,15 @@ The text is read in segments of ``C`` tokens. With ``M`` the memory as the segme
 
     h_i = M(q(x_i))                                 recalled for every token of the segment          (eq. 21)
     y_i = Attn(x_i; persistent, h_1..h_i, x_1..x_i)                                                  (eq. 22-23)
-    M_i = M_{i-1} learns norm(y_i);   far_i = M_i(norm(y_i));   o_i = gate(y_i, far_i)               (eq. 24-25)
+    z_i = norm(x_i + y_i);   M_i = M_{i-1} learns z_i;   far_i = M_i(z_i);   o_i = y_i + gate(y_i, far_i)   (24-25)
 
 As printed the paper lets the future in twice. ``h`` stands *before* the segment there, in sight of all its tokens,
 though ``h_i`` is asked for by token ``i``: here token ``i`` sees ``h_j`` for ``j <= i`` only, and ``h_j`` has the
 position of the token that asked. And the last line reads ``M`` as the whole segment left it: here each token reads it
 as its own write left it. `docs/titans-choices.md` lists these choices beside the others.
+
+The first summands of ``z`` and ``o`` are not printed there; section 4.4 has residual connections in all blocks. Without
+them (``skip=false``) such a model learned next to no recall (`docs/log.md`).
 
 Segments are counted in real tokens from the beginning of a stream, so the cuts of a stream and its padding move no
 border. A segment needs the memory that the one before it left: time is a loop over segments.
@@ -81,17 +84,18 @@ class MemoryContext(nn.Module):
         attention: full causal attention, used within a segment; brings the persistent tokens.
         memory: learns what attention makes of the text.
         segment: tokens of a segment, ``C``.
+        skip: whether the memory is given the text beside what attention says.
 
     Raises:
         ValueError: ``segment`` is not positive, or ``attention`` has a window.
     """
 
-    def __init__(self, attention: CausalAttention, memory: NeuralMemory, segment: int) -> None:
+    def __init__(self, attention: CausalAttention, memory: NeuralMemory, segment: int, *, skip: bool = True) -> None:
         super().__init__()
         if segment < 1 or attention.window is not None:
             raise ValueError(f"segment is {segment} and window {attention.window}; give at least 1, and no window.")
         width, inner = memory.in_proj.in_features, memory.heads * memory.head_dim
-        self.segment = segment
+        self.segment, self.skip = segment, skip
         self.attention, self.memory = attention, memory
         self.question_proj = nn.Linear(width, inner, bias=False)
         self.recalled_norm = RMSNorm(memory.head_dim)
@@ -172,14 +176,14 @@ class MemoryContext(nn.Module):
         question = F.normalize(question, dim=-1)
         # `split`, not slices: the derivative of a slice is as large as the whole, and there is one a segment.
         tokens = (question, *self.attention.project(x_BTE, rotations), *rotations)
-        pieces = [tensor.split(lengths, 1) for tensor in tokens]
+        texts, *pieces = [tensor.split(lengths, 1) for tensor in (x_BTE, *tokens)]
         valids = [None] * len(lengths) if valid_BT is None else valid_BT.split(lengths, 1)
         near, learnt, answers, reports = [], [], [], []
-        for begin, valid, piece in zip(begins, valids, zip(*pieces, strict=True), strict=True):
+        for begin, text, valid, piece in zip(begins, texts, valids, zip(*pieces, strict=True), strict=True):
             if begin > phase:  # a segment begins in the rows that still have tokens
                 state = self._begin_segment(state, ends > begin)
             y, state = self._attend(piece, state, valid, max(phase - begin, 0), shared)
-            x = self.norm(y)
+            x = self.norm(text + y if self.skip else y)
             if valid is not None:
                 x = x.masked_fill(~valid[..., None], 0)
             z, memory, seen = self.memory.read(x, state.memory, valid, learn=learn, surprise=surprise)
@@ -229,8 +233,8 @@ class MemoryContext(nn.Module):
         h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
         keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, shared.persistent[0], valid_BL, slot)
         values, kept_values = _seen((h_v, v), state.values, shared.persistent[1], valid_BL, slot)
-        y = weigh(q, keys, values, shared.mask(slot, end, q))
-        return self.attention.out_proj(y.flatten(2)), replace(state, keys=kept_keys, values=kept_values)
+        y = self.attention.out_proj(weigh(q, keys, values, shared.mask(slot, end, q)).flatten(2))
+        return y, replace(state, keys=kept_keys, values=kept_values)
 
 
 def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:
