@@ -12,8 +12,8 @@ import pytest
 from commands import environment, refuses
 from reason_runs import SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
 
+from mnemonist import files
 from mnemonist.cli import main
-from mnemonist.cli.reason import solving
 from mnemonist.reasoning import FORMATS, JOURNEYS, METHODS
 from mnemonist.reasoning.arms import MATCHES
 from mnemonist.reasoning.objective import OBJECTIVES
@@ -163,7 +163,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_never_stopped(adder, tmp_pat
 @pytest.mark.parametrize("left", [1, 40, 100_000])
 def test_what_a_killed_writer_has_left_is_solved_again(left, tmp_path, monkeypatch) -> None:
     """A file that ends anywhere within a line, be it its only one."""
-    monkeypatch.setattr(solving, "BLOCK", 64)
+    monkeypatch.setattr(files, "BLOCK", 64)
     command = reason("solve", "countdown", method="beam:beams=4,width=2", out=tmp_path, **BY_RULE)
     assert main(command) == 0
     path = tmp_path / "beam-beams=4,width=2.jsonl"
