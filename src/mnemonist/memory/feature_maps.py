@@ -315,10 +315,10 @@ class MaclaurinFeatures(FeatureMap):
         odds_N = torch.tensor(odds, dtype=torch.float64, device=device)
         degree = torch.multinomial(odds_N, features, replacement=True, generator=generator)
         signs = torch.randint(0, 2, (max_degree, features, dim), generator=generator, device=device) * 2 - 1
-        order = degree.argsort(descending=True, stable=True)
-        self.register_buffer("degree", degree[order].cpu())
-        self.register_buffer("signs", signs[:, order].to("cpu", torch.get_default_dtype()))
+        self.register_buffer("degree", degree.cpu())
+        self.register_buffer("signs", signs.to("cpu", torch.get_default_dtype()))
         self._counted: tuple[Tensor | None, int, list[int]] = (None, 0, [])
+        self._counts()
 
     def _counts(self) -> list[int]:
         """How many features have each degree, from the highest to 0; counted anew when others have been loaded."""

@@ -255,6 +255,28 @@ def make_twin(telling: Telling, task: Task, format: Format, shortcut: Telling | 
     )
 
 
+def tellings(
+    problems: Iterable[Problem],
+    task: StepTask,
+    rules: JourneyRules,
+    format: Format,
+    phrases: Phrases = PHRASES["terse"],
+    seed: int = 0,
+    *,
+    prefer: Prefer | None = None,
+    noise: float = 0.0,
+) -> Iterator[Telling]:
+    """A tree and its journey in words for each problem; lazily, so that a million of them need no memory.
+
+    Raises:
+        UserError: a problem has no right answer within the rules.
+    """
+    state = state_of(task)
+    for problem in problems:
+        tree = grow(problem, task, rules, seed, prefer=prefer, noise=noise)
+        yield tell(walk(tree, rules, seed), format, phrases, state)
+
+
 def twins(
     problems: Iterable[Problem],
     task: StepTask,
@@ -266,15 +288,13 @@ def twins(
     prefer: Prefer | None = None,
     noise: float = 0.0,
 ) -> Iterator[Twin]:
-    """A tree, its journey and its shortcut for each problem; lazily, so that a million of them need no memory.
+    """The journeys of `tellings`, each with its shortcut.
 
     Raises:
         UserError: a problem has no right answer within the rules.
     """
-    state = state_of(task)
-    for problem in problems:
-        tree = grow(problem, task, rules, seed, prefer=prefer, noise=noise)
-        yield make_twin(tell(walk(tree, rules, seed), format, phrases, state), task, format)
+    for telling in tellings(problems, task, rules, format, phrases, seed, prefer=prefer, noise=noise):
+        yield make_twin(telling, task, format)
 
 
 def tree_id(tree: Tree) -> str:

@@ -14,10 +14,9 @@ from mnemonist.files import require_writable
 from mnemonist.reasoning.arms import MATCHES, Arms, match_arms
 from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format, find_format
-from mnemonist.reasoning.growing import grow
-from mnemonist.reasoning.journey import find_journey, walk
+from mnemonist.reasoning.journey import find_journey
 from mnemonist.reasoning.journey_text import Telling as Draft
-from mnemonist.reasoning.journey_text import Twin, find_phrases, make_twin, state_of, tell, twins
+from mnemonist.reasoning.journey_text import Twin, find_phrases, make_twin, tell, tellings, twins
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.rewriting import REQUEST, STRAIGHT_REQUEST, Remembering, rewrite
 from mnemonist.reasoning.search.lockstep import check_choice
@@ -43,12 +42,12 @@ def run_traces(options: Traces) -> int:
     prepare_torch()
     shown: Sequence[Draft] = ()
     if server is not None:
-        shown, straight = rewritten(tellings(task, problems, options.telling, format, options.seed), server, options)
+        shown, straight = rewritten(drafts_of(task, problems, options.telling, format, options.seed), server, options)
         made = [make_twin(journey, task, format, short) for journey, short in zip(shown, straight, strict=True)]
     else:
         made = make_twins(task, problems, options.telling, format, options.seed)
         if options.page is not None:
-            shown = tellings(task, problems[:SHOWN], options.telling, format, options.seed)
+            shown = drafts_of(task, problems[:SHOWN], options.telling, format, options.seed)
     arms = match_arms(made, options.telling.match, seed=options.seed)
     save_rows(options.out, (example.to_json() for arm in (arms.journey, arms.shortcut) for example in arm.examples))
     print(summary(arms))
@@ -93,18 +92,17 @@ def make_twins(task: StepTask, problems: Sequence[Problem], telling: Telling, fo
     return made
 
 
-def tellings(task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int) -> list[Draft]:
+def drafts_of(task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int) -> list[Draft]:
     """The journeys that `make_twins` makes of these problems, line by line."""
-    rules, phrases, state = find_journey(telling.journey), find_phrases(telling.phrases), state_of(task)
-    trees = [grow(problem, task, rules, seed) for problem in problems]
-    return [tell(walk(tree, rules, seed), format, phrases, state) for tree in trees]
+    rules, phrases = find_journey(telling.journey), find_phrases(telling.phrases)
+    return list(tellings(problems, task, rules, format, phrases, seed))
 
 
 def journey_views(
     task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int
 ) -> list[JourneyView]:
     """The same for a page."""
-    return [JourneyView.of(told, format) for told in tellings(task, problems, telling, format, seed)]
+    return [JourneyView.of(told, format) for told in drafts_of(task, problems, telling, format, seed)]
 
 
 def rewritten(drafts: Sequence[Draft], server: Sampler, options: Traces) -> tuple[list[Draft], list[Draft]]:
@@ -118,11 +116,10 @@ def rewritten(drafts: Sequence[Draft], server: Sampler, options: Traces) -> tupl
     asked, format = options.rewriter, find_format(options.asked.format)
     decoding = Decoding(max_tokens=asked.rewritten_tokens, temperature=asked.temperature, seed=options.seed)
     kept = options.out.with_name(f"{options.out.stem}.rewritten.jsonl")
-    ledger, results = Ledger(), []
+    remembering, ledger, results = Remembering(server, kept, 4 * asked.batch_size), Ledger(), []
     straight = [tell(draft.journey.shortcut(), format) for draft in drafts]
     for name, texts, request in (("journeys", drafts, REQUEST), ("shortcuts", straight, STRAIGHT_REQUEST)):
-        with steps_bar(f"rewriting {name}") as (_, on_step):
-            remembering = Remembering(server, kept, 4 * asked.batch_size, on_step)
+        with steps_bar(f"rewriting {name}") as (_, remembering.on_attempts):
             result = rewrite(texts, remembering, format, decoding, ledger, request)
         damaged = "; ".join(f"{count:,} because {why}" for why, count in result.kept.items())
         say(

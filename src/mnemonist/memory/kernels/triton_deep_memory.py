@@ -367,13 +367,12 @@ def _ask(
     the first layer was sent."""
     x, z, d = k_CK, q_CK, k_CK
     if DEPTH == 2:
-        w = tl.load(point + tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :], 0.0)
-        before = dot(k_CK, w, OPERAND, PRECISION)
+        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
+        before = dot(k_CK, tl.load(point + at, inside, 0.0), OPERAND, PRECISION)
         x = activation(before, ACTIVATION)
         at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
         slope, curve = activation_back(before, ACTIVATION)
         d = dot(error, tl.load(point + at_last, inside_last, 0.0), OPERAND, PRECISION) * slope
-        at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
         asked = _read(
             q_CK, at, inside, weights, momentum, target, beta, pull, f, False, TARGETS, MOMENTUM, OPERAND, PRECISION
         )
@@ -892,6 +891,39 @@ def states_back_kernel(
 
 
 @triton.jit
+def ends_back(
+    weights, momentum, target, to_weights, to_momentum, COUNT: tl.constexpr, TARGETS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+):  # fmt: skip
+    """Derivatives of what COUNT numbers of a memory are weighed with at the end of a chunk: beta, pull, f and what is
+    left of S."""
+    place = tl.arange(0, SWEEP)
+    to_beta = tl.zeros([SWEEP], tl.float32)
+    to_pull, to_f, to_carry = to_beta, to_beta, to_beta
+    for start in range(0, COUNT, SWEEP):
+        at, inside = start + place, start + place < COUNT
+        after = tl.load(to_weights + at, inside, 0.0).to(tl.float32)
+        to_beta += tl.load(weights + at, inside, 0.0).to(tl.float32) * after
+        if TARGETS:
+            to_pull += tl.load(target + at, inside, 0.0).to(tl.float32) * after
+        if MOMENTUM:
+            moving = tl.load(momentum + at, inside, 0.0).to(tl.float32)
+            to_f += moving * after
+            to_carry += moving * tl.load(to_momentum + at, inside, 0.0).to(tl.float32)
+    return tl.sum(to_beta, 0), tl.sum(to_pull, 0), tl.sum(to_f, 0), tl.sum(to_carry, 0)
+
+
+@triton.jit
+def store_writes_back(to_shares, to_ends, slot, row, to_mix, to_moved, to_last, BLOCK_C: tl.constexpr):
+    """The derivatives of what weighs the writes of a chunk, and of what `ends_back` gives."""
+    to_shares += slot * SHARES * BLOCK_C
+    tl.store(to_shares + 3 * BLOCK_C + row, to_mix)
+    tl.store(to_shares + 4 * BLOCK_C + row, to_moved)
+    for i in tl.static_range(4):
+        tl.store(to_ends + slot * ENDS + i, to_last[i])
+
+
+@triton.jit
 def writes_back_kernel(
     k, errors, shares, target, anchor, weights_at, momentum_at, seen, sent_first, back_x, back_u,
     to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans,
@@ -919,7 +951,6 @@ def writes_back_kernel(
         grad_k = load_tokens(to_k, token, valid, key, K).to(tl.float32)
     to_mix = tl.zeros([BLOCK_C], tl.float32)
     to_moved = to_mix
-    l0, l1, l2, l3 = 0.0, 0.0, 0.0, 0.0
     for start in range(0, D, BLOCK_D):
         hidden = start + block
         at_last, inside_last = LAST + tile(value, hidden, D), (value < V)[:, None] & (hidden < D)[None, :]
@@ -930,15 +961,8 @@ def writes_back_kernel(
             load_tokens(errors, token, valid, value, V), load_tokens(x, token, valid, hidden, D),
             at_last, inside_last, to_weights, to_momentum, mix_last, moved_last, False, MOMENTUM, OPERAND, PRECISION,
         )  # fmt: skip
-        e0, e1, e2, e3 = _ends_back(
-            at_last, inside_last, weights, momentum, target, to_weights, to_momentum, TARGETS, MOMENTUM
-        )
         to_mix -= m0
         to_moved -= m1
-        l0 += e0
-        l1 += e1
-        l2 += e2
-        l3 += e3
         if DEPTH == 2:
             at, inside = tile(key, hidden, D), (key < K)[:, None] & (hidden < D)[None, :]
             more_k, m0, m1 = _weighed_back(
@@ -948,28 +972,16 @@ def writes_back_kernel(
             grad_k -= more_k
             w = tl.trans(tl.load(point + at, inside, 0.0))
             grad_k += dot(load_tokens(back_x, token, valid, hidden, D), w, OPERAND, PRECISION)
-            e0, e1, e2, e3 = _ends_back(
-                at, inside, weights, momentum, target, to_weights, to_momentum, TARGETS, MOMENTUM
-            )
             to_mix -= m0
             to_moved -= m1
-            l0 += e0
-            l1 += e1
-            l2 += e2
-            l3 += e3
         else:
             w = tl.load(point + at_last, inside_last, 0.0)
             grad_k += load_tokens(back_x, token, valid, hidden, D).to(tl.float32) - to_x
             grad_k -= dot(load_tokens(back_u, token, valid, value, V), w, OPERAND, PRECISION)
     tl.debug_barrier()
     tl.store(to_k + tile(token, key, K), grad_k, tokens_K)
-    to_shares += slot * SHARES * BLOCK_C
-    tl.store(to_shares + 3 * BLOCK_C + row, to_mix)
-    tl.store(to_shares + 4 * BLOCK_C + row, to_moved)
-    tl.store(to_ends + slot * ENDS, l0)
-    tl.store(to_ends + slot * ENDS + 1, l1)
-    tl.store(to_ends + slot * ENDS + 2, l2)
-    tl.store(to_ends + slot * ENDS + 3, l3)
+    to_last = ends_back(weights, momentum, target, to_weights, to_momentum, P, TARGETS, MOMENTUM)
+    store_writes_back(to_shares, to_ends, slot, row, to_mix, to_moved, to_last, BLOCK_C)
 
 
 @triton.jit
@@ -988,23 +1000,6 @@ def _weighed_back(
         to_x += moved_last[:, None] * sent
         to_moved = tl.sum(sent * x_CI, 1)
     return to_x, to_mix, to_moved
-
-
-@triton.jit
-def _ends_back(
-    at, inside, weights, momentum, target, to_weights, to_momentum, TARGETS: tl.constexpr, MOMENTUM: tl.constexpr
-):
-    """Derivatives of what a tile is weighed with at the end of a chunk: beta, pull, f and what is left of S."""
-    after = tl.load(to_weights + at, inside, 0.0).to(tl.float32)
-    to_beta = tl.sum(tl.load(weights + at, inside, 0.0).to(tl.float32) * after)
-    to_pull, to_f, to_carry = to_beta * 0, to_beta * 0, to_beta * 0
-    if TARGETS:
-        to_pull = tl.sum(tl.load(target + at, inside, 0.0).to(tl.float32) * after)
-    if MOMENTUM:
-        moving = tl.load(momentum + at, inside, 0.0).to(tl.float32)
-        to_f = tl.sum(moving * after)
-        to_carry = tl.sum(moving * tl.load(to_momentum + at, inside, 0.0).to(tl.float32))
-    return to_beta, to_pull, to_f, to_carry
 
 
 @triton.jit

@@ -21,7 +21,16 @@ import triton
 import triton.language as tl
 
 from mnemonist.memory.kernels.triton_algebra import dot, exp, gates, gates_back, tile
-from mnemonist.memory.kernels.triton_deep_memory import ENDS, SHARES, load_gates, load_share, load_tokens, tokens_of
+from mnemonist.memory.kernels.triton_deep_memory import (
+    ENDS,
+    SHARES,
+    ends_back,
+    load_gates,
+    load_share,
+    load_tokens,
+    store_writes_back,
+    tokens_of,
+)
 
 
 @triton.jit
@@ -209,7 +218,6 @@ def linear_writes_back_kernel(
     token, valid, count = tokens_of(spans, chunk, head, row, H)
     at, inside = slot * K * V + tile(value, key, K), (value < V)[:, None] & (key < K)[None, :]
     none = tl.zeros([BLOCK_C], tl.float32)
-    nothing = tl.sum(none, 0)
 
     # Through the triangular system: to_R = X^T to_e, and its matrix is sent -to_R e^T.
     square = slot * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)
@@ -234,16 +242,12 @@ def linear_writes_back_kernel(
     sent = dot(error, to_M, OPERAND, PRECISION)
     to_mix = -tl.sum(sent * k_CK, 1)
     grad_k -= load_share(shares + slot * SHARES * BLOCK_C, 3, row, BLOCK_C)[:, None] * sent
-    after = to_M.to(tl.float32)
-    to_beta_last = tl.sum(M.to(tl.float32) * after)
     to_pull, to_f, to_moved = none, none, none
-    to_pull_last, to_f_last, to_carry = nothing, nothing, nothing
     if TARGETS:
         goal = tl.load(target + head * K * V + tile(value, key, K), inside, 0.0)
         sent = dot(to_R, goal, OPERAND, PRECISION)
         to_pull = tl.sum(sent * k_CK, 1)
         grad_k += (pull * own + (1 - own))[:, None] * sent
-        to_pull_last = tl.sum(goal.to(tl.float32) * after)
     if MOMENTUM:
         S, to_S = tl.load(momentum_at + at, inside, 0.0), tl.load(to_momentum_at + at, inside, 0.0)
         sent = dot(to_R, S, OPERAND, PRECISION)
@@ -252,25 +256,22 @@ def linear_writes_back_kernel(
         sent = dot(error, to_S, OPERAND, PRECISION)
         to_moved = -tl.sum(sent * k_CK, 1)
         grad_k -= load_share(shares + slot * SHARES * BLOCK_C, 4, row, BLOCK_C)[:, None] * sent
-        to_f_last = tl.sum(S.to(tl.float32) * after)
-        to_carry = tl.sum(S.to(tl.float32) * to_S.to(tl.float32))
     scores = dot(k_CK, tl.trans(k_CK), OPERAND, PRECISION)
     tl.store(to_met_mixes + square, to_lower * scores)  # of G, but for what each token has left of it
     weighed = to_lower * G * own[:, None]
     grad_k += dot(weighed + tl.trans(weighed), k_CK, OPERAND, PRECISION)
     grad_k += load_tokens(back_x, token, valid, key, K).to(tl.float32)
     tl.store(to_k + tile(token, key, K), grad_k, valid[:, None] & (key < K)[None, :])
-    to_shares += slot * SHARES * BLOCK_C
-    tl.store(to_shares + 3 * BLOCK_C + row, to_mix)
-    tl.store(to_shares + 4 * BLOCK_C + row, to_moved)
+    own_state = slot * K * V
+    to_last = ends_back(
+        weights_at + own_state, momentum_at + own_state, target + head * K * V,
+        to_weights_at + own_state, to_momentum_at + own_state, K * V, TARGETS, MOMENTUM,
+    )  # fmt: skip
+    store_writes_back(to_shares, to_ends, slot, row, to_mix, to_moved, to_last, BLOCK_C)
     to_met_shares += slot * SHARES * BLOCK_C
     tl.store(to_met_shares + row, to_beta)
     tl.store(to_met_shares + BLOCK_C + row, to_pull)
     tl.store(to_met_shares + 2 * BLOCK_C + row, to_f)
-    tl.store(to_ends + slot * ENDS, to_beta_last)
-    tl.store(to_ends + slot * ENDS + 1, to_pull_last)
-    tl.store(to_ends + slot * ENDS + 2, to_f_last)
-    tl.store(to_ends + slot * ENDS + 3, to_carry)
 
 
 @triton.jit
