@@ -37,14 +37,18 @@ MAPS = {
     "hedgehog": "Hedgehog, learned",
     "dpfp": "DPFP-3",
     "taylor": "Taylor",
+    "taylor:keys=unit,scale=2": "Taylor, unit keys, scale 2",
     "favor:features=32": "FAVOR+, 32",
     "favor:features=153": "FAVOR+, 153",
     "favor:features=153,keys=unit": "FAVOR+, 153, unit keys",
+    "favor:features=153,keys=unit,scale=2": "FAVOR+, 153, unit keys, scale 2",
     "maclaurin:features=153": "random Maclaurin, 153",
     "maclaurin:features=153,keys=unit": "random Maclaurin, 153, unit keys",
+    "maclaurin:features=153,keys=unit,scale=2": "random Maclaurin, 153, unit keys, scale 2",
     "maclaurin:features=153,keys=unit,denominator=false": "random Maclaurin, 153, unit keys, no denominator",
 }
-"""Maps with changes to the rule; the learned and random ones also with as many features as Taylor has."""
+"""Maps with changes to the rule; the learned and random ones also with as many features as Taylor has. Logits of unit
+keys are at most the scale: 1/4, if nothing is said."""
 RECALL_TRAINING = TrainingConfig(
     steps=1000, batch_size=64, learning_rate=1e-2, warmup_steps=100, row_length=128, save_every=500, device="cpu"
 )
@@ -83,7 +87,8 @@ def arm(which: str, text: bool) -> Arm:
 
 def slug(which: str) -> str:
     """A file name."""
-    return which.replace(":features=", "-").replace(",keys=", "-").replace(",denominator=false", "-sum")
+    which = which.replace(":", ",").replace("features=", "").replace("keys=", "").replace("scale=", "")
+    return which.replace("denominator=false", "sum").replace(",", "-")
 
 
 ARMS = {f"{kind}-{slug(which)}": arm(which, kind == "text") for kind in ("recall", "text") for which in MAPS}
@@ -176,8 +181,11 @@ def write_page(study: Study) -> str:
         config = study.arms[recall].config
         features = "" if which == "attention" else str(features_of(config))
         cells = [paired([last(result) for result in study.results(name)]) for name in (recall, text)]
-        state = model_cost(config).state_bytes
-        lines.append(f"| {label} | {features} | {cells[0]} | {cells[1]} | {state:,} |")
+        cost = model_cost(config)
+        state = f"{cost.state_bytes:,}" + (
+            f" + {cost.state_bytes_per_token:,} a token" if cost.state_bytes_per_token else ""
+        )
+        lines.append(f"| {label} | {features} | {cells[0]} | {cells[1]} | {state} |")
     return (
         f"{seeds_of(study)}\n\n" + "\n".join(lines) + "\n\n### Untrained maps against softmax\n\n"
         "Mean L1 distance between rows of attention over 256 tokens, medians of 8 draws; the band of the plot is from "

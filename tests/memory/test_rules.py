@@ -351,7 +351,10 @@ def test_json_of_something_else_is_refused(text):
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"chunk_size": 2.5}, "chunk_size is 2.5"),
         ({"features": 16}, "features is 16 but there is no feature_map"),
-        ({"feature_map": "elu", "features": 16}, "the feature map elu has a number of its own"),
+        ({"feature_map": "elu", "features": 16}, "the feature map elu lets nobody choose its features"),
+        ({"scale": 2.0}, "scale is 2.0 but there is no feature_map"),
+        ({"feature_map": "elu", "scale": 2.0}, "the feature map elu lets nobody choose its scale"),
+        ({"feature_map": "favor", "scale": 0.0}, "scale is 0.0; it must be a positive number"),
         ({"feature_map": "favor", "features": 0}, "features is 0"),
         ({"gates": "constant", "momentum": True}, "gates is constant but momentum is on"),
         ({"gates": "chunk"}, "gates is chunk but gradient_at is previous"),
@@ -388,6 +391,15 @@ def test_a_row_can_be_named_with_changes():
     assert MemoryRule.from_json(rule.to_json()) == rule
     bare = find_rule("linear-attention:feature_map=none,denominator=false")
     assert (bare.feature_map, bare.denominator) == (None, False)
+
+
+def test_a_rule_can_choose_the_scale_of_logits(draw):
+    """Taylor's map reads with weights 1 + s + s^2 / 2, s = scale q . k, whatever the scale."""
+    q, k, v = tokens_of(draw)
+    logits = 1.7 * torch.einsum("bthk,bshk->bhts", q, k)
+    weights = 1 + logits + logits**2 / 2
+    read = memorize("linear-attention:feature_map=taylor,scale=1.7", q, k, v)
+    close(read.y, causal_form(weights / weights.tril().sum(-1, keepdim=True), v))
 
 
 @pytest.mark.parametrize(

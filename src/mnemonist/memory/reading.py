@@ -340,7 +340,7 @@ def _feature_map(rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: 
             f"rule {rule.name!r} uses the {FEATURE_MAPS[rule.feature_map].kind} feature map {rule.feature_map!r}; "
             "build it once with build_feature_map and pass it as feature_map=."
         )
-    return build_feature_map(rule.feature_map, q.shape[-2], q.shape[-1])
+    return build_feature_map(rule.feature_map, q.shape[-2], q.shape[-1], **rule.feature_options)
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

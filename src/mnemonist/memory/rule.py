@@ -78,6 +78,9 @@ class MemoryRule:
     """Name of the map phi seen by the memory in place of keys and queries (see `feature_maps`)."""
     features: int | None = None
     """How many features the map has, if it lets one choose; None takes its own default."""
+    scale: float | None = None
+    """Of the logits, for maps that stand for exp(scale q . k); None is 1/sqrt(D). Unit keys need more of it to be
+    told apart: their logits are never larger than this."""
     denominator: bool = False
     """Divide the read by phi(q)^T sum phi(k), as in normalised linear attention."""
     gates: Gates = "token"
@@ -109,15 +112,18 @@ class MemoryRule:
                 f"feature_map is {self.feature_map!r}; it must be None or one of {', '.join(FEATURE_MAPS)}"
                 f"{nearest(self.feature_map, FEATURE_MAPS)}."
             )
-        if self.features is not None:
+        for option, value in self.feature_options.items():
             if self.feature_map is None:
-                raise ValueError(f"features is {self.features} but there is no feature_map; name one, or leave it out.")
-            if "features" not in FEATURE_MAPS[self.feature_map].options:
+                raise ValueError(f"{option} is {value} but there is no feature_map; name one, or leave it out.")
+            if option not in FEATURE_MAPS[self.feature_map].options:
                 raise ValueError(
-                    f"features is {self.features}, but the feature map {self.feature_map} has a number of its own; "
+                    f"{option} is {value}, but the feature map {self.feature_map} lets nobody choose its {option}; "
                     "leave it out."
                 )
+        if self.feature_map is not None and self.features is not None:
             feature_dim(self.feature_map, 1, features=self.features)  # complains of the number
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is {self.scale}; it must be a positive number, or left out for 1/sqrt(D).")
         if self.residual and self.feature_map is not None:
             raise ValueError(
                 "residual and feature_map exclude each other: mapped keys no longer have the width of values."
@@ -156,9 +162,11 @@ class MemoryRule:
         return self.linear and self.per_token and self.objective in ("l2", "dot")
 
     @property
-    def feature_options(self) -> dict[str, int]:
+    def feature_options(self) -> dict[str, float]:
         """What `build_feature_map` is given besides the map's name."""
-        return {} if self.features is None else {"features": self.features}
+        return {
+            name: value for name, value in (("features", self.features), ("scale", self.scale)) if value is not None
+        }
 
     def layer_sizes(self, key_dim: int, value_dim: int) -> tuple[tuple[int, int], ...]:
         """``(D_in, D_out)`` of each weight matrix for keys of width ``key_dim`` and values of ``value_dim``."""
