@@ -334,6 +334,7 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["journey", "countdown", "--data", "nothing.jsonl"], "cannot read nothing.jsonl"),
         (["journey", "countdown", "--journey", "o2-journey"], "there is no journey 'o2-journey'"),
         (["journey", "countdown", "--phrases", "long"], "there are no phrases 'long'"),
+        (["journey", "countdown", "--order", "lsted"], "order is 'lsted' (did you mean 'listed'?)"),
         (["journey", "countdown", "--match", "exampels"], "match is 'exampels' (did you mean 'examples'?)"),
         (["distil", "countdown", "--preset", "mag-tny"], "mag-tiny"),
         (["distil", "countdown", "--preset", "mag-tiny:widht=3"], "'widht=3' is not a change to the preset mag-tiny"),

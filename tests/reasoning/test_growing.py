@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.growing import grow, nearest_to_target
+from mnemonist.reasoning.growing import PREFERENCES, grow, nearest_to_target
 from mnemonist.reasoning.journey import JOURNEYS, JourneyRules, walk
 from mnemonist.reasoning.tasks.countdown import Countdown
 from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask, Verdict
-from mnemonist.reasoning.tree import Tree
+from mnemonist.reasoning.tree import ROOT, Tree
 
 DEPTH_FIRST = JOURNEYS["depth-first"]
 O1 = replace(JOURNEYS["o1-journey"], chance=1.0)
@@ -102,6 +102,7 @@ RULES = st.builds(
     trials=st.integers(0, 4),
     chance=st.sampled_from([0.0, 0.5, 1.0]),
     below=st.integers(0, 3),
+    at_sight=st.sampled_from([0.0, 0.5, 1.0]),
     entering=st.sampled_from(["dead ends first", "as grown"]),
     returning=st.sampled_from(["straight", "level by level"]),
     patience=st.integers(0, 3),
@@ -168,3 +169,19 @@ def test_what_cannot_be_reached_says_so():
         grow(task.problem("train", 1, 0), task, DEPTH_FIRST)
     with pytest.raises(UserError, match="within 3 steps; raise most_steps"):
         grow(task.problem("train", 29, 0), task, replace(DEPTH_FIRST, most_steps=3))
+
+
+def test_most_dead_ends_are_seen_at_sight():
+    """Of the dead ends that have something below them, at the chance that the rules give."""
+    task = Countdown(largest=12, ceiling=100)
+    at_sight = tried = 0
+    for index in range(60):
+        tree = grow(task.problem("train", 4, index), task, JOURNEYS["judging"], prefer=PREFERENCES["listed"])
+        parents = {node.parent for node in tree.nodes[1:]}
+        for node in tree.nodes[1:]:
+            if node.hopeful is False and not node.finished and task.moves(tree.problem, tree.steps(node.number)):
+                tried += node.number in parents
+                at_sight += node.number not in parents
+    assert tried > 50 and 0.7 < at_sight / (at_sight + tried) < 0.8
+    steps = [node.text for node in tree.nodes[1:] if node.parent == ROOT]
+    assert steps == task.moves(tree.problem, [])[: len(steps)]  # in the task's own order, without a gap

@@ -113,7 +113,9 @@ class Telling:
     """How journeys are made by rule, without a model."""
 
     journey: str = "o1-journey"
-    """How far they go astray, with changes if wanted: o1-journey:trials=2 or depth-first."""
+    """How far they go astray, with changes if wanted: o1-journey:trials=2, depth-first or judging."""
+    order: str = "any"
+    """In which order steps are tried: any, nearest (to the target, in games of numbers), or as listed by the task."""
     phrases: str = "terse"
     """What is said at dead ends: terse, or spoken."""
     match: str = "examples"

@@ -14,6 +14,7 @@ from mnemonist.files import require_writable
 from mnemonist.reasoning.arms import MATCHES, Arms, match_arms
 from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.growing import PREFERENCES
 from mnemonist.reasoning.journey import find_journey
 from mnemonist.reasoning.journey_text import Telling as Draft
 from mnemonist.reasoning.journey_text import Twin, find_phrases, make_twin, tell, tellings, twins
@@ -74,6 +75,7 @@ def check(telling: Telling) -> None:
     """
     find_journey(telling.journey)
     find_phrases(telling.phrases)
+    check_choice("order", telling.order, PREFERENCES)
     check_choice("match", telling.match, MATCHES)
 
 
@@ -86,7 +88,7 @@ def make_twins(task: StepTask, problems: Sequence[Problem], telling: Telling, fo
     rules, phrases = find_journey(telling.journey), find_phrases(telling.phrases)
     made: list[Twin] = []
     with steps_bar("journeys") as (_, on_step):
-        for twin in twins(problems, task, rules, format, phrases, seed):
+        for twin in twins(problems, task, rules, format, phrases, seed, prefer=PREFERENCES[telling.order]):
             made.append(twin)
             on_step(len(made), len(problems))
     return made
@@ -95,7 +97,7 @@ def make_twins(task: StepTask, problems: Sequence[Problem], telling: Telling, fo
 def drafts_of(task: StepTask, problems: Sequence[Problem], telling: Telling, format: Format, seed: int) -> list[Draft]:
     """The journeys that `make_twins` makes of these problems, line by line."""
     rules, phrases = find_journey(telling.journey), find_phrases(telling.phrases)
-    return list(tellings(problems, task, rules, format, phrases, seed))
+    return list(tellings(problems, task, rules, format, phrases, seed, prefer=PREFERENCES[telling.order]))
 
 
 def journey_views(
