@@ -76,7 +76,7 @@ class JourneyRules:
             )
         if not all(0 <= share <= 1 for share in (self.chance, self.at_sight, self.doubt)):
             raise UserError(
-                f"chance is {self.chance}, at_sight {self.at_sight} and doubt {self.doubt}; they are numbers from 0 to 1"
+                f"chance is {self.chance}, at_sight {self.at_sight} and doubt {self.doubt}; these are from 0 to 1"
             )
         if self.most_steps < 1 or self.most_characters < 1:
             raise UserError(
