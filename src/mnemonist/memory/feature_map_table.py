@@ -109,8 +109,8 @@ _ROWS = (
         "w_ij random signs, P[N_i = n] = 2^-(n + 1)",
         dim="m, default 256",
         source="Kar & Karnick 2012 (arXiv 1201.6530), Algorithm 1 with p = 2",
-        fails_when="It feeds a denominator, or logits have a standard deviation near 1: features are signed "
-        "and heavy-tailed, and then almost half of the sums over keys are negative.",
+        fails_when="Keys are not of norm 1, or logits have a standard deviation near 1: features are signed "
+        "and heavy-tailed, and then almost half of the sums over keys, such as a denominator, are negative.",
         options={"features": 256, "scale": None, "seed": 0, "max_degree": 8},
     ),
 )

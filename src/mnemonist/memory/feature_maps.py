@@ -270,9 +270,10 @@ class MaclaurinFeatures(FeatureMap):
     degree N, with probability 2^-(N+1), and N vectors of random signs. Their product is in expectation one
     term of the series of exp(scale q . k), so phi(q) . phi(k) is unbiased for the whole of it.
 
-    Fails with a denominator: features are signed and heavy-tailed, and once logits have a standard deviation
-    near 1, almost half of the sums over keys are negative. Use it on L2-normalised keys and queries with
-    ``scale`` of at most 2, in a memory without denominator; `TaylorFeatures` sums degrees 0 to 2 exactly.
+    Fails on keys as they come, most of all with a denominator: features are signed and heavy-tailed, and once
+    logits have a standard deviation near 1, almost half of the sums over keys are negative. Use it on
+    L2-normalised keys and queries with ``scale`` 2, where it recalls (`experiments/feature_maps`);
+    `TaylorFeatures` sums degrees 0 to 2 exactly.
 
     Args:
         heads: H; all heads see the same draw.
