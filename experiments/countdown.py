@@ -29,7 +29,7 @@ from mnemonist.reasoning.tasks.task import Problem, StepTask
 from mnemonist.training import TrainingConfig
 
 MODEL = "shipped/countdown"
-TASK = build_task("countdown:largest=12")
+TASK = build_task("countdown:largest=12,ceiling=100")
 assert isinstance(TASK, StepTask)
 FORMAT = find_format("plain")
 NUMBERS = (3, 4)

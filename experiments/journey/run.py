@@ -28,8 +28,10 @@ from mnemonist.evals.results import Result, Row
 from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
 from mnemonist.reasoning import Decoding, LocalSampler, find_journey, random_path, twins
 from mnemonist.reasoning.completions import RowMaker, read, stack
+from mnemonist.reasoning.growing import PREFERENCES
 from mnemonist.reasoning.losses import weighted_likelihood
-from mnemonist.reasoning.tasks.task import Problem
+from mnemonist.reasoning.tasks import build_task
+from mnemonist.reasoning.tasks.task import Problem, StepTask
 from mnemonist.training import TrainingConfig, train
 from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.metrics import StepMetrics
@@ -39,16 +41,18 @@ TOKENS = 2048
 """Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
 ALIKE = 2048
 """Texts that are sorted by length at a time."""
-PRACTICE, STEPS = 800, 12_000
+PRACTICE, STEPS = 2000, 10_000
 """Steps of phase 1, which all arms have in common, and of both phases."""
-ASKED_AT = (800, 2400, 4800, 7200, 9600, 12_000)
+ASKED_AT = (2000, 4000, 6000, 8000, 10_000)
 PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
 TESTS = 200
 """Likewise, to be asked."""
 LONGEST = 2000
-"""Tokens of an attempt: the longest depth-first journeys have some 1,500."""
-VOCABULARY = 640
+"""Tokens of an attempt: the longest journeys have some 2,000."""
+VOCABULARY = 312
+WIDE = build_task("countdown:largest=100,ceiling=100")
+assert isinstance(WIDE, StepTask)
 SIZE = ModelConfig(
     blocks=("attention",) * 4,
     vocab_size=VOCABULARY,
@@ -72,16 +76,18 @@ class Lesson:
     shortcut: bool
 
 
+JUDGING = "judging:at_sight=0.85,most_steps=60"
 LESSONS = {
-    "shortcut": ("shortcut", Lesson("o1-journey", shortcut=True)),
-    "journey": ("journey (O1 Replication Journey)", Lesson("o1-journey", shortcut=False)),
-    "search": ("journey, depth first (Stream of Search)", Lesson("depth-first", shortcut=False)),
+    "shortcut": ("shortcut", Lesson(JUDGING, shortcut=True)),
+    "judging": ("journey (judging)", Lesson(JUDGING, shortcut=False)),
+    "o1-journey": ("journey (O1 Replication Journey)", Lesson("o1-journey", shortcut=False)),
 }
+"""Steps are tried in the order that the task lists them, so all journeys arrive by the same right path."""
 
 
 @cache
 def tokenizer() -> SubwordTokenizer:
-    """Numbers as wholes, and what stands between them; made once and kept in `tokenizer/`."""
+    """Digits, and what stands between them; made once and kept in `tokenizer/`."""
     if not (HERE / "tokenizer").is_dir():
         make_tokenizer().save(HERE / "tokenizer")
     kept = find_tokenizer(HERE / "tokenizer")
@@ -90,16 +96,16 @@ def tokenizer() -> SubwordTokenizer:
 
 
 def make_tokenizer() -> SubwordTokenizer:
-    """Byte-level BPE that keeps numbers and ends of lines apart, and words from the space behind them.
+    """Byte-level BPE that keeps digits and ends of lines apart, and words from the space behind them.
 
-    So a number is the same token wherever it stands, and tokens do not depend on where a text is cut between lines,
-    which searches step by step rely on (`SubwordTokenizer` itself cuts before spaces behind words).
+    So sums are made of digits, a text is a sixth longer than with whole numbers, and tokens do not depend on where it
+    is cut between lines, which searches step by step rely on (`SubwordTokenizer` cuts before spaces behind words).
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     library = Tokenizer(models.BPE())
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    apart = pre_tokenizers.Split(Regex(r"\d+|\n"), "isolated")
+    apart = pre_tokenizers.Split(Regex(r"\d|\n"), "isolated")
     behind = pre_tokenizers.Split(Regex(r"(?<=[A-Za-z]) "), "merged_with_next")
     library.pre_tokenizer = pre_tokenizers.Sequence([apart, behind, letters])
     library.decoder = decoders.ByteLevel()
@@ -109,30 +115,43 @@ def make_tokenizer() -> SubwordTokenizer:
         initial_alphabet=letters.alphabet(),
         show_progress=False,
     )
-    rules = (lesson.rules for _, lesson in LESSONS.values())
-    told = (twin for rule in rules for twin in twins(problems("train", 400), TASK, find_journey(rule), FORMAT))
-    library.train_from_iterator((twin.prompt + twin.journey for twin in told), trainer)
+    library.train_from_iterator(
+        (prompt + text for _, lesson in LESSONS.values() for prompt, text in told(lesson, 400)), trainer
+    )
     return SubwordTokenizer(json.loads(library.to_str()), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
-def problems(split: str, count: int) -> Iterator[Problem]:
+def problems(split: str, count: int, task: StepTask = TASK) -> Iterator[Problem]:
     """So many of each number of numbers, in turn."""
     for index, numbers in itertools.product(range(count), NUMBERS):
-        yield TASK.problem(split, numbers, index)
+        yield task.problem(split, numbers, index)
+
+
+def told(lesson: Lesson, count: int) -> Iterator[tuple[str, str]]:
+    """Prompts and texts of so many problems to learn from, of each number of numbers."""
+    rules = find_journey(lesson.rules)
+    for twin in twins(problems("train", count), TASK, rules, FORMAT, prefer=PREFERENCES["listed"]):
+        yield twin.prompt, twin.shortcut if lesson.shortcut else twin.journey
 
 
 @cache
 def practice() -> list[tuple[str, str]]:
-    """Phase 1: allowed steps that lead anywhere; arithmetic and the form of a step, but no answers."""
-    paths = ((problem, random_path(TASK, problem, seed=1)) for problem in problems("train", PROBLEMS // 4))
+    """Phase 1: allowed steps that lead anywhere; arithmetic and the form of a step, but no answers.
+
+    Three of four problems are of numbers up to 100, for a search meets numbers that problems do not begin with.
+    """
+    paths = [
+        (problem, random_path(task, problem, seed=1))
+        for task, count in ((WIDE, 3 * PROBLEMS // 4), (TASK, PROBLEMS // 4))
+        for problem in problems("train", count, task)
+    ]
     return [(FORMAT.prompt(p.question), FORMAT.write(steps, None)) for p, steps in paths if steps]
 
 
 @cache
 def texts(lesson: Lesson) -> list[tuple[str, str]]:
     """Phase 2: one text for each problem."""
-    told = twins(problems("train", PROBLEMS), TASK, find_journey(lesson.rules), FORMAT)
-    return [(twin.prompt, twin.shortcut if lesson.shortcut else twin.journey) for twin in told]
+    return list(told(lesson, PROBLEMS))
 
 
 def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[int]]:
@@ -262,7 +281,7 @@ def write_page(study: Study) -> str:
 
 def crossings(means: dict[str, Result]) -> str:
     """Where on the way each kind of journey passes the shortcut, for good."""
-    told = []
+    passed = []
     for name in means if "shortcut" in means else ():
         for numbers in NUMBERS if name != "shortcut" else ():
             settings = [{"tokens": step * TOKENS, "numbers": numbers} for step in ASKED_AT]
@@ -270,16 +289,14 @@ def crossings(means: dict[str, Result]) -> str:
             behind = [at for at, (a, b) in enumerate(pairs) if a is None or b is None or a.mean <= b.mean]
             first = behind[-1] + 1 if behind else 0
             where = "never" if first == len(settings) else f"by {settings[first]['tokens']:,} tokens"
-            told.append(f"{means[name].name}, {numbers} numbers: {where}")
-    return "Ahead of the shortcut for good: " + "; ".join(told) + "." if told else ""
+            passed.append(f"{means[name].name}, {numbers} numbers: {where}")
+    return "Ahead of the shortcut for good: " + "; ".join(passed) + "." if passed else ""
 
 
 @cache
 def tokens_per_text(lesson: Lesson) -> float:
     """On average, of the first problems."""
-    told = twins(problems("train", 250), TASK, find_journey(lesson.rules), FORMAT)
-    written = (twin.shortcut if lesson.shortcut else twin.journey for twin in told)
-    return float(np.mean([len(tokenizer().encode(text)) + 1 for text in written]))
+    return float(np.mean([len(tokenizer().encode(text)) + 1 for _, text in told(lesson, 250)]))
 
 
 def by_texts(result: Result, lesson: Lesson) -> Result:
