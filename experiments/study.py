@@ -258,10 +258,14 @@ def markdown(results: Sequence[Result]) -> str:
             row = result.row(setting)
             spread = "" if row is None or row.count < 2 else f" ± {row.high - row.mean:.3f}"
             cells.append("" if row is None else f"{row.mean:.3f}{spread}")
-        growing = result.model["state_bytes_per_token"]
-        state = f"{result.model['state_bytes']:,}" + (f" + {growing:,} a token" if growing else "")
+        state = bytes_of_state(result.model["state_bytes"], result.model["state_bytes_per_token"])
         lines.append([result.name, *cells, f"{result.model['parameters']:,}", state])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def bytes_of_state(constant: int, per_token: int) -> str:
+    """For a cell: what a state takes, and what it grows by."""
+    return f"{constant:,}" + (f" + {per_token:,} a token" if per_token else "")
 
 
 def fill(path: Path, text: str) -> None:

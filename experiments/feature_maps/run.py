@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from study import Arm, Study, found, main, mean_over, paired, seeds_of, source_code, task
+from study import Arm, Study, bytes_of_state, found, main, mean_over, paired, seeds_of, source_code, task
 
 from mnemonist.evals.associative_recall import AssociativeRecall
 from mnemonist.evals.positions import Positions
@@ -182,9 +182,7 @@ def write_page(study: Study) -> str:
         features = "" if which == "attention" else str(features_of(config))
         cells = [paired([last(result) for result in study.results(name)]) for name in (recall, text)]
         cost = model_cost(config)
-        state = f"{cost.state_bytes:,}" + (
-            f" + {cost.state_bytes_per_token:,} a token" if cost.state_bytes_per_token else ""
-        )
+        state = bytes_of_state(cost.state_bytes, cost.state_bytes_per_token)
         lines.append(f"| {label} | {features} | {cells[0]} | {cells[1]} | {state} |")
     return (
         f"{seeds_of(study)}\n\n" + "\n".join(lines) + "\n\n### Untrained maps against softmax\n\n"
