@@ -41,7 +41,7 @@ from work import DeepWork
 from mnemonist.memory import RULES, MemoryRule, initial_weights, memorize
 from mnemonist.memory.kernels import triton_reading
 
-SCANNED = {"WARPS": (8, 16), "HIDDEN_BLOCK": (64, 128)}
+SCANNED = {"WARPS": (4, 8), "HIDDEN_BLOCK": (64, 128)}
 
 
 class OutOfTime(BaseException):
@@ -119,6 +119,8 @@ def check(bench: Bench) -> None:
     if bench.on_gpu:  # the rehearsal has no kernels
         solved = [case for case in linear if case.rule.solvable and case.rule.objective == "l2"]
         cases += [(case, "linear, our kernels", "triton") for case in (*gpu_checks.momentum_cases(), *solved)]
+        for found in gpu_checks.layer_checks(bench.device, bench.sizes.heads):
+            bench.check(found)
     workers = 1 if tiny else max(1, (os.cpu_count() or 1) - 2)
     for found in gpu_checks.run(cases, bench.device, bench.sizes.heads, workers):
         bench.check(found)
@@ -269,6 +271,7 @@ def against_titans_pytorch(bench: Bench) -> None:
         except ImportError as absent:
             peer, fields = None, {"note": f"no titans-pytorch: {absent}"}
         bench.compare(name, ours(back), peer, **fields)
+    kernel_times(bench, "layer of deep memory, forward and backward", ours(True))
 
 
 def deep_scan(bench: Bench) -> None:

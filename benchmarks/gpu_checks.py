@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mnemonist.memory import RULES, MemoryRead, MemoryRule, initial_weights, memorize
+from mnemonist.memory.kernels import triton_layers
+from mnemonist.models import NeuralMemory
 
 PER_TOKEN = ("q", "k", "v", "step_size", "log_momentum", "log_decay")
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -220,15 +223,47 @@ def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: 
     return check
 
 
-def _send(sender: Connection, case: Case, prefix: str, device: str, backend: str, heads: int) -> None:
-    sender.send(checked(case, prefix, torch.device(device), backend, heads))
+def layer_checks(device: torch.device, heads: int) -> Iterator[dict[str, Any]]:
+    """What a layer does around its memory, by our kernels and in torch: outputs, and derivatives of all that it has."""
+    for name, dtype in (("float32", torch.float32), ("mixed precision", torch.bfloat16)):
+        check: dict[str, Any] = {"name": f"layer, {name}", "tolerance": TOLERANCES[dtype]}
+        try:
+            torch.manual_seed(0)
+            layer = NeuralMemory(64 * heads, heads, 64, DEEP).to(device)
+            x, outer = torch.randn(2, ROWS, 150, 64 * heads, device=device)
+            sides = []
+            for applies in (triton_layers.applies, lambda *_: False):
+                with (
+                    patch.object(triton_layers, "applies", applies),
+                    torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16),
+                ):
+                    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+                    y = layer(leaves[0])[0].float()
+                    sides.append([y.detach(), *torch.autograd.grad(y, leaves, outer)])
+            names = ["y", "d x", *(f"d {name}" for name, _ in layer.named_parameters())]
+            errors = {n: _relative(one, other) for n, one, other in zip(names, *sides, strict=True)}
+            worst = max(errors, key=lambda n: errors[n])
+            check |= {"passed": errors[worst] <= TOLERANCES[dtype], "error": errors[worst], "of": worst}
+        except Exception as broken:
+            check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
+        yield check
+
+
+def _work(link: Connection, device: str, heads: int) -> None:
+    """Check what comes, until nothing does. After what broke nothing that this process does on a GPU can be trusted."""
+    while (job := link.recv()) is not None:
+        case, prefix, backend = job
+        found = checked(case, prefix, torch.device(device), backend, heads)
+        link.send(found)
+        if "broken" in found:
+            return
 
 
 def run(cases: list[tuple[Case, str, str]], device: torch.device, heads: int, workers: int) -> Iterator[dict[str, Any]]:
     """Check cases, each with a prefix of its name and a backend, as they come.
 
-    Nearly all of the time goes into compiling kernels, so that several processes check at once. Each has a process of
-    its own: after a wrong access to the GPU's memory nothing that a process does is right.
+    Nearly all of the time goes into compiling kernels, so that several processes check at once, one case after the
+    other; one in which a case broke is replaced.
     """
     if workers == 1:
         for case, prefix, backend in cases:
@@ -237,22 +272,35 @@ def run(cases: list[tuple[Case, str, str]], device: torch.device, heads: int, wo
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpu_checks"])
     waiting, running = list(reversed(cases)), {}
+
+    def start() -> None:
+        link, other = context.Pipe()
+        process = context.Process(target=_work, args=(other, str(device), heads))
+        process.start()
+        other.close()
+        running[link] = (process, waiting[-1])
+        link.send(waiting.pop())
+
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                case, prefix, backend = waiting.pop()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_send, args=(sender, case, prefix, str(device), backend, heads))
-                process.start()
-                sender.close()
-                running[receiver] = (process, f"{prefix}: {case.name}", backend)
-            for receiver in wait(list(running)):
-                process, name, backend = running.pop(receiver)
+                start()
+            for link in wait(list(running)):
+                process, (case, prefix, backend) = running.pop(link)
                 try:
-                    yield receiver.recv()
+                    found = link.recv()
                 except EOFError:
-                    yield {"name": name, "backend": backend, "passed": False, "broken": "its process died"}
+                    found = {"name": f"{prefix}: {case.name}", "backend": backend, "passed": False}
+                    found["broken"] = "its process died"
+                yield found
+                if waiting and "broken" not in found:
+                    running[link] = (process, waiting[-1])
+                    link.send(waiting.pop())
+                    continue
+                if "broken" not in found:
+                    link.send(None)
+                link.close()
                 process.join()
     finally:  # whoever still compiles would be timed beside what comes next
-        for process, _, _ in running.values():
+        for process, _ in running.values():
             process.kill()

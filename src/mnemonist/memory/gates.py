@@ -150,7 +150,7 @@ def mixed_scores(z_XCK: Tensor, x_XCK: Tensor, mix: Tensor) -> Tensor:
 
 
 def _exp(log: Tensor) -> Tensor:
-    """exp, with zero for what is too small to be multiplied by its like without becoming denormal."""
+    """exp, with zero for what is too small to be multiplied by its like without becoming denormal. NaN stays NaN."""
     floor = torch.finfo(log.dtype).tiny ** 0.5
     value = log.exp()
-    return torch.where(value > floor, value, torch.zeros_like(value))
+    return torch.where(value <= floor, torch.zeros_like(value), value)

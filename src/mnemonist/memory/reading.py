@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,19 +118,20 @@ def memorize(
         backend: auto, or the implementation by name. Auto takes exact or chunked where the rule allows it. On an NVIDIA
             GPU it takes, where they are installed and know the rule, triton in place of chunked, and for a linear
             memory the kernels of flash-linear-attention (fla), which report no surprise. Both multiply in the type of
-            the tokens. By name, triton also reads linear memories with the l2 objective (momentum, a decay to initial
-            weights): right in Triton's interpreter, and not yet run on a GPU.
+            the tokens, but triton in float32 where there is one token a row and no derivative is wanted. By name,
+            triton also reads linear memories with the l2 objective (momentum, a decay to initial weights): right in
+            Triton's interpreter, and not yet run on a GPU.
         feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
         surprise: whether to also report the surprise of every token.
 
     Raises:
-        ValueError: shapes, gates or state do not fit the rule; the message says which and what to do.
+        ValueError: shapes, gates or state do not fit the rule, or gates hold NaN; the message says which and what to
+            do. Numbers are only looked at on a CPU: elsewhere every call would wait for the device.
     """
     rule = find_rule(rule)
     _check_tokens(q, k, v, mask)
     lengths = None if cu_seqlens is None else _check_sequences(cu_seqlens, q, mask)
-    # Under mixed precision the algebra below would be run in half precision, and the state would be no better.
-    with torch.autocast(q.device.type, enabled=False):
+    with _full_precision(q.device):
         if mask is not None and bool(mask.all()):
             mask = None
         if mask is not None:  # whatever stands at padding, NaN too, must reach nothing: 0 * NaN is NaN
@@ -188,11 +190,18 @@ def recall(
         ``[B, T, H, V]``, in the type of ``q``.
     """
     rule = find_rule(rule)
-    with torch.autocast(q.device.type, enabled=False):
+    with _full_precision(q.device):
         phi = _feature_map(rule, feature_map, q)
         queries = phi(q.to(weights[0].dtype)).transpose(1, 2)
         y = answer(rule, lambda i, z: z @ weights[i], queries).transpose(1, 2)
         return _normalised(rule, y).to(q.dtype)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Under mixed precision the algebra would be run in half precision, and a state would be no better."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # which takes a token less time
 
 
 def _normalised(rule: MemoryRule, y: Tensor) -> Tensor:
@@ -304,9 +313,11 @@ def _read_triton(
     lengths: Tensor | None,
     surprise: bool,
 ) -> Read:
-    """The real tokens of all rows in one row, which is what the kernels read."""
-    from mnemonist.memory.kernels import triton_linear_reading, triton_reading
+    """The real tokens of all rows in one row, which is what the kernels read; or, decoding, one token a row."""
+    from mnemonist.memory.kernels import triton_decoding, triton_linear_reading, triton_reading
 
+    if mask is None and lengths is None and triton_decoding.applies(*tokens, gates, weights, state):
+        return triton_decoding.read_one_token(*tokens, gates, weights, state, surprise)
     shape, device = tokens[0].shape[:2], tokens[0].device
     real = None
     if mask is not None:
@@ -409,6 +420,8 @@ def _check_gates(
             continue
         if gate.shape != shape:
             raise ValueError(f"{name} is {list(gate.shape)}; rule {rule.name!r} needs {list(shape)} here.")
+        if q.device.type != "cpu":  # asking would wait for the device
+            continue
         finite = torch.isfinite(gate.exp() if name.startswith("log") else gate)
         if mask is not None:
             finite = finite | ~mask[(..., *[None] * (gate.dim() - 2))]
@@ -446,7 +459,7 @@ def _check_initial(
 
 
 def _check_state(rule: MemoryRule, state: MemoryState, weights: list[Tensor], batch: int) -> None:
-    if state.rule != rule:
+    if state.rule is not rule and state.rule != rule:
         raise ValueError(
             f"The state belongs to rule {state.rule.name!r} with other choices than {rule.name!r}; "
             "read on with the rule that began the stream."

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
-from mnemonist.memory.kernels import native_streams
+from mnemonist.memory.kernels import native_streams, triton_layers
 from mnemonist.memory.kernels.native_elementwise import gated
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
@@ -147,6 +147,8 @@ class NeuralMemory(nn.Module):
         """
         if mask_BT is not None:
             x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # what stands at padding reaches nothing: 0 * NaN is NaN
+        if torch.is_autocast_enabled(x_BTE.device.type):  # once, and not once for every projection
+            x_BTE = x_BTE.to(torch.get_autocast_dtype(x_BTE.device.type))
         y, after, seen = self.read(x_BTE, state, mask_BT, learn=learn, surprise=surprise)
         return self.finish(x_BTE, y), after, seen
 
@@ -192,7 +194,10 @@ class NeuralMemory(nn.Module):
 
     def finish(self, x_BTE: Tensor, y_BTHD: Tensor) -> Tensor:
         """What the layer makes of its input and of the memory's answers to it: ``[B, T, E]``."""
-        return self.out_proj(gated(self.out_gate(x_BTE), self.norm(y_BTHD).flatten(2)))
+        gate = self.out_gate(x_BTE)
+        if triton_layers.applies(self.head_dim, gate, y_BTHD, self.norm.weight):
+            return self.out_proj(triton_layers.gated_norm(gate, y_BTHD, self.norm.weight, self.norm.eps))
+        return self.out_proj(gated(gate, self.norm(y_BTHD).flatten(2)))
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""
@@ -265,6 +270,8 @@ class NeuralMemory(nn.Module):
             before = x.new_zeros(x.shape[0], self.conv_size - 1, x.shape[2]) if tail is None else tail
             if native_streams.applies((x, before, self.conv)):
                 return native_streams.send(x, before, self.conv, self.heads, unit_keys)
+            if triton_layers.applies(self.head_dim, x, before, self.conv):
+                return triton_layers.send(x, before, self.conv, self.heads, unit_keys)
         y, after = self._convolve(x, tail, mask)
         y = F.silu(y).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = y.unbind(2)

@@ -69,3 +69,12 @@ def same_derivatives(rule, inputs, **more):
     scalar_of([fast]).backward()
     scalar_of([slow]).backward()
     close_derivatives(fast_in, slow_in)
+
+
+def shows_a_gate_that_is_no_number(rule, inputs, gate, monkeypatch):
+    """Nobody looks at gates on a GPU, so answers must tell of them."""
+    monkeypatch.setattr(torch, "isfinite", lambda x: torch.ones_like(x, dtype=torch.bool))
+    inputs[gate][1, 5] = torch.nan
+    read = memorize(rule, **inputs, backend="triton")
+    assert bool(read.y[1, 5:].isnan().all() and read.state.weights[0][1].isnan().all())
+    assert bool(read.y[0].isfinite().all() and read.state.weights[0][0].isfinite().all())

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from compiler import needs_compiler
+from streams_by_torch import by_torch, tensors
 
 from mnemonist.memory.kernels import native, native_streams
 from mnemonist.models import NeuralMemory
 
 pytestmark = needs_compiler
-
-
-def tensors(B, T, H, D, taps, dtype):
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-
-    return normal(B, T, 3 * H * D), normal(B, taps - 1, 3 * H * D), normal(taps, 3 * H * D)
-
-
-def by_torch(x, tail, conv, heads, unit_keys):
-    past = torch.cat([tail, x], dim=1)
-    y = F.silu(sum(past[:, i : i + x.shape[1]] * tap for i, tap in enumerate(conv)))
-    q, k, v = y.unflatten(-1, (3, heads, -1)).unbind(2)
-    if unit_keys:
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    return q, k, v, past[:, x.shape[1] :]
 
 
 @pytest.mark.parametrize("unit_keys", [True, False])

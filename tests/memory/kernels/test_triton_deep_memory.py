@@ -15,6 +15,7 @@ from interpreted import (
     same,
     same_derivatives,
     scalar_of,
+    shows_a_gate_that_is_no_number,
     starts_interpreter,
     within,
 )
@@ -208,6 +209,12 @@ def test_gates_of_zero_forget_everything_and_give_finite_derivatives(read_at):
     for name, places in (("log_decay", (0, 5, 17)), ("log_momentum", (3, 5, 20))):
         inputs[name][:, list(places)] = -torch.inf
     same_derivatives(rule, inputs)
+
+
+@within
+@pytest.mark.parametrize("gate", ["step_size", "log_momentum", "log_decay"])
+def test_a_gate_that_is_no_number_shows_in_the_answers(gate, monkeypatch):
+    shows_a_gate_that_is_no_number(FULL, gentle(FULL), gate, monkeypatch)
 
 
 @within

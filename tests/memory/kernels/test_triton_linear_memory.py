@@ -13,6 +13,7 @@ from interpreted import (
     same,
     same_derivatives,
     scalar_of,
+    shows_a_gate_that_is_no_number,
     starts_interpreter,
     within,
 )
@@ -62,6 +63,12 @@ def test_it_equals_the_definition_with_derivatives(rule):
 @pytest.mark.parametrize(("K", "V", "H"), [(16, 70, 2), (5, 33, 1)], ids=["blocks", "odd"])
 def test_other_widths(K, V, H):
     same_derivatives(FULL, inputs_of(FULL, K=K, V=V, H=H, B=1))
+
+
+@within
+@pytest.mark.parametrize("gate", ["step_size", "log_momentum", "log_decay"])
+def test_a_gate_that_is_no_number_shows_in_the_answers(gate, monkeypatch):
+    shows_a_gate_that_is_no_number(FULL, inputs_of(FULL), gate, monkeypatch)
 
 
 @within

@@ -22,7 +22,7 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def exp(x):
     value = tl.exp(x)
-    return tl.where(value > EXP_FLOOR, value, 0.0)
+    return tl.where(value <= EXP_FLOOR, 0.0, value)  # NaN stays NaN
 
 
 @triton.jit

@@ -32,6 +32,8 @@ from mnemonist.memory.kernels.triton_deep_memory import (
     tokens_of,
 )
 
+SOLVED = tl.constexpr(8)  # tokens of a block on the diagonal of a triangular system
+
 
 @triton.jit
 def _met_gates(
@@ -48,15 +50,28 @@ def _met_gates(
 
 
 @triton.jit
-def _inverse(lower, row, BLOCK_C: tl.constexpr):
-    """Of a matrix that has ones on its diagonal and ``lower`` below: row by row, as in forward substitution."""
-    r, c = row[:, None], row[None, :]
-    found = tl.where(r == c, 1.0, 0.0)
-    for i in range(1, BLOCK_C):
-        weights = tl.sum(tl.where(c == i, tl.trans(lower), 0.0), 1)  # row i
-        sent = tl.sum(weights[:, None] * found, 0)
-        found = tl.where(r == i, found - sent[None, :], found)
-    return found
+def _inverse(lower, row, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
+    """Of a matrix that has ones on its diagonal and ``lower`` below, by products alone.
+
+    ``I + N`` with a nilpotent ``N`` has the inverse ``(I - N) (I + N^2) (I + N^4) ...``. Powers of a whole chunk would
+    grow beyond what float32 can cancel again, so the blocks of SOLVED tokens on the diagonal come first, and then what
+    stands between them: ``I + lower = (I + D) (I + D' O)``, with D' for the inverse of ``I + D``.
+    """
+    within = row[:, None] // SOLVED == row[None, :] // SOLVED
+    one = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
+    power = tl.where(within, lower, 0.0)
+    blocks = one - power
+    for _ in tl.static_range(2):  # up to the 7th power, the last one of 8 tokens
+        power = dot(power, power, tl.float32, PRECISION)
+        blocks += dot(blocks, power, tl.float32, PRECISION)
+    power = dot(blocks, tl.where(within, 0.0, lower), tl.float32, PRECISION)
+    between = one - power
+    count: tl.constexpr = BLOCK_C // SOLVED
+    for doubling in tl.static_range(1, 4):
+        if (1 << doubling) < count:
+            power = dot(power, power, tl.float32, PRECISION)
+            between += dot(between, power, tl.float32, PRECISION)
+    return dot(between, blocks, tl.float32, PRECISION)
 
 
 @triton.jit
@@ -64,9 +79,10 @@ def solve_kernel(
     k, v, step_size, log_momentum, log_decay, target, inverses, from_weights, from_momentum, from_target, alone, spans,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, DECAYED: tl.constexpr, TARGETS: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    KNOWN: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``errors = from_weights M + from_momentum S - alone``, where ``alone`` has the target's part."""
+    """``errors = from_weights M + from_momentum S - alone``, where ``alone`` has the target's part. The inverses are
+    found, or, if KNOWN, given; then `alone` is left as it is."""
     chunk, head = tl.program_id(0) // H, tl.program_id(0) % H
     row, key, value = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     token, valid, count = tokens_of(spans, chunk, head, row, H)
@@ -75,11 +91,14 @@ def solve_kernel(
     )
     A, E, G, beta, pull, f, m, left, moved, mix_last, moved_last, beta_last, pull_last, f_last, carry = found
     k_CK = load_tokens(k, token, valid, key, K)
-    scores = dot(k_CK, tl.trans(k_CK), OPERAND, PRECISION)
-    lower = tl.where(row[:, None] > row[None, :], scores * G * own[:, None], 0.0)
-    inverse = _inverse(lower, row, BLOCK_C)
     at = tl.program_id(0).to(tl.int64) * BLOCK_C * BLOCK_C + tile(row, row, BLOCK_C)
-    tl.store(inverses + at, inverse.to(OPERAND))
+    if KNOWN:
+        inverse = tl.load(inverses + at)
+    else:
+        scores = dot(k_CK, tl.trans(k_CK), OPERAND, PRECISION)
+        lower = tl.where(row[:, None] > row[None, :], scores * G * own[:, None], 0.0)
+        inverse = _inverse(lower, row, BLOCK_C, PRECISION).to(OPERAND)
+        tl.store(inverses + at, inverse)
     tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & (value < V)[None, :]
     k_CK = k_CK.to(tl.float32)
     met = dot(inverse, k_CK * (beta * own)[:, None], OPERAND, PRECISION)
@@ -92,9 +111,11 @@ def solve_kernel(
         share = pull * own + (1 - own)
         met = dot(inverse, k_CK * share[:, None], OPERAND, PRECISION)
         tl.store(from_target + tile(token, key, K), met.to(OPERAND), tokens_K)
-        goal = tl.load(target + head * K * V + tile(value, key, K), (value < V)[:, None] & (key < K)[None, :], 0.0)
-        v_CV -= dot(k_CK * share[:, None], tl.trans(goal), OPERAND, PRECISION)
-    tl.store(alone + tile(token, value, V), dot(inverse, v_CV, OPERAND, PRECISION), tokens_V)
+        if not KNOWN:
+            goal = tl.load(target + head * K * V + tile(value, key, K), (value < V)[:, None] & (key < K)[None, :], 0.0)
+            v_CV -= dot(k_CK * share[:, None], tl.trans(goal), OPERAND, PRECISION)
+    if not KNOWN:
+        tl.store(alone + tile(token, value, V), dot(inverse, v_CV, OPERAND, PRECISION), tokens_V)
 
 
 @triton.jit

@@ -111,30 +111,30 @@ def read_linear_memory(
     rule: str,
     longest: int,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Read packed sequences; see `triton_reading.read_deep_memory`. A memory stands transposed.
 
     Returns:
         Answers; weights and momentum after the last token; the errors of all tokens; and, for the way back, the weights
-        and momentum that each chunk starts from.
+        and momentum that each chunk starts from, and the inverse that its errors were found with.
     """
     from mnemonist.memory.kernels.triton_deep_memory import reads_kernel
     from mnemonist.memory.kernels.triton_linear_memory import linear_states_kernel
 
     of = rule_of(rule)
     N, H, P = weights.shape
-    y, errors, weights_at, momentum_at = _room(v, weights, momentum, cuts)
+    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q, longest)
+    y, errors, weights_at, momentum_at, inverses = _room(v, weights, momentum, cuts, sizes["BLOCK_C"])
     after = weights.clone()
     momentum_after = weights.new_empty(0) if momentum is None else momentum.clone()
-    sizes, choices = kernel_sizes(of, q, v, q.shape[-1], longest, P), kernel_choices(of, q, longest)
     _, part, blocks = _blocks(sizes, v.shape[-1])
     run = _run(of, choices, q.dtype != torch.float32)[1]
     low_initial = initial.to(q.dtype)
     with torch.cuda.device_of(q):
         for these, turn in zip(spans.split(cuts), plan, strict=True):
             mixes, shares, ends = gates_of_chunks(step_size, log_momentum, log_decay, these, q, sizes, choices)
-            _, from_weights, from_momentum, _, alone = _solved(
-                k, v, step_size, log_momentum, log_decay, initial, these, of, sizes, choices
+            from_weights, from_momentum, _, alone = _solved(
+                k, v, step_size, log_momentum, log_decay, initial, inverses, False, these, of, sizes, choices
             )
             linear_states_kernel[(N * H, blocks)](
                 k, shares, ends, initial, from_weights, from_momentum, alone, after, momentum_after, weights_at,
@@ -142,39 +142,39 @@ def read_linear_memory(
             )  # fmt: skip
             if len(these):
                 reads_kernel[(len(these) * H,)](
-                    q, k, errors, mixes, shares, low_initial, weights, weights_at, momentum_at, y, these,
+                    q, k, errors, mixes, shares, low_initial, weights_at, weights_at, momentum_at, y, these,
                     **sizes, **choices["reads"],
                 )  # fmt: skip
     if not keep:
-        weights_at, momentum_at = weights.new_empty(0), weights.new_empty(0)
-    return y, after, momentum_after, errors, weights_at, momentum_at
+        weights_at, momentum_at, inverses = (weights.new_empty(0) for _ in range(3))
+    return y, after, momentum_after, errors, weights_at, momentum_at, inverses
 
 
 def _solved(
     k: Tensor, v: Tensor, step_size: Tensor, log_momentum: Tensor | None, log_decay: Tensor | None, initial: Tensor,
-    spans: Tensor, rule: MemoryRule, sizes: dict[str, Any], choices: dict[str, dict[str, Any]],
+    inverses: Tensor, known: bool, spans: Tensor, rule: MemoryRule, sizes: dict[str, Any],
+    choices: dict[str, dict[str, Any]],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """What `solve_kernel` makes: inverses; what errors are of weights, momentum and target; and by themselves."""
+    """What `solve_kernel` makes: what errors are of weights, momentum and target; and, unless the inverses are known,
+    by themselves."""
     from mnemonist.memory.kernels.triton_linear_memory import solve_kernel
 
-    C = sizes["BLOCK_C"]
-    inverses = k.new_empty(len(spans), sizes["H"], C, C)
     parts = [
         torch.empty_like(k) if used else k.new_empty(0) for used in (True, rule.momentum, rule.decay_to == "initial")
     ]
-    alone = torch.empty_like(v, dtype=torch.float32)
+    alone = v.new_empty(0 if known else v.shape, dtype=torch.float32)
     if len(spans):
         solve_kernel[(len(spans) * sizes["H"],)](
             k, v, step_size, log_momentum, log_decay, initial, inverses, *parts, alone, spans,
-            **_blocks(sizes, v.shape[-1])[0], **_run(rule, choices, False)[0],
+            KNOWN=known, **_blocks(sizes, v.shape[-1])[0], **_run(rule, choices, False)[0],
         )  # fmt: skip
-    return inverses, *parts, alone
+    return *parts, alone
 
 
-def _room(v: Tensor, weights: Tensor, momentum: Tensor | None, cuts: Sequence[int]) -> list[Tensor]:
-    """Answers, errors, and slots for weights and momentum."""
-    state = (max(cuts), *weights.shape[1:])
-    return [v.new_empty(s) for s in (v.shape, v.shape, state, (0,) if momentum is None else state)]
+def _room(v: Tensor, weights: Tensor, momentum: Tensor | None, cuts: Sequence[int], block: int) -> list[Tensor]:
+    """Answers, errors, and slots for weights, momentum and inverses, these of ``block`` tokens."""
+    state, square = (max(cuts), *weights.shape[1:]), (max(cuts), weights.shape[1], block, block)
+    return [v.new_empty(s) for s in (v.shape, v.shape, state, (0,) if momentum is None else state, square)]
 
 
 @read_linear_memory.register_fake
@@ -183,7 +183,8 @@ def _read_fake(
     initial: Tensor, weights: Tensor, momentum: Tensor | None, spans: Tensor, plan: Tensor, cuts: list[int], rule: str,
     longest: int, keep: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    y, errors, *slots = _room(v, weights, momentum, cuts)
+    block = kernel_sizes(rule_of(rule), q, v, q.shape[-1], longest, weights.shape[-1])["BLOCK_C"]
+    y, errors, *slots = _room(v, weights, momentum, cuts, block)
     if not keep:
         slots = [weights.new_empty(0) for _ in slots]
     moving = weights.new_empty(0) if momentum is None else torch.empty_like(weights)
@@ -205,6 +206,7 @@ def read_linear_memory_backward(
     errors: Tensor,
     weights_at: Tensor,
     momentum_at: Tensor,
+    inverses: Tensor,
     spans: Tensor,
     plan: Tensor,
     rule: str,
@@ -238,8 +240,9 @@ def read_linear_memory_backward(
     to_weights_at, to_momentum_at = torch.empty_like(weights_at), torch.empty_like(momentum_at)
     with torch.cuda.device_of(q):
         mixes, shares, ends = gates_of_chunks(*named, spans, q, sizes, choices)
-        solved = _solved(k, v, *named, initial, spans, of, sizes, choices)
-        inverses, from_weights, from_momentum, from_target, _ = solved
+        from_weights, from_momentum, from_target, _ = _solved(
+            k, v, *named, initial, inverses, True, spans, of, sizes, choices
+        )
         room = mixes.new_empty(len(spans) * H, 3, *mixes.shape[-2:])
         to_mixes = torch.empty_like(mixes, dtype=torch.float32)
         to_met_mixes, to_met_shares = torch.empty_like(to_mixes), torch.empty_like(shares)
@@ -276,7 +279,7 @@ def read_linear_memory_backward(
 def _read_back_fake(
     to_y: Tensor, to_weights: Tensor, to_momentum: Tensor, q: Tensor, k: Tensor, v: Tensor, step_size: Tensor,
     log_momentum: Tensor | None, log_decay: Tensor | None, initial: Tensor, errors: Tensor, weights_at: Tensor,
-    momentum_at: Tensor, spans: Tensor, plan: Tensor, rule: str, longest: int,
+    momentum_at: Tensor, inverses: Tensor, spans: Tensor, plan: Tensor, rule: str, longest: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     gates = [step_size.new_empty(0) if g is None else torch.empty_like(g) for g in (log_momentum, log_decay)]
     states = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (to_weights, to_momentum)]
@@ -326,7 +329,7 @@ def _register_flops() -> None:
 
     @register_flop_formula(torch.ops.mnemonist.read_linear_memory_backward)
     def _(y: Any, w: Any, s: Any, q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return 2 * read_flops(q[0], q[1], q[2], v[2], rule_of(rest[9]))  # two products for each
+        return 2 * read_flops(q[0], q[1], q[2], v[2], rule_of(rest[10]))  # two products for each
 
 
 _register_flops()

@@ -27,9 +27,9 @@ from mnemonist.memory.stream import Gates, Trace
 LONGEST_CHUNK = 128
 WIDEST = 128
 """Channels of keys and values, a denominator included."""
-HIDDEN_BLOCK = 128
+HIDDEN_BLOCK = 64
 """Hidden columns at a time, in half precision and with at most 64 channels and tokens of a chunk; fewer where tiles
-would be larger than these."""
+would be larger than these. On an H100 128 took 7% longer, for its tiles spilled."""
 NARROWEST = 64
 """Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision: Triton 3.6 compiles
 products of narrower ones of bfloat16 wrongly."""
@@ -241,6 +241,14 @@ def _block(columns: int, dtype: torch.dtype) -> int:
 def read_sizes(rule: MemoryRule, sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Of `reads_kernel`, which keeps more at a time."""
     return sizes if rule.depth == 1 else {**sizes, "BLOCK_D": _block(sizes["BLOCK_D"] // 2, dtype)}
+
+
+def write_sizes(rule: MemoryRule, sizes: dict[str, Any], hidden: int) -> dict[str, Any]:
+    """Of `writes_back_kernel`, which keeps less at a time."""
+    tallest = max(sizes[name] for name in ("BLOCK_C", "BLOCK_K", "BLOCK_V"))
+    if rule.depth == 1 or tallest > NARROWEST:
+        return sizes
+    return {**sizes, "BLOCK_D": min(2 * sizes["BLOCK_D"], _power(hidden))}
 
 
 def kernel_choices(rule: MemoryRule, q: Tensor, longest: int) -> dict[str, dict[str, Any]]:
@@ -463,7 +471,8 @@ def read_deep_memory_backward(
         if len(spans):
             writes_back_kernel[chunks](
                 k, errors, shares, low_initial, low_anchor, weights_at, momentum_at, seen, sent_first, back_x, back_u,
-                to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans, **sizes, **choices["writes_back"],
+                to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans,
+                **write_sizes(of, sizes, hidden), **choices["writes_back"],
             )  # fmt: skip
             gates_back_kernel[chunks](
                 step_size, log_momentum, log_decay, spans, to_mixes, to_shares, to_ends, to_step, to_eta, to_decay,
