@@ -119,8 +119,8 @@ def memorize(
             GPU it takes, where they are installed and know the rule, triton in place of chunked, and for a linear
             memory the kernels of flash-linear-attention (fla), which report no surprise. Both multiply in the type of
             the tokens, but triton in float32 where there is one token a row and no derivative is wanted. By name,
-            triton also reads linear memories with the l2 objective (momentum, a decay to initial weights): right in
-            Triton's interpreter, and not yet run on a GPU.
+            triton also reads linear memories with the l2 objective (momentum, a decay to initial weights), not as fast
+            yet as fla reads those that it knows.
         feature_map: what to use as phi; needed if the rule's map has parameters or random draws.
         surprise: whether to also report the surprise of every token.
 

@@ -72,6 +72,20 @@ def test_a_gate_that_is_no_number_shows_in_the_answers(gate, monkeypatch):
 
 
 @within
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("chunk_size", [32, 64, 128])
+def test_long_chunks_of_tokens_that_are_alike_too(chunk_size, alike):
+    """The same key again and again is where powers of a chunk's matrix grow most."""
+    rule = FULL.replace(chunk_size=chunk_size)
+    inputs = inputs_of(rule, B=1, T=chunk_size + 3)
+    if alike:
+        inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]).clone()
+        inputs["step_size"] = torch.ones_like(inputs["step_size"])
+        inputs["log_momentum"] = torch.full_like(inputs["log_momentum"], -6.0)
+    same_derivatives(rule, inputs)
+
+
+@within
 def test_any_split_equals_the_whole_with_derivatives_through_the_state():
     inputs, results = inputs_of(FULL), []
     for backend, lengths in (("triton", (7, 14)), ("recurrent", (21,))):

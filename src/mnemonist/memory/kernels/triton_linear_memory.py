@@ -32,7 +32,7 @@ from mnemonist.memory.kernels.triton_deep_memory import (
     tokens_of,
 )
 
-SOLVED = tl.constexpr(8)  # tokens of a block on the diagonal of a triangular system
+SOLVED = tl.constexpr(16)  # tokens of a block on the diagonal of a triangular system
 
 
 @triton.jit
@@ -51,27 +51,32 @@ def _met_gates(
 
 @triton.jit
 def _inverse(lower, row, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
-    """Of a matrix that has ones on its diagonal and ``lower`` below, by products alone.
+    """Of a matrix that has ones on its diagonal and ``lower`` below.
 
-    ``I + N`` with a nilpotent ``N`` has the inverse ``(I - N) (I + N^2) (I + N^4) ...``. Powers of a whole chunk would
-    grow beyond what float32 can cancel again, so the blocks of SOLVED tokens on the diagonal come first, and then what
-    stands between them: ``I + lower = (I + D) (I + D' O)``, with D' for the inverse of ``I + D``.
+    Blocks of SOLVED tokens on the diagonal come first, row by row and all at once; then what stands between them:
+    ``I + lower = (I + D) (I + D' O)`` with D' for the inverse of ``I + D``, and ``I + N`` with a nilpotent ``N`` has
+    the inverse ``(I - N) (I + N^2) (I + N^4) ...``. Powers of a whole chunk would grow beyond what cancels again.
     """
-    within = row[:, None] // SOLVED == row[None, :] // SOLVED
-    one = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
-    power = tl.where(within, lower, 0.0)
-    blocks = one - power
-    for _ in tl.static_range(2):  # up to the 7th power, the last one of 8 tokens
-        power = dot(power, power, tl.float32, PRECISION)
-        blocks += dot(blocks, power, tl.float32, PRECISION)
-    power = dot(blocks, tl.where(within, 0.0, lower), tl.float32, PRECISION)
-    between = one - power
-    count: tl.constexpr = BLOCK_C // SOLVED
-    for doubling in tl.static_range(1, 4):
-        if (1 << doubling) < count:
-            power = dot(power, power, tl.float32, PRECISION)
-            between += dot(between, power, tl.float32, PRECISION)
-    return dot(between, blocks, tl.float32, PRECISION)
+    COUNT: tl.constexpr = BLOCK_C // SOLVED
+    number, r, c = tl.arange(0, COUNT), tl.arange(0, SOLVED)[None, :, None], tl.arange(0, SOLVED)[None, None, :]
+    own = number[:, None, None, None] == number[None, None, :, None]
+    inner = tl.sum(tl.where(own, tl.reshape(lower, [COUNT, SOLVED, COUNT, SOLVED]), 0.0), 2)
+    found = tl.where(r == c, 1.0, tl.zeros_like(inner))
+    for i in range(1, SOLVED):
+        weights = tl.sum(tl.where(r == i, inner, 0.0), 1)
+        sent = tl.sum(weights[:, :, None] * found, 1)
+        found = tl.where(r == i, found - sent[:, None, :], found)
+    blocks = tl.reshape(tl.where(own, found[:, :, None, :], 0.0), [BLOCK_C, BLOCK_C])
+    if COUNT > 1:
+        t, s = row[:, None], row[None, :]
+        power = dot(blocks, tl.where(t // SOLVED == s // SOLVED, 0.0, lower), tl.float32, PRECISION)
+        between = tl.where(t == s, 1.0, 0.0) - power
+        for doubling in tl.static_range(1, 3):
+            if (1 << doubling) < COUNT:
+                power = dot(power, power, tl.float32, PRECISION)
+                between += dot(between, power, tl.float32, PRECISION)
+        blocks = dot(between, blocks, tl.float32, PRECISION)
+    return blocks
 
 
 @triton.jit
@@ -97,7 +102,9 @@ def solve_kernel(
     else:
         scores = dot(k_CK, tl.trans(k_CK), OPERAND, PRECISION)
         lower = tl.where(row[:, None] > row[None, :], scores * G * own[:, None], 0.0)
-        inverse = _inverse(lower, row, BLOCK_C, PRECISION).to(OPERAND)
+        # It is rounded to the operands' type: nothing before that need be more exact than tf32 where they are half.
+        INNER: tl.constexpr = "tf32" if OPERAND.primitive_bitwidth < 32 else PRECISION
+        inverse = _inverse(lower, row, BLOCK_C, INNER).to(OPERAND)
         tl.store(inverses + at, inverse)
     tokens_K, tokens_V = valid[:, None] & (key < K)[None, :], valid[:, None] & (value < V)[None, :]
     k_CK = k_CK.to(tl.float32)

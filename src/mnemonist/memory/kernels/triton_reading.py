@@ -28,11 +28,11 @@ LONGEST_CHUNK = 128
 WIDEST = 128
 """Channels of keys and values, a denominator included."""
 HIDDEN_BLOCK = 64
-"""Hidden columns at a time, in half precision and with at most 64 channels and tokens of a chunk; fewer where tiles
-would be larger than these. On an H100 128 took 7% longer, for its tiles spilled."""
+"""Hidden columns at a time, with at most 64 channels and tokens of a chunk; fewer where tiles would be larger than
+these. On an H100 128 took 7% longer in bfloat16, for its tiles spilled."""
 NARROWEST = 64
-"""Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision: Triton 3.6 compiles
-products of narrower ones of bfloat16 wrongly."""
+"""Rows and columns of a block of weights on a GPU, of a block of hidden columns in half precision; half as many in
+float32. Triton 3.6 compiles products of narrower ones wrongly: they read what is not theirs."""
 WARPS = 8
 """Of kernels that go in steps: tiles are shared among them."""
 CHAINED_WARPS = 4
@@ -227,28 +227,31 @@ def kernel_sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: i
     least = 16 if interpreted() else NARROWEST
     block_c, block_k, block_v = _power(longest), max(least, _power(K)), max(least, _power(V))
     tallest = max(64, block_c, block_k, block_v)
-    block_d = _block(min(HIDDEN_BLOCK * 128 // (tallest * q.element_size()), _power(hidden)), q.dtype)
+    block_d = _block(min(HIDDEN_BLOCK * 64 // tallest, _power(hidden)), q.dtype)
     return {
         "H": H, "K": K, "D": hidden, "V": V, "P": width, "BLOCK_C": block_c, "BLOCK_K": block_k, "BLOCK_V": block_v,
         "BLOCK_D": block_k if rule.depth == 1 else block_d,
     }  # fmt: skip
 
 
-def _block(columns: int, dtype: torch.dtype) -> int:
-    return max(columns, NARROWEST if dtype != torch.float32 and not interpreted() else 16)
+def _block(columns: int, dtype: torch.dtype, least: int = NARROWEST // 2) -> int:
+    """Of at least so many columns in float32, and of enough for half precision."""
+    if interpreted():
+        return max(columns, 16)
+    return max(columns, NARROWEST if dtype != torch.float32 else least)
 
 
 def read_sizes(rule: MemoryRule, sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Of `reads_kernel`, which keeps more at a time."""
-    return sizes if rule.depth == 1 else {**sizes, "BLOCK_D": _block(sizes["BLOCK_D"] // 2, dtype)}
+    return sizes if rule.depth == 1 else {**sizes, "BLOCK_D": _block(sizes["BLOCK_D"] // 2, dtype, 16)}
 
 
-def write_sizes(rule: MemoryRule, sizes: dict[str, Any], hidden: int) -> dict[str, Any]:
-    """Of `writes_back_kernel`, which keeps less at a time."""
-    tallest = max(sizes[name] for name in ("BLOCK_C", "BLOCK_K", "BLOCK_V"))
-    if rule.depth == 1 or tallest > NARROWEST:
+def write_sizes(rule: MemoryRule, sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Of `writes_back_kernel`, which keeps less at a time, in half precision."""
+    tallest, block = max(sizes[name] for name in ("BLOCK_C", "BLOCK_K", "BLOCK_V")), sizes["BLOCK_D"]
+    if rule.depth == 1 or dtype == torch.float32 or tallest > NARROWEST or sizes["D"] <= block:
         return sizes
-    return {**sizes, "BLOCK_D": min(2 * sizes["BLOCK_D"], _power(hidden))}
+    return {**sizes, "BLOCK_D": 2 * block}
 
 
 def kernel_choices(rule: MemoryRule, q: Tensor, longest: int) -> dict[str, dict[str, Any]]:
@@ -472,7 +475,7 @@ def read_deep_memory_backward(
             writes_back_kernel[chunks](
                 k, errors, shares, low_initial, low_anchor, weights_at, momentum_at, seen, sent_first, back_x, back_u,
                 to_weights_at, to_momentum_at, to_k, to_shares, to_ends, spans,
-                **write_sizes(of, sizes, hidden), **choices["writes_back"],
+                **write_sizes(of, sizes, q.dtype), **choices["writes_back"],
             )  # fmt: skip
             gates_back_kernel[chunks](
                 step_size, log_momentum, log_decay, spans, to_mixes, to_shares, to_ends, to_step, to_eta, to_decay,
