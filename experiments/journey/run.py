@@ -26,9 +26,10 @@ from mnemonist.evals.evaluation import evaluating, model_facts
 from mnemonist.evals.lessons import Curriculum
 from mnemonist.evals.results import Result, Row
 from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
-from mnemonist.reasoning import Decoding, LocalSampler, find_journey, random_path, twins
+from mnemonist.reasoning import Decoding, LocalSampler, find_journey, make_twin, random_path
 from mnemonist.reasoning.completions import RowMaker, read, stack
 from mnemonist.reasoning.growing import PREFERENCES
+from mnemonist.reasoning.journey_text import PHRASES, Telling, tellings
 from mnemonist.reasoning.losses import weighted_likelihood
 from mnemonist.reasoning.tasks import build_task
 from mnemonist.reasoning.tasks.task import Problem, StepTask
@@ -46,11 +47,11 @@ PRACTICE, STEPS = 2000, 10_000
 ASKED_AT = (2000, 4000, 6000, 8000, 10_000)
 PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
-TESTS = 200
+TESTS = 150
 """Likewise, to be asked."""
 LONGEST = 2000
-"""Tokens of an attempt: the longest journeys have some 2,000."""
-VOCABULARY = 312
+"""Tokens of an attempt: the longest journeys have nearly as many. No step has fewer, so steps can be equal."""
+VOCABULARY = 309
 WIDE = build_task("countdown:largest=100,ceiling=100")
 assert isinstance(WIDE, StepTask)
 SIZE = ModelConfig(
@@ -76,10 +77,11 @@ class Lesson:
     shortcut: bool
 
 
-JUDGING = "judging:at_sight=0.85,most_steps=60"
+SEARCH = "depth-first:most_steps=1000,most_characters=3400"
+"""The limit of steps is beyond the one of characters, which is within LONGEST tokens."""
 LESSONS = {
-    "shortcut": ("shortcut", Lesson(JUDGING, shortcut=True)),
-    "judging": ("journey (judging)", Lesson(JUDGING, shortcut=False)),
+    "shortcut": ("shortcut", Lesson(SEARCH, shortcut=True)),
+    "depth-first": ("journey (depth first)", Lesson(SEARCH, shortcut=False)),
     "o1-journey": ("journey (O1 Replication Journey)", Lesson("o1-journey", shortcut=False)),
 }
 """Steps are tried in the order that the task lists them, so all journeys arrive by the same right path."""
@@ -128,10 +130,21 @@ def problems(split: str, count: int, task: StepTask = TASK) -> Iterator[Problem]
 
 
 def told(lesson: Lesson, count: int) -> Iterator[tuple[str, str]]:
-    """Prompts and texts of so many problems to learn from, of each number of numbers."""
-    rules = find_journey(lesson.rules)
-    for twin in twins(problems("train", count), TASK, rules, FORMAT, prefer=PREFERENCES["listed"]):
-        yield twin.prompt, twin.shortcut if lesson.shortcut else twin.journey
+    """Prompts and texts of so many problems to learn from, of each number of numbers.
+
+    Problems whose search does not fit are left out, of all lessons: one that is cut short teaches to give up.
+    """
+
+    def told_by(rules: str) -> Iterator[Telling]:
+        listed, phrases = PREFERENCES["listed"], PHRASES["checked"]
+        return tellings(problems("train", count), TASK, find_journey(rules), FORMAT, phrases, prefer=listed)
+
+    searches = told_by(SEARCH)
+    pairs = ((t, t) for t in searches) if lesson.rules == SEARCH else zip(searches, told_by(lesson.rules), strict=True)
+    for search, telling in pairs:
+        if not search.left_out:
+            twin = make_twin(telling, TASK, FORMAT)
+            yield twin.prompt, twin.shortcut if lesson.shortcut else twin.journey
 
 
 @cache
@@ -157,7 +170,8 @@ def texts(lesson: Lesson) -> list[tuple[str, str]]:
 def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[int]]:
     """Texts of each step, until it has its tokens; texts of a step are alike in length, so that little is padding.
 
-    Every pass draws an order anew, sorts stretches of it by length, cuts these into steps, and shuffles the steps.
+    Every pass draws an order anew, sorts stretches of it by length, cuts these into steps, and shuffles the steps. What
+    one step has too much, the next has less: so steps of long texts have no more tokens than steps of short ones.
     """
     made: list[list[int]] = []
     lengths = [len(tokenizer().encode(text)) + 1 for _, text in pairs]
@@ -166,12 +180,13 @@ def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[in
         order = random.permutation(len(pairs)).tolist()
         cut: list[list[int]] = []
         for at in range(0, len(order), ALIKE):
-            step: list[int] = []
+            step, room = [], TOKENS
             for number in sorted(order[at : at + ALIKE], key=lambda number: lengths[number]):
                 step.append(number)
-                if sum(lengths[number] for number in step) >= TOKENS:
+                room -= lengths[number]
+                if room <= 0:
                     cut.append(step)
-                    step = []
+                    step, room = [], room + TOKENS
         random.shuffle(cut)
         made += cut
         if len(made) >= steps:

@@ -24,6 +24,7 @@ from mnemonist.evals.results import Result, Row
 from mnemonist.models import ModelConfig
 from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_method
 from mnemonist.reasoning.adapters import with_adapters
+from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
 from mnemonist.reasoning.proposing import Material, Policy, Solver
@@ -47,7 +48,8 @@ WAYS = {
     "chat": "asked in its chat template",
     "chat, shown": f"in its chat template, {SHOTS} examples shown",
     "plain, shown": f"as plain text, {SHOTS} examples shown",
-    "distilled": f"after {LEARNED} solutions of the task's own, nothing shown",
+    "question first": f"after {LEARNED} solutions of the task's own, nothing shown and nothing before the question",
+    "distilled": f"after the same solutions, each behind `{FORMAT.lead.strip()}`",
     "ReST-EM": "and two iterations of ReST-EM from there",
 }
 
@@ -97,14 +99,14 @@ class Shown:
     def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Any]:
         """See `Sampler`."""
         assert self._policy.sampler is not None
-        questions = [prompt.removeprefix(FORMAT.before).removesuffix(FORMAT.after) for prompt in prompts]
+        questions = [prompt.removeprefix(FORMAT.before_question).removesuffix(FORMAT.after) for prompt in prompts]
         return self._policy.sampler.sample([self._prompting.prompt(q) for q in questions], decoding, ledger)
 
 
-def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int) -> list[Row]:
+def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: Format = FORMAT) -> list[Row]:
     """Attempts at the tests, by number of terms."""
     decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=100 + seed)
-    trees = find_method(f"self-consistency:attempts={ATTEMPTS}").solve(tests, TASK, FORMAT, sampler, decoding)
+    trees = find_method(f"self-consistency:attempts={ATTEMPTS}").solve(tests, TASK, format, sampler, decoding)
     rows = []
     for terms in TERMS:
         own = [tree for tree in trees if tree.problem.difficulty == terms]
@@ -118,16 +120,23 @@ def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int) -> list[Row
 def run(study: Study, name: str, seed: int) -> None:
     """As it came, after distillation, after ReST-EM."""
     torch.set_flush_denormal(True)
-    policy, tests = open_policy(), problems("test", TESTED, seed)
-    rows = []
+    tests = problems("test", TESTED, seed)
+    rows, policy = [], open_policy()
     for way, shots, chat in (("chat", 0, True), ("chat, shown", SHOTS, True), ("plain, shown", SHOTS, False)):
         rows += ask(way, Shown(policy, shots, chat), tests, seed)
     learned = problems("train", LEARNED, seed)
-    material = Material(TASK, FORMAT, learned, teacher=Solver(TASK, learned, FORMAT))
     config = replace(FIT, seed=seed)
     folder, facts = study.run_folder(name, seed), {"seed": seed}
-    for way, round_ in (("distilled", DISTIL), ("ReST-EM", REST_EM)):
-        place = folder / round_.partition(":")[0]
+    bare = replace(FORMAT, lead="")
+    for way, round_, format in (
+        ("question first", DISTIL, bare),
+        ("distilled", DISTIL, FORMAT),
+        ("ReST-EM", REST_EM, FORMAT),
+    ):
+        material = Material(TASK, format, learned, teacher=Solver(TASK, learned, format))
+        place = folder / way.replace(" ", "-")
+        if way == "distilled":
+            policy = open_policy()
         try:
             ended = learn(find_round(round_), policy, material, place, config, resume=place.exists(), progress=False)
         except UserError as told:  # a round in which nothing is right is a result
@@ -135,7 +144,7 @@ def run(study: Study, name: str, seed: int) -> None:
         else:
             if ended.interrupted:
                 raise SystemExit(130)
-        rows += ask(way, policy.sampler, tests, seed)
+        rows += ask(way, policy.sampler, tests, seed, format)
     identity = {"experiment": study.folder.name, "seed": seed, "task": TASK.name, "rounds": [DISTIL, REST_EM]}
     model = {"name": "SmolLM2-135M-Instruct", "parameters": 134_515_008}
     Result(identity, "accuracy of an attempt", "terms", tuple(rows), model, facts, complete=True).save(

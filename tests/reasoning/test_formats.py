@@ -73,7 +73,9 @@ def test_taken_apart_by_hand(format, text, steps, answer, fine):
 
 def test_in_full():
     assert PLAIN.prompt("2 + 2?") == "2 + 2?\n" and PLAIN.write(["a", "b"], "4") == "a\nb\nanswer: 4\n"
-    assert THINK.prompt("2 + 2?") + THINK.write(["a"], "4") == "2 + 2?\n<think>\na\n</think>\n<answer>4</answer>"
+    assert THINK.prompt("2 + 2?") + THINK.write(["a"], "4") == (
+        "Question: 2 + 2?\n<think>\na\n</think>\n<answer>4</answer>"
+    )
     whole = S1.prompt("2 + 2?") + S1.write(["a"], "4")
     assert whole == (
         "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n<|im_start|>think\na\n"

@@ -15,6 +15,7 @@ from mnemonist.reasoning.journey_text import (
     PHRASES,
     Phrases,
     find_phrases,
+    goal_of,
     make_twin,
     state_of,
     tell,
@@ -109,6 +110,32 @@ def test_spoken_phrases_vary_and_the_same_seed_says_the_same():
         assert any(re.fullmatch(pattern, line) for line in told[0]), phrase
     silent = tell(walk(hand_built(), ALL), PLAIN, Phrases("silent", dead_end=("",), back=("",)))
     assert {line.kind for line in silent.lines} == {"step"} and len(silent.lines) == 5
+
+
+def test_checked_phrases_compare_with_the_goal_wherever_steps_end():
+    tree, rules = hand_built(), replace(ALL, returning="level by level")
+    telling = tell(walk(tree, rules), PLAIN, PHRASES["checked"], goal="24")
+    assert telling.texts == [
+        "8 + 7 = 15, left 2 15",
+        "15 + 2 = 17, left 17",
+        "24? no",
+        "15 * 2 = 30, left 30",
+        "24? no",
+        "back to: start",
+        "8 * 2 = 16, left 7 16",
+        "16 + 7 = 23, left 23",
+        "24? yes",
+    ]
+    assert [line.kind for line in telling.lines if "?" in line.text] == ["dead end", "dead end", "said"]
+    straight = tell(walk(tree, ALL), PLAIN, PHRASES["checked"], goal="24").texts
+    assert straight[-4:] == ["back to: start", *telling.texts[-3:]]  # a return of two steps is said
+    with pytest.raises(UserError, match="this task names none"):
+        tell(walk(tree, rules), PLAIN, PHRASES["checked"])
+
+
+def test_a_goal_is_what_the_task_calls_it():
+    assert goal_of(TASK, PROBLEM) == "24"
+    assert goal_of(object(), PROBLEM) is None
 
 
 def test_excursions_are_left_out_until_the_text_fits():

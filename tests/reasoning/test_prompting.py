@@ -25,7 +25,7 @@ def test_a_few_examples():
         "1 + 1?\n1 + 1 = 2\nanswer: 2\n\n2 + 3?\n2 + 3 = 5\n5\nanswer: 5\n\n7 + 1?\n"
     )
     assert Prompting(FORMATS["think"], "Solve it.", EXAMPLES[:1]).prompt("7 + 1?") == (
-        "Solve it.\n\n1 + 1?\n<think>\n1 + 1 = 2\n</think>\n<answer>2</answer>\n\n7 + 1?\n<think>\n"
+        "Solve it.\n\nQuestion: 1 + 1?\n<think>\n1 + 1 = 2\n</think>\n<answer>2</answer>\n\nQuestion: 7 + 1?\n<think>\n"
     )
 
 

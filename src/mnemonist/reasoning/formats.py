@@ -32,7 +32,7 @@ class Parsed:
 class Format:
     """The marks of a text.
 
-    ``{before}question{after}`` is read, ``thought{close_thought}{open_answer}answer{close_answer}`` is written.
+    ``{before}{lead}question{after}`` is read, ``thought{close_thought}{open_answer}answer{close_answer}`` is written.
 
     Raises:
         UserError: an answer has no marks.
@@ -41,7 +41,10 @@ class Format:
     name: str
     source: str = ""
     before: str = ""
-    """Stands before the question."""
+    """A chat's marks before the question."""
+    lead: str = ""
+    """Stands before the question where no chat has marks of its own. A pretrained model that gets no mark for the
+    beginning of a text cannot read its first token, which must not be a part of the question (`docs/log.md`)."""
     after: str = "\n"
     """Stands behind the question; it opens the thought, so that every text begins inside."""
     close_thought: str = ""
@@ -54,7 +57,12 @@ class Format:
 
     def prompt(self, question: str) -> str:
         """What the policy reads."""
-        return f"{self.before}{question}{self.after}"
+        return f"{self.before_question}{question}{self.after}"
+
+    @property
+    def before_question(self) -> str:
+        """What the policy reads before the question."""
+        return self.before + self.lead
 
     def write(self, steps: Sequence[str], answer: str | None) -> str:
         """What a policy should write; without an answer, the thought so far, still open.
@@ -95,6 +103,7 @@ FORMATS: Mapping[str, Format] = {
     "think": Format(
         "think",
         "DeepSeek-R1 (arXiv 2501.12948), with the answer in marks as in TinyZero and open-r1",
+        lead="Question: ",
         after="\n<think>\n",
         close_thought="</think>\n",
         open_answer="<answer>",

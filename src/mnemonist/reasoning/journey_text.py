@@ -52,11 +52,17 @@ class Phrases:
     left: str = ", left "
     """Where the task has no names for states, one is called by what its last step says behind this; by the whole step
     if it says none of it."""
+    check: str = ""
+    """Said wherever steps end, right or wrong, in place of a reason: ``{goal}`` is what the problem is after and
+    ``{verdict}`` is yes or no. What must be compared then stands side by side, each time, and the goal near by. Empty
+    for nothing."""
+    near: bool = True
+    """Whether it is also said that one goes back where that is a single step from where steps ended."""
 
     def __post_init__(self) -> None:
         if not self.dead_end or not self.back:
             raise UserError(f"phrases {self.name!r} have no variant for a dead end or a return; give '' to say nothing")
-        if any("\n" in phrase for phrase in (*self.dead_end, *self.back, self.nowhere, self.start)):
+        if any("\n" in phrase for phrase in (*self.dead_end, *self.back, self.nowhere, self.start, self.check)):
             raise UserError(f"phrases {self.name!r} have a line break; each phrase is one line")
 
 
@@ -68,8 +74,10 @@ PHRASES: Mapping[str, Phrases] = {
         ("Back to {state}.", "Let me go back to {state}.", "So back to {state} again."),
         start="the start",
     ),
+    "checked": Phrases("checked", ("",), check="{goal}? {verdict}", near=False),
 }
-"""Named phrases: few characters for models trained from nothing, and words that long thoughts are known by."""
+"""Named phrases: few characters for models trained from nothing; words that long thoughts are known by; and as few as
+a search can be followed by, with a check in place of reasons."""
 
 
 def find_phrases(name: str) -> Phrases:
@@ -124,7 +132,13 @@ class Telling:
         return format.write(self.texts, self.journey.answer)
 
 
-def tell(journey: Journey, format: Format, phrases: Phrases = PHRASES["terse"], state: State | None = None) -> Telling:
+def tell(
+    journey: Journey,
+    format: Format,
+    phrases: Phrases = PHRASES["terse"],
+    state: State | None = None,
+    goal: str | None = None,
+) -> Telling:
     """Put a journey into words; the same journey is told the same way.
 
     Args:
@@ -132,8 +146,14 @@ def tell(journey: Journey, format: Format, phrases: Phrases = PHRASES["terse"], 
         format: takes the marks of an answer off the steps of a tree that a policy has written.
         phrases: for dead ends and returns.
         state: names places, see `state_of`. Without it a place is called after the last step that led there.
+        goal: what the problem is after, see `goal_of`.
+
+    Raises:
+        UserError: the phrases name the goal, and there is none.
     """
-    teller = _Teller(journey, format, phrases, state)
+    if goal is None and "{goal}" in phrases.check:
+        raise UserError(f"phrases {phrases.name!r} name the goal of a problem, and this task names none; take others")
+    teller = _Teller(journey, format, phrases, state, goal or "")
     excursions: list[list[Line]] = []
     order: list[list[Line]] = []
     on_path = {ROOT, *journey.path}
@@ -156,24 +176,36 @@ def tell(journey: Journey, format: Format, phrases: Phrases = PHRASES["terse"], 
 
 
 class _Teller:
-    def __init__(self, journey: Journey, format: Format, phrases: Phrases, state: State | None) -> None:
-        self.tree, self.format, self.phrases, self.state = journey.tree, format, phrases, state
+    def __init__(self, journey: Journey, format: Format, phrases: Phrases, state: State | None, goal: str) -> None:
+        self.tree, self.format, self.phrases, self.state, self.goal = journey.tree, format, phrases, state, goal
+        self.ended: int | None = None
+        """The place one step before where steps ended just now."""
         self.random = Random(f"{journey.seed} {journey.tree.problem.id} phrases")
         self.steps: dict[int, Sequence[str]] = {ROOT: ()}
 
     def say(self, move: Move) -> Iterator[Line]:
-        node = self.tree.nodes[move.node]
+        node, near = self.tree.nodes[move.node], self.ended
+        self.ended = None
         if move.kind == "step":
             texts: Sequence[str] = self._steps(move.node)
+        elif move.kind == "dead end" and node.finished and self.phrases.check:
+            texts = [self._check(False)]
         elif move.kind == "dead end":
             phrase = self._draw(self.phrases.dead_end)
             texts = [phrase.replace("{reason}", _one_line(node.reason) or self.phrases.nowhere)]
         else:
-            phrase = self._draw(self.phrases.back)
+            phrase = "" if near == move.node and not self.phrases.near else self._draw(self.phrases.back)
             texts = [phrase.replace("{state}", self._place(move.node))] if phrase else []
+        if move.kind == "dead end" and node.finished:
+            self.ended = node.parent
         for text in texts:
             if text:
                 yield Line(text, move.kind, move.node, move.astray)
+        if move.kind == "step" and node.finished and node.right and self.phrases.check:
+            yield Line(self._check(True), "said", move.node, move.astray)
+
+    def _check(self, right: bool) -> str:
+        return self.phrases.check.replace("{goal}", self.goal).replace("{verdict}", "yes" if right else "no")
 
     def _draw(self, variants: tuple[str, ...]) -> str:
         return variants[0] if len(variants) == 1 else self.random.choice(variants)
@@ -207,6 +239,20 @@ class NamesStates(Protocol):
 def state_of(task: Task) -> State | None:
     """How a task names states, if it does."""
     return task.state if isinstance(task, NamesStates) else None
+
+
+@runtime_checkable
+class NamesGoals(Protocol):
+    """A task that can name what a problem is after."""
+
+    def goal(self, problem: Problem) -> str:
+        """In a few words on one line."""
+        ...
+
+
+def goal_of(task: Task, problem: Problem) -> str | None:
+    """How a task names what a problem is after, if it does."""
+    return _one_line(task.goal(problem)) if isinstance(task, NamesGoals) else None
 
 
 @dataclass(frozen=True)
@@ -274,7 +320,7 @@ def tellings(
     state = state_of(task)
     for problem in problems:
         tree = grow(problem, task, rules, seed, prefer=prefer, noise=noise)
-        yield tell(walk(tree, rules, seed), format, phrases, state)
+        yield tell(walk(tree, rules, seed), format, phrases, state, goal_of(task, problem))
 
 
 def twins(

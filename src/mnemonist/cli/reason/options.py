@@ -117,7 +117,7 @@ class Telling:
     order: str = "any"
     """In which order steps are tried: any, nearest (to the target, in games of numbers), or as listed by the task."""
     phrases: str = "terse"
-    """What is said at dead ends: terse, or spoken."""
+    """What is said at dead ends: terse, spoken, or checked (whether steps that end are at the goal, nothing else)."""
     match: str = "examples"
     """What journeys and shortcuts have in common: examples, tokens-by-problems or tokens-by-passes."""
 

@@ -166,7 +166,7 @@ class NumberGame(DrawnTask):
             pool = self._pool(problem, steps[:-1])
             if not steps or self._finished(problem, pool, steps[:-1]):
                 raise Rejected("there is no step to be taken")
-            pool = self._after(pool, steps[-1])
+            pool = _after(pool, steps[-1], self.rules)
         except Rejected as error:
             return StepLabel(valid=False, hopeful=False, reason=str(error))
         target = problem.facts["target"]
@@ -193,6 +193,10 @@ class NumberGame(DrawnTask):
     def state(self, problem: Problem, steps: Sequence[str]) -> str:
         """What is left after allowed steps, as journeys name the places that they return to."""
         return _texts(self._pool(problem, steps))
+
+    def goal(self, problem: Problem) -> str:
+        """The target, as journeys that check where they have come to name it."""
+        return str(problem.facts["target"])
 
     def answer(self, facts: Facts) -> str:
         """The expression of `solution`."""
@@ -251,44 +255,46 @@ class NumberGame(DrawnTask):
 
     def _pool(self, problem: Problem, steps: Sequence[str]) -> Pool:
         """What lies there after some steps."""
-        pool: Pool = tuple(sorted(problem.facts["numbers"]))
+        pool, rules = tuple(sorted(problem.facts["numbers"])), self.rules
         for step in steps:
-            pool = self._after(pool, step)
+            pool = _after(pool, step, rules)
         return pool
-
-    def _after(self, pool: Pool, step: str) -> Pool:
-        """What lies there after one step.
-
-        Numbers are never read, but compared as text with those that lie there: there is only one way to write each.
-
-        Raises:
-            Rejected: the step is none, is not true or not allowed.
-        """
-        if len(step) > LONGEST_STEP:
-            raise Rejected(f"more than {LONGEST_STEP} characters")
-        sum_, comma, left_over = step.strip(" ").partition(", left ")
-        parts = sum_.split(" ")
-        if len(parts) != 5 or parts[1] not in OPERATORS or parts[3] != "=" or not comma:
-            raise Rejected("no step of the form 'a + b = c, left c ...'")
-        lying = {str(number): number for number in pool}
-        rest = list(pool)
-        taken: list[Number] = []
-        for text in (parts[0], parts[2]):
-            if lying.get(text) not in rest:
-                raise Rejected(f"{text[:20]!a} {'lies there only once' if text in lying else 'does not lie there'}")
-            rest.remove(lying[text])
-            taken.append(lying[text])
-        result = compute(taken[0], parts[1], taken[1], self.rules)
-        if parts[4] != str(result):
-            raise Rejected(f"{parts[0]} {parts[1]} {parts[2]} is {result}")
-        after = tuple(sorted((*rest, result)))
-        if sorted(left_over.split(" ")) != sorted(map(str, after)):
-            raise Rejected(f"what is left is {_texts(after)}")
-        return after
 
     def _finished(self, problem: Problem, pool: Pool, steps: Sequence[str]) -> bool:
         """Whether no step follows."""
         return len(pool) == 1 or (bool(steps) and not self.rules.all_used and problem.facts["target"] in pool)
+
+
+@lru_cache(KEPT)
+def _after(pool: Pool, step: str, rules: Rules) -> Pool:
+    """What lies there after one step.
+
+    Numbers are never read, but compared as text with those that lie there: there is only one way to write each.
+
+    Raises:
+        Rejected: the step is none, is not true or not allowed.
+    """
+    if len(step) > LONGEST_STEP:
+        raise Rejected(f"more than {LONGEST_STEP} characters")
+    sum_, comma, left_over = step.strip(" ").partition(", left ")
+    parts = sum_.split(" ")
+    if len(parts) != 5 or parts[1] not in OPERATORS or parts[3] != "=" or not comma:
+        raise Rejected("no step of the form 'a + b = c, left c ...'")
+    lying = {str(number): number for number in pool}
+    rest = list(pool)
+    taken: list[Number] = []
+    for text in (parts[0], parts[2]):
+        if lying.get(text) not in rest:
+            raise Rejected(f"{text[:20]!a} {'lies there only once' if text in lying else 'does not lie there'}")
+        rest.remove(lying[text])
+        taken.append(lying[text])
+    result = compute(taken[0], parts[1], taken[1], rules)
+    if parts[4] != str(result):
+        raise Rejected(f"{parts[0]} {parts[1]} {parts[2]} is {result}")
+    after = tuple(sorted((*rest, result)))
+    if sorted(left_over.split(" ")) != sorted(map(str, after)):
+        raise Rejected(f"what is left is {_texts(after)}")
+    return after
 
 
 def _tidy(number: Number) -> Number:

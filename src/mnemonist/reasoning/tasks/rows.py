@@ -156,7 +156,7 @@ def pair_of(row: Row, format: Format) -> tuple[str, str]:
     kind = kind_of(row)
     if kind == "text":
         text = row["text"]
-        end = text.find(format.after, len(format.before)) if text.startswith(format.before) else -1
+        end = text.find(format.after, len(format.before_question)) if text.startswith(format.before_question) else -1
         if end < 0:
             raise UserError(f"this text does not begin with a question of format {format.name!r}: {text[:50]!r}")
         end += len(format.after)
@@ -231,11 +231,12 @@ def _require_no_chat(format: Format) -> None:
 
 
 def _question(prompt: str, format: Format) -> str:
-    if not prompt.endswith(format.after):
-        raise UserError(
-            f"this is no prompt of format {format.name!r}: {prompt[-50:]!r} does not end in {format.after!r}"
-        )
-    return prompt[: len(prompt) - len(format.after)]
+    begun, ended = format.before_question, format.after
+    if not prompt.endswith(ended):
+        raise UserError(f"this is no prompt of format {format.name!r}: {prompt[-50:]!r} does not end in {ended!r}")
+    if not prompt.startswith(begun):
+        raise UserError(f"this is no prompt of format {format.name!r}: {prompt[:50]!r} does not begin with {begun!r}")
+    return prompt[len(begun) : len(prompt) - len(ended)]
 
 
 def _only(messages: Any, role: str) -> str:
