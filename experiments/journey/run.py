@@ -38,19 +38,19 @@ from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.metrics import StepMetrics
 
 HERE = Path(__file__).parent
-TOKENS = 2048
+TOKENS = 3000
 """Of a step: so many tokens of completions, whatever the arm, so that equal steps are equal tokens."""
 ALIKE = 2048
 """Texts that are sorted by length at a time."""
-PRACTICE, STEPS = 2000, 10_000
+PRACTICE, STEPS = 1500, 8000
 """Steps of phase 1, which all arms have in common, and of both phases."""
-ASKED_AT = (2000, 4000, 6000, 8000, 10_000)
+ASKED_AT = (2000, 3500, 5000, 6500, 8000)
 PROBLEMS = 20_000
 """Of each number of numbers, to learn from."""
-TESTS = 150
+TESTS = 100
 """Likewise, to be asked."""
-LONGEST = 2000
-"""Tokens of an attempt: the longest journeys have nearly as many. No step has fewer, so steps can be equal."""
+LONGEST = 3000
+"""Tokens of an attempt: the longest journeys have nearly as many, and no more than a step."""
 VOCABULARY = 309
 WIDE = build_task("countdown:largest=100,ceiling=100")
 assert isinstance(WIDE, StepTask)
@@ -77,7 +77,7 @@ class Lesson:
     shortcut: bool
 
 
-SEARCH = "depth-first:most_steps=1000,most_characters=3400"
+SEARCH = "depth-first:most_steps=1000,most_characters=5000"
 """The limit of steps is beyond the one of characters, which is within LONGEST tokens."""
 LESSONS = {
     "shortcut": ("shortcut", Lesson(SEARCH, shortcut=True)),
@@ -175,6 +175,7 @@ def batches(pairs: list[tuple[str, str]], seed: int, steps: int) -> list[list[in
     """
     made: list[list[int]] = []
     lengths = [len(tokenizer().encode(text)) + 1 for _, text in pairs]
+    assert max(lengths) <= min(TOKENS, LONGEST)
     for epoch in itertools.count():
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(pairs)).tolist()
@@ -268,10 +269,9 @@ def end(result: Result, numbers: int) -> float:
 
 def write_page(study: Study) -> str:
     """By numbers, against the shortcut; curves against tokens."""
-    lines = [
-        "| learned from | " + " | ".join(f"{n} numbers | against shortcut" for n in NUMBERS) + " | tokens written |"
-    ]
-    lines.append("|---|" + "--:|--:|" * len(NUMBERS) + "--:|")
+    heads = [f"{n} numbers | against shortcut | best on the way" for n in NUMBERS]
+    lines = ["| learned from | " + " | ".join(heads) + " | tokens written |"]
+    lines.append("|---|" + "--:|--:|--:|" * len(NUMBERS) + "--:|")
     for name, arm in study.arms.items():
         results = study.results(name)
         if not results:
@@ -281,6 +281,8 @@ def write_page(study: Study) -> str:
             cells.append(paired([end(result, n) for result in results]))
             against = differences(results, study.results("shortcut"), lambda r, n=n: end(r, n))
             cells.append("" if name == "shortcut" else paired(against, signed=True))
+            ways = [[row.mean for row in result.rows if row.setting["numbers"] == n] for result in results]
+            cells.append(paired([max(way) for way in ways]))
         written = [row.more["written"] for result in results for row in result.rows[-len(NUMBERS) :]]
         lines.append("| " + " | ".join([*cells, f"{np.mean(written):.0f}"]) + " |")
     means = found(study)

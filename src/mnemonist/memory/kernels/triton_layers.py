@@ -19,6 +19,7 @@ from torch import Tensor
 from mnemonist.memory.kernels.native_streams import SHORTEST
 from mnemonist.memory.kernels.triton_reading import interpreted
 
+TRITON = importlib.util.find_spec("triton") is not None  # looked up here, for a compiler traces `applies`
 WIDEST = 256
 """Numbers of a head."""
 TOKENS = 32
@@ -33,7 +34,7 @@ def applies(width: int, *tensors: Tensor) -> bool:
         all(t.is_cuda or interpreted() for t in tensors)
         and all(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in tensors)
         and width <= WIDEST
-        and importlib.util.find_spec("triton") is not None
+        and TRITON
     )
 
 
