@@ -7,6 +7,7 @@ is what the kernels round. Errors are relative, in norm: the worst over answers,
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -213,6 +214,7 @@ def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: 
     Use as many heads as what is timed afterwards has: kernels are compiled for their number.
     """
     check: dict[str, Any] = {"name": f"{prefix}: {case.name}", "backend": backend}
+    began = time.perf_counter()
     try:
         errors, check["backend"] = errors_of(case, device, backend, heads)
         worst = max(errors, key=lambda n: errors[n])
@@ -220,7 +222,7 @@ def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: 
         check |= {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}
     except Exception as broken:
         check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
-    return check
+    return check | {"seconds": round(time.perf_counter() - began, 1)}
 
 
 def layer_checks(device: torch.device, heads: int) -> Iterator[dict[str, Any]]:

@@ -107,6 +107,7 @@ def test_what_cannot_be_turned():
         (lambda: conversational(row, FORMATS["s1"]), "'s1' writes the marks of a chat itself"),
         (lambda: plain(row, FORMATS["s1"]), "'s1' writes the marks of a chat itself"),
         (lambda: conversational(completion_row("hello", ""), THINK), "no prompt of format 'think'"),
+        (lambda: conversational(completion_row("2 + 2?\n<think>\n", ""), THINK), "does not begin with 'Question: '"),
         (lambda: conversational({"text": "x"}, THINK), "kind text cannot be turned"),
         (lambda: plain({"messages": []}, THINK), "expected one message of the user"),
         (lambda: plain({"messages": [{"role": "user", "content": "?"}]}, THINK), "expected one message of the user"),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnemonist.memory.kernels.triton_reading import padded
 from mnemonist.memory.network import NORM_EPS
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
@@ -105,9 +106,9 @@ def launch_for(rule: MemoryRule, heads: int, key_dim: int, value_dim: int, trace
     from mnemonist.memory.kernels.triton_one_token import one_token_kernel
 
     hidden = rule.layer_sizes(key_dim, value_dim)[-1][0]
-    block_k, block_v = _power(key_dim), _power(value_dim)
+    block_k, block_v = padded(key_dim), padded(value_dim)
     tallest = block_v if rule.depth == 1 else max(block_k, block_v)
-    block_d = min(_power(hidden), max(16, TILE // tallest))
+    block_d = min(padded(hidden), max(16, TILE // tallest))
     blocks = -(-hidden // block_d)
     return one_token_kernel, {
         "H": heads, "K": key_dim, "D": hidden, "V": value_dim,
@@ -118,7 +119,3 @@ def launch_for(rule: MemoryRule, heads: int, key_dim: int, value_dim: int, trace
         "MOMENTUM": rule.momentum, "DECAY": rule.retention != "none", "TARGETS": rule.decay_to == "initial",
         "BEFORE": rule.read_at == "before", "TRACE": trace, "num_warps": WARPS,
     }  # fmt: skip
-
-
-def _power(n: int) -> int:
-    return max(16, 1 << (n - 1).bit_length())

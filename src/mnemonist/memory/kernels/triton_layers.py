@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mnemonist.memory.kernels.native_streams import SHORTEST
-from mnemonist.memory.kernels.triton_reading import interpreted
+from mnemonist.memory.kernels.triton_reading import interpreted, padded
 
 TRITON = importlib.util.find_spec("triton") is not None  # looked up here, for a compiler traces `applies`
 WIDEST = 256
@@ -61,15 +61,11 @@ def gated_norm(a: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.ops.mnemonist.gated_norm(a, y, weight, eps)
 
 
-def _width(n: int) -> int:
-    return max(16, 1 << (n - 1).bit_length())
-
-
 def _sizes(x: Tensor, conv: Tensor, heads: int, unit_keys: bool) -> dict[str, Any]:
     D = x.shape[-1] // (3 * heads)
     return {
         "H": heads, "D": D, "KEPT": conv.shape[0] - 1, "UNIT": unit_keys, "SHORTEST": SHORTEST, "BLOCK_T": TOKENS,
-        "BLOCK_D": _width(D), "num_warps": WARPS,
+        "BLOCK_D": padded(D), "num_warps": WARPS,
     }  # fmt: skip
 
 
@@ -159,7 +155,7 @@ def gated_norm_op(a: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
     if rows:
         with torch.cuda.device_of(a):
             gated_norm_kernel[(-(-rows // TOKENS),)](
-                a, y, weight, out, rows, D=D, EPS=eps, BLOCK_R=TOKENS, BLOCK_D=_width(D), num_warps=WARPS
+                a, y, weight, out, rows, D=D, EPS=eps, BLOCK_R=TOKENS, BLOCK_D=padded(D), num_warps=WARPS
             )
     return out
 
@@ -185,7 +181,7 @@ def gated_norm_backward(
         with torch.cuda.device_of(a):
             gated_norm_back_kernel[(programs,)](
                 a, y, weight, to_out.contiguous(), to_a, to_y, to_weight, rows,
-                D=D, EPS=eps, BLOCK_R=TOKENS, BLOCK_D=_width(D), num_warps=WARPS,
+                D=D, EPS=eps, BLOCK_R=TOKENS, BLOCK_D=padded(D), num_warps=WARPS,
             )  # fmt: skip
     return to_a, to_y, to_weight.sum(0).to(weight.dtype)
 

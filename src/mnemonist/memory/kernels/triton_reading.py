@@ -217,7 +217,8 @@ def rule_of(choices: str) -> MemoryRule:
     return MemoryRule.from_json(choices)
 
 
-def _power(n: int) -> int:
+def padded(n: int) -> int:
+    """Rows or columns of a tile that has room for n: a power of two, and what tensor cores take at least."""
     return max(16, 1 << (int(n) - 1).bit_length())
 
 
@@ -225,9 +226,9 @@ def kernel_sizes(rule: MemoryRule, q: Tensor, v: Tensor, hidden: int, longest: i
     """What the kernels are specialised to but for what `kernel_choices` adds: widths, and blocks of them."""
     H, K, V = *q.shape[1:], v.shape[-1]
     least = 16 if interpreted() else NARROWEST
-    block_c, block_k, block_v = _power(longest), max(least, _power(K)), max(least, _power(V))
+    block_c, block_k, block_v = padded(longest), max(least, padded(K)), max(least, padded(V))
     tallest = max(64, block_c, block_k, block_v)
-    block_d = _block(min(HIDDEN_BLOCK * 64 // tallest, _power(hidden)), q.dtype)
+    block_d = _block(min(HIDDEN_BLOCK * 64 // tallest, padded(hidden)), q.dtype)
     return {
         "H": H, "K": K, "D": hidden, "V": V, "P": width, "BLOCK_C": block_c, "BLOCK_K": block_k, "BLOCK_V": block_v,
         "BLOCK_D": block_k if rule.depth == 1 else block_d,
