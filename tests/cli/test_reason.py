@@ -14,6 +14,8 @@ from reason_runs import SUMS, interrupt_after_pieces, reason, save_llama, serve,
 
 from mnemonist import files
 from mnemonist.cli import main
+from mnemonist.cli.reason.material import hides_first_token
+from mnemonist.data import ByteTokenizer
 from mnemonist.reasoning import FORMATS, JOURNEYS, METHODS
 from mnemonist.reasoning.arms import MATCHES
 from mnemonist.reasoning.objective import OBJECTIVES
@@ -195,6 +197,28 @@ def test_a_budget_closes_thoughts(adder, tmp_path) -> None:
         assert node.text.count("answer: ") == 1 and "6 tokens, 1 x 'Wait'" in tree.settings["sampler"]
 
 
+class Unmarked:
+    """A tokenizer that puts no mark before a text."""
+
+    end_ids = frozenset({0})
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(ids).decode()
+
+
+def test_a_question_whose_first_token_cannot_be_read_is_told_of(tmp_path, capsys, monkeypatch) -> None:
+    assert hides_first_token(Unmarked(), FORMATS["plain"])
+    assert not hides_first_token(Unmarked(), FORMATS["think"])
+    assert not hides_first_token(ByteTokenizer(), FORMATS["plain"])
+    monkeypatch.setattr("mnemonist.cli.reason.solve.hides_first_token", lambda tokenizer, format: True)
+    llama = save_llama(tmp_path / "llama")
+    assert main(reason("solve", SUMS, model=llama, count=1, max_tokens=2, out=tmp_path / "out")) == 0
+    assert "can hardly read the first token" in capsys.readouterr().err
+
+
 def test_solved_problems_are_shown_before_the_question(adder, tmp_path) -> None:
     """To a model of transformers, which nobody has trained."""
     llama = save_llama(tmp_path / "llama")
@@ -204,6 +228,7 @@ def test_solved_problems_are_shown_before_the_question(adder, tmp_path) -> None:
     shown = build_task(SUMS).problem("train", 2, 0)
     assert put["before"].startswith("Solve the problem step by step") and shown.question in put["before"]
     assert f"<answer>{shown.answer}</answer>" in put["before"] and put["after"] == "\n<think>\n"
+    assert put["before"].endswith("\n\nQuestion: ") and put["lead"] == ""
     (tree, _) = trees(tmp_path / "out" / "chain-of-thought.jsonl")
     assert tree.settings["sampler"] == "llama" and tree.ledger.prompt_tokens > len(put["before"])
 

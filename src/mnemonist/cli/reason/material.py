@@ -13,6 +13,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
+from mnemonist.reasoning.sampling.text import text_tokenizer
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
 
@@ -73,7 +74,18 @@ def in_context(format: Format, task: Task, shots: int, difficulty: int, chat: An
     prompt = Prompting(format, instruction_for(format), examples, chat).prompt(BORDER)
     before, _, after = prompt.rpartition(BORDER)
     told = [f"{shots} shots"] * bool(shots) + ["chat"] * (chat is not None)
-    return replace(format, name=f"{format.name} ({', '.join(told)})", before=before, after=after)
+    return replace(format, name=f"{format.name} ({', '.join(told)})", before=before, lead="", after=after)
+
+
+def hides_first_token(tokenizer: Any, format: Format) -> bool:
+    """Whether questions begin with the first token of a text that has no mark before it; see `Format.lead`."""
+    return not format.before_question and not text_tokenizer(tokenizer).encode("")
+
+
+HIDDEN = (
+    "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token of one; "
+    "take a format with words before the question (--format think)"
+)
 
 
 def claim(path: Path, identity: Mapping[str, Any], what: str) -> None:
