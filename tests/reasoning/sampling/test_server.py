@@ -45,9 +45,10 @@ def server():
                 told.headers.append(dict(self.headers))
                 told.now += 1
                 told.most = max(told.most, told.now)
-            self._answer(told.answer(self.path, body))
-            with lock:
+            given = told.answer(self.path, body)
+            with lock:  # once it is answered, whoever asked may ask again before this thread goes on
                 told.now -= 1
+            self._answer(given)
 
         def do_GET(self):
             self._answer(told.models)
