@@ -7,6 +7,7 @@ python experiments/small_chat/run.py            # what is missing, then the page
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,6 +53,13 @@ WAYS = {
     "distilled": f"after the same solutions, each behind `{FORMAT.lead.strip()}`",
     "ReST-EM": "and two iterations of ReST-EM from there",
 }
+
+
+GAINS = (
+    (f"by `{FORMAT.lead.strip()}` before the question", "distilled", "question first"),
+    ("by ReST-EM", "ReST-EM", "distilled"),
+)
+"""What is said of them, and what is compared."""
 
 
 def prepare() -> None:
@@ -103,6 +111,12 @@ class Shown:
         return self._policy.sampler.sample([self._prompting.prompt(q) for q in questions], decoding, ledger)
 
 
+def sums_of(text: str, format: Format) -> list[tuple[int, int, int]]:
+    """The sums that an attempt writes before its answer; none, if one of its lines is none."""
+    found = [re.fullmatch(r"(\d{1,9}) \+ (\d{1,9}) = (\d{1,9})", step) for step in format.parse(text).steps]
+    return [(int(m[1]), int(m[2]), int(m[3])) for m in found if m] if all(found) else []
+
+
 def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: Format = FORMAT) -> list[Row]:
     """Attempts at the tests, by number of terms."""
     decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=100 + seed)
@@ -113,6 +127,11 @@ def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: For
         answered = [node.answer is not None for tree in own for node in tree.nodes[1:]]
         more = {f"pass@{ATTEMPTS}": float(np.mean([coverage(tree, ATTEMPTS) for tree in own]))}
         more["answered"] = float(np.mean(answered))
+        told = [sums_of(node.text, format) for tree in own for node in tree.nodes[1:]]
+        terms_of = [tree.problem.facts["terms"] for tree in own for _ in tree.nodes[1:]]
+        begun = [bool(sums) and sums[0][0] == first for sums, (first, *_) in zip(told, terms_of, strict=True)]
+        more["first"] = float(np.mean(begun))
+        more["true"] = float(np.mean([bool(sums) and all(a + b == c for a, b, c in sums) for sums in told]))
         rows.append(Row.of({"way": way, "terms": terms}, np.array([coverage(tree, 1) for tree in own]), **more))
     return rows
 
@@ -155,16 +174,24 @@ def run(study: Study, name: str, seed: int) -> None:
 def write_page(study: Study) -> str:
     """By way of asking and number of terms."""
     results = study.results("smollm2")
-    heads = [f"{terms} terms | answered | pass@{ATTEMPTS}" for terms in TERMS]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * (3 * len(TERMS))]
+    heads = [f"{terms} terms | answered | pass@{ATTEMPTS} | begins with the first term | sums true" for terms in TERMS]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * (5 * len(TERMS))]
     for way, label in WAYS.items():
         cells = []
         for terms in TERMS:
             rows = [row for result in results if (row := result.row({"way": way, "terms": terms})) is not None]
             cells += [paired([row.mean for row in rows])]
-            cells += [paired([row.more[name] for row in rows]) for name in ("answered", f"pass@{ATTEMPTS}")]
+            names = ("answered", f"pass@{ATTEMPTS}", "first", "true")
+            cells += [paired([row.more[name] for row in rows]) for name in names]
         lines.append("| " + " | ".join([label, *cells]) + " |")
-    return f"{seeds_of(study)}\n\n" + "\n".join(lines)
+    gains = ["| gained, in pairs | " + " | ".join(f"{terms} terms" for terms in TERMS) + " |", "|---|--:|--:|"]
+    for label, later, former in GAINS:
+        cells = []
+        for terms in TERMS:
+            pairs = [[r.row({"way": way, "terms": terms}) for way in (later, former)] for r in results]
+            cells.append(paired([a.mean - b.mean for a, b in pairs if a and b], signed=True))
+        gains.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n\n".join([seeds_of(study), "\n".join(lines), "\n".join(gains)])
 
 
 ARMS = {"smollm2": Arm("SmolLM2-135M-Instruct", ModelConfig(), FIT, None, {"": None})}
