@@ -6,9 +6,10 @@ is what the kernels round. Errors are relative, in norm: the worst over answers,
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -214,41 +215,47 @@ def checked(case: Case, prefix: str, device: torch.device, backend: str, heads: 
     Use as many heads as what is timed afterwards has: kernels are compiled for their number.
     """
     check: dict[str, Any] = {"name": f"{prefix}: {case.name}", "backend": backend}
+
+    def errors() -> dict[str, float]:
+        found, check["backend"] = errors_of(case, device, backend, heads)
+        return found
+
+    return check | verdict(errors, TOLERANCES[case.dtype])
+
+
+def verdict(errors_by_name: Callable[[], dict[str, float]], tolerance: float) -> dict[str, Any]:
+    """Whether the worst of some errors is tolerable, or what broke before they were known; and how long it took."""
     began = time.perf_counter()
     try:
-        errors, check["backend"] = errors_of(case, device, backend, heads)
+        errors = errors_by_name()
         worst = max(errors, key=lambda n: errors[n])
-        tolerance = TOLERANCES[case.dtype]
-        check |= {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}
+        found = {"passed": errors[worst] <= tolerance, "error": errors[worst], "of": worst, "tolerance": tolerance}
     except Exception as broken:
-        check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
-    return check | {"seconds": round(time.perf_counter() - began, 1)}
+        found = {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
 def layer_checks(device: torch.device, heads: int) -> Iterator[dict[str, Any]]:
     """What a layer does around its memory, by our kernels and in torch: outputs, and derivatives of all that it has."""
+
+    def errors(dtype: torch.dtype) -> dict[str, float]:
+        torch.manual_seed(0)
+        layer = NeuralMemory(64 * heads, heads, 64, DEEP).to(device)
+        x, outer = torch.randn(2, ROWS, 150, 64 * heads, device=device)
+        sides = []
+        for applies in (triton_layers.applies, lambda *_: False):
+            with (
+                patch.object(triton_layers, "applies", applies),
+                torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16),
+            ):
+                leaves = [x.clone().requires_grad_(), *layer.parameters()]
+                y = layer(leaves[0])[0].float()
+                sides.append([y.detach(), *torch.autograd.grad(y, leaves, outer)])
+        names = ["y", "d x", *(f"d {name}" for name, _ in layer.named_parameters())]
+        return {n: _relative(one, other) for n, one, other in zip(names, *sides, strict=True)}
+
     for name, dtype in (("float32", torch.float32), ("mixed precision", torch.bfloat16)):
-        check: dict[str, Any] = {"name": f"layer, {name}", "tolerance": TOLERANCES[dtype]}
-        try:
-            torch.manual_seed(0)
-            layer = NeuralMemory(64 * heads, heads, 64, DEEP).to(device)
-            x, outer = torch.randn(2, ROWS, 150, 64 * heads, device=device)
-            sides = []
-            for applies in (triton_layers.applies, lambda *_: False):
-                with (
-                    patch.object(triton_layers, "applies", applies),
-                    torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16),
-                ):
-                    leaves = [x.clone().requires_grad_(), *layer.parameters()]
-                    y = layer(leaves[0])[0].float()
-                    sides.append([y.detach(), *torch.autograd.grad(y, leaves, outer)])
-            names = ["y", "d x", *(f"d {name}" for name, _ in layer.named_parameters())]
-            errors = {n: _relative(one, other) for n, one, other in zip(names, *sides, strict=True)}
-            worst = max(errors, key=lambda n: errors[n])
-            check |= {"passed": errors[worst] <= TOLERANCES[dtype], "error": errors[worst], "of": worst}
-        except Exception as broken:
-            check |= {"passed": False, "broken": f"{type(broken).__name__}: {broken}"[:600]}
-        yield check
+        yield {"name": f"layer, {name}"} | verdict(functools.partial(errors, dtype), TOLERANCES[dtype])
 
 
 def _work(link: Connection, device: str, heads: int) -> None:
@@ -280,6 +287,9 @@ def run(cases: list[tuple[Case, str, str]], device: torch.device, heads: int, wo
         process = context.Process(target=_work, args=(other, str(device), heads))
         process.start()
         other.close()
+        give(link, process)
+
+    def give(link: Connection, process: Any) -> None:
         running[link] = (process, waiting[-1])
         link.send(waiting.pop())
 
@@ -296,8 +306,7 @@ def run(cases: list[tuple[Case, str, str]], device: torch.device, heads: int, wo
                     found["broken"] = "its process died"
                 yield found
                 if waiting and "broken" not in found:
-                    running[link] = (process, waiting[-1])
-                    link.send(waiting.pop())
+                    give(link, process)
                     continue
                 if "broken" not in found:
                     link.send(None)

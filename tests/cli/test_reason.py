@@ -213,7 +213,7 @@ def test_a_question_whose_first_token_cannot_be_read_is_told_of(tmp_path, capsys
     assert hides_first_token(Unmarked(), FORMATS["plain"])
     assert not hides_first_token(Unmarked(), FORMATS["think"])
     assert not hides_first_token(ByteTokenizer(), FORMATS["plain"])
-    monkeypatch.setattr("mnemonist.cli.reason.solve.hides_first_token", lambda tokenizer, format: True)
+    monkeypatch.setattr("mnemonist.cli.reason.material.hides_first_token", lambda tokenizer, format: True)
     llama = save_llama(tmp_path / "llama")
     assert main(reason("solve", SUMS, model=llama, count=1, max_tokens=2, out=tmp_path / "out")) == 0
     assert "can hardly read the first token" in capsys.readouterr().err

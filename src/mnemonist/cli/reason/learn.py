@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
-from mnemonist.cli.reason.material import HIDDEN, draw, hides_first_token, step_task
+from mnemonist.cli.reason.material import draw, step_task, warn_of_hidden_token
 from mnemonist.cli.reason.options import Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
@@ -58,8 +58,7 @@ def run_learn(options: Learn) -> int:
     lesson = lesson_of(options, rounds, task, format, problems, model)
     require_writable(options.out / PAGE)
     policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
-    if hides_first_token(model.tokenizer, format):
-        say(HIDDEN)
+    warn_of_hidden_token(model.tokenizer, format)
     say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
     try:
         learned = run_rounds(options, rounds, policy, lesson.material)

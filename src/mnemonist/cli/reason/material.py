@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mnemonist.cli.reason.options import Split
+from mnemonist.cli.train import say
 from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.formats import Format
@@ -82,10 +83,13 @@ def hides_first_token(tokenizer: Any, format: Format) -> bool:
     return not format.before_question and not text_tokenizer(tokenizer).encode("")
 
 
-HIDDEN = (
-    "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token of one; "
-    "take a format with words before the question (--format think)"
-)
+def warn_of_hidden_token(tokenizer: Any, format: Format) -> None:
+    """Say so, if `hides_first_token`."""
+    if hides_first_token(tokenizer, format):
+        say(
+            "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token "
+            "of one; take a format with words before the question (--format think)"
+        )
 
 
 def claim(path: Path, identity: Mapping[str, Any], what: str) -> None:

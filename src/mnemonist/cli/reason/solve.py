@@ -10,7 +10,7 @@ from typing import Any
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
-from mnemonist.cli.reason.material import HIDDEN, claim, draw, hides_first_token, in_context
+from mnemonist.cli.reason.material import claim, draw, in_context, warn_of_hidden_token
 from mnemonist.cli.reason.options import Solve, Telling
 from mnemonist.cli.reason.pages import SHOWN, aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
@@ -47,10 +47,9 @@ def run_solve(options: Solve, journeys: Telling | None = None) -> int:
     prepare_torch()
     model = None if options.policy.model is None else open_model(options.policy.model)
     format = choose_format(options, task, model)
-    if model is not None and hides_first_token(model.tokenizer, format):
-        say(HIDDEN)
     scorer = None if options.scorer is None else open_scorer(options.scorer, options.asked.format)
     if model is not None:
+        warn_of_hidden_token(model.tokenizer, format)
         to_device(model, options.policy.device)
     sampler = budgeted(sampler_of(options.policy, model), format, options)
     setting = Setting(task, format, sampler, options.decoding, scorer, options.piece)

@@ -26,6 +26,12 @@ def exp(x):
 
 
 @triton.jit
+def bounded_log(log):
+    """Logs of gates that can be subtracted from each other. NaN stays NaN: nothing else would tell of it."""
+    return tl.where(log < LEAST_LOG, LEAST_LOG, log)
+
+
+@triton.jit
 def one_minus_exp(x):
     """``1 - exp(x)``, with a series where the difference would cancel."""
     series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnemonist.memory.kernels.triton_reading import padded
+from mnemonist.memory.kernels.triton_reading import padded, wants_derivatives
 from mnemonist.memory.network import NORM_EPS
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
@@ -33,12 +33,7 @@ Layers = Sequence[Tensor | None]
 def applies(q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Tensor], state: MemoryState) -> bool:
     """Whether what `triton_reading` could read here (see its `refusal`) is one token a row, and no derivative is
     wanted."""
-    if q.shape[1] != 1 or state.rule.per_token:
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
-    return not any(x.requires_grad for x in given)
+    return q.shape[1] == 1 and not state.rule.per_token and not wants_derivatives(q, k, v, gates, initial, state)
 
 
 def read_one_token(

@@ -27,9 +27,9 @@ import triton
 import triton.language as tl
 
 from mnemonist.memory.kernels.triton_algebra import (
-    LEAST_LOG,
     activation,
     activation_back,
+    bounded_log,
     dot,
     gates,
     gates_back,
@@ -71,20 +71,14 @@ def tokens_of(spans, chunk, head, row, H: tl.constexpr):
 
 
 @triton.jit
-def _at_least(log):
-    """Logs that can be subtracted from each other. NaN stays NaN: nothing else would tell of it."""
-    return tl.where(log < LEAST_LOG, LEAST_LOG, log)
-
-
-@triton.jit
 def load_gates(step_size, log_momentum, log_decay, token, valid, MOMENTUM: tl.constexpr, DECAY: tl.constexpr):
     """Theta, log eta and log (1 - alpha) of tokens; the logs are 0 where the rule has no such gate."""
     theta = tl.load(step_size + token, valid, 0.0)
     log_eta, log_left = tl.zeros_like(theta), tl.zeros_like(theta)
     if MOMENTUM:
-        log_eta = _at_least(tl.load(log_momentum + token, valid, 0.0))
+        log_eta = bounded_log(tl.load(log_momentum + token, valid, 0.0))
     if DECAY:
-        log_left = _at_least(tl.load(log_decay + token, valid, 0.0))
+        log_left = bounded_log(tl.load(log_decay + token, valid, 0.0))
     return theta, log_eta, log_left
 
 

@@ -22,6 +22,7 @@ from mnemonist.memory.kernels.triton_reading import (
     plan_for,
     rule_of,
     slots_for,
+    wants_derivatives,
 )
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
@@ -54,8 +55,7 @@ def read_packed(
     """Read N sequences that stand one after the other: `triton_reading.read_packed` for linear memories."""
     H, K = q.shape[1:]
     V = v.shape[-1]
-    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    keep = wants_derivatives(q, k, v, gates, initial, state)
 
     def row(matrix: Tensor) -> Tensor:
         return matrix.mT.flatten(-2).contiguous()

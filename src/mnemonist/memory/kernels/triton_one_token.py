@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from mnemonist.memory.kernels.triton_algebra import (
-    LEAST_LOG,
     activation,
     activation_back,
+    bounded_log,
     inner_error,
     normalise,
     one_minus_exp,
@@ -125,7 +125,7 @@ def one_token_kernel(
     theta = tl.load(step_size + own)
     eta, _ = _load_gate(log_momentum, own, MOMENTUM)
     left, log_left = _load_gate(log_decay, own, DECAY)
-    pull = one_minus_exp(tl.maximum(log_left, LEAST_LOG))
+    pull = one_minus_exp(bounded_log(log_left))
 
     # The error at the anchor. What the first layer gives for the key is held for all blocks.
     u = tl.zeros([BLOCK_V], tl.float32)

@@ -105,8 +105,7 @@ def read_packed(
     """
     assert state.phase is not None
     H = q.shape[1]
-    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    keep = wants_derivatives(q, k, v, gates, initial, state)
 
     def row(matrices: Sequence[Tensor]) -> Tensor:
         *others, last = matrices
@@ -137,6 +136,16 @@ def read_packed(
         (phase + lengths) % rule.chunk_size,
     )
     return y, after, Trace(loss, norm) if trace else None
+
+
+def wants_derivatives(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Tensor], state: MemoryState
+) -> bool:
+    """Whether a reading must keep what the way back needs."""
+    if not torch.is_grad_enabled():  # decoding comes here with every token
+        return False
+    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
+    return any(x.requires_grad for x in given)
 
 
 def contiguous(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> list[Tensor | None]:
