@@ -60,10 +60,20 @@ lengths = st.lists(st.sampled_from([1, 2, 4, 5, 6, 11, 17]), min_size=2, max_siz
 seeds = st.integers(0, 1000)
 
 
+def in_double(inputs):
+    """The same inputs; `initial` is a list of tensors."""
+    return {
+        name: [w.double() for w in given] if isinstance(given, list) else given.double() for name, given in inputs.items()
+    }
+
+
 def check_cuts(rule, cut, seed, dtype, tolerance):
     inputs = make_inputs(rule, T=sum(cut), K=4, V=4, seed=seed, dtype=dtype)
     whole = memorize(rule, **inputs)
     y, state, surprise = read_in_pieces(rule, inputs, cut)
+    if dtype == torch.float32:
+        # Some random memories magnify rounding a hundredfold: a cut may cost what single precision costs the whole.
+        tolerance = max(tolerance, 4 * float((whole.y - memorize(rule, **in_double(inputs)).y).abs().max()))
     torch.testing.assert_close(y, whole.y, rtol=tolerance, atol=tolerance)
     assert_same_state(state, whole.state, tolerance)
     expected = surprise_of(whole)

@@ -122,22 +122,22 @@ template <typename T> class Place : protected Gates<T> {
   long b = 0, h = 0, n = 0, first = 0, index = 0;  // of the present chunk: its row, head, memory, column, place
   bool fresh = false;                              // whether it takes its gradients at the weights it finds
   array<T> k, q, v, strip;                   // [c, K], [c, K], [c, V]
+  Ahead ahead;
 
   long rows(long width) const { return C * width; }
   long row(long t) const { return (b * w.T + first + t) * w.H + h; }
   int read_row() const { return w.read_before ? 0 : 1; }  // of the gates, for the first token's read
 
-  bool is_fresh(int g) const {
-    const long column = g ? g * static_cast<long>(C) - w.phase : 0;
-    return column ? w.ends[b] > column : w.begins[b] == 0;
+  long column(int g) const {  // the first of a chunk
+    return g ? std::min<long>(w.T, g * static_cast<long>(C) - w.phase) : 0;
   }
+  bool is_fresh(int g) const { return column(g) ? w.ends[b] > column(g) : w.begins[b] == 0; }
 
   void enter(int g, int memory) {
     n = memory, b = n / w.H, h = n % w.H, index = g * static_cast<long>(w.B) * w.H + n;
-    first = g ? g * static_cast<long>(C) - w.phase : 0;
+    first = column(g);
     fresh = is_fresh(g);
-    const long past = std::min<long>(w.T, (g + 1L) * C - w.phase);
-    this->unroll(static_cast<int>(past - first), at(w.step_size, row(0)), at(w.log_momentum, row(0)),
+    this->unroll(static_cast<int>(column(g + 1) - first), at(w.step_size, row(0)), at(w.log_momentum, row(0)),
                  at(w.log_decay, row(0)), w.H, w.valid ? w.valid + b * w.T + first : nullptr);
     gather(w.k, w.sizes[0], k.data());
     gather(w.q, w.sizes[0], q.data());
@@ -148,7 +148,13 @@ template <typename T> class Place : protected Gates<T> {
     for (long t = 0; t < c; ++t) std::copy_n(at(tensor, row(t) * width), width, to + t * width);
   }
   void scatter(const T* from, int width, void* tensor) const {
-    for (long t = 0; t < c; ++t) std::copy_n(from + t * width, width, at(tensor, row(t) * width));
+    constexpr int W = Vector<T>::width;
+    for (long t = 0; t < c; ++t) {
+      T* to = at(tensor, row(t) * width);
+      int j = 0;
+      for (; j + W <= width; j += W) stream(to + j, load(from + t * width + j));
+      std::copy(from + t * width + j, from + (t + 1) * width, to + j);
+    }
   }
 
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
@@ -156,17 +162,30 @@ template <typename T> class Place : protected Gates<T> {
   long numbers(int i) const { return static_cast<long>(w.sizes[i]) * w.sizes[i + 1]; }
   T* own(void* const* group, int i) const { return at(group[i], n * numbers(i)); }
   const T* target(int i) const { return at(w.target[i], h * numbers(i)); }
-  T* kept(void* const* group, int i) const { return at(group[i], index * rows(w.sizes[i + 1])); }
-  T* started(void* const* group, int i) const { return at(group[i], index * numbers(i)); }
+  T* kept(void* const* group, int i, int later = 0) const {  // of the present chunk, or of one so many later
+    return at(group[i], (index + static_cast<long>(later) * w.B * w.H) * rows(w.sizes[i + 1]));
+  }
+  T* started(void* const* group, int i, int later = 0) const {
+    return at(group[i], (index + static_cast<long>(later) * w.B * w.H) * numbers(i));
+  }
+
+  void want(const T* from, long count) { ahead.want(from, count * sizeof(T)); }
+  void want_tokens(int g, const void* tensor, int width) {
+    const T* from = at(tensor, ((b * w.T + column(g)) * w.H + h) * width);
+    ahead.want(from, width * sizeof(T), column(g + 1) - column(g), w.H * width * sizeof(T));
+  }
 
   // c (+)= a @ b, a @ b^T and a^T @ b, with a of `rows` rows, or for the last a and b of `rows` rows.
-  void times(int rows, int inner, int columns, const T* a, const T* b, T* c, const Scale<T>& scale = {}) {
+  void times(int rows, int inner, int columns, const T* a, const T* b, T* c, Scale<T> scale = {}) {
+    scale.ahead = &ahead;
     product<T>(rows, columns, inner, a, inner, 1, b, columns, 1, c, columns, strip.data(), scale);
   }
-  void times_transposed(int rows, int inner, int columns, const T* a, const T* b, T* c, const Scale<T>& scale = {}) {
+  void times_transposed(int rows, int inner, int columns, const T* a, const T* b, T* c, Scale<T> scale = {}) {
+    scale.ahead = &ahead;
     product<T>(rows, columns, inner, a, inner, 1, b, 1, inner, c, columns, strip.data(), scale);
   }
-  void transposed_times(int rows, int left, int right, const T* a, const T* b, T* c, const Scale<T>& scale = {}) {
+  void transposed_times(int rows, int left, int right, const T* a, const T* b, T* c, Scale<T> scale = {}) {
+    scale.ahead = &ahead;
     product<T>(left, right, rows, a, 1, left, b, right, 1, c, right, strip.data(), scale);
   }
 
@@ -195,20 +214,31 @@ template <typename T> class Place : protected Gates<T> {
     for (int j = 0; j < V; ++j) to[j] = inverse * (error[j] - mean - normed[j] * along);
   }
 
-  // Derivative of the inner loss with respect to the answer; returns the loss.
-  T output_error(const T* normed, const T* key, const T* value, T* error) const {
+  // Derivative of the inner loss with respect to the answer.
+  void output_error(const T* normed, const T* key, const T* value, T* error) const {
     const int V = w.sizes[L];
     const T delta = T(w.huber_delta);
+    if (w.objective == DOT) {
+      for (int j = 0; j < V; ++j) error[j] = -value[j];
+      return;
+    }
+    for (int j = 0; j < V; ++j) error[j] = normed[j] - value[j];
+    if (w.residual)
+      for (int j = 0; j < V; ++j) error[j] += key[j];
+    if (w.objective == HUBER)
+      for (int j = 0; j < V; ++j) error[j] = std::min(std::max(error[j], -delta), delta);
+  }
+
+  // The inner loss itself. The component that counts what was written is no part of it.
+  T inner_loss(const T* normed, const T* key, const T* value) const {
+    const T delta = T(w.huber_delta);
     T loss = 0;
-    for (int j = 0; j < V; ++j) {
+    for (int j = 0; j < w.sizes[L] - w.denominator; ++j) {
       const T output = normed[j] + (w.residual ? key[j] : 0), off = output - value[j], far = std::abs(off);
-      const bool counts = !(w.denominator && j + 1 == V);
       switch (w.objective) {
-        case L2: error[j] = off; loss += counts ? T(0.5) * off * off : 0; break;
-        case DOT: error[j] = -value[j]; loss -= counts ? output * value[j] : 0; break;
-        default:
-          error[j] = std::min(std::max(off, -delta), delta);
-          loss += !counts ? 0 : far <= delta ? T(0.5) * off * off : delta * (far - T(0.5) * delta);
+        case L2: loss += T(0.5) * off * off; break;
+        case DOT: loss -= output * value[j]; break;
+        default: loss += far <= delta ? T(0.5) * off * off : delta * (far - T(0.5) * delta);
       }
     }
     return loss;
@@ -242,6 +272,10 @@ template <typename T> class Reader : Place<T> {
   void memory(int n) {
     for (int g = 0; g < w.G; ++g) {
       this->enter(g, n);
+      for (int i = 0; i < L && !g; ++i) {
+        if (w.start[i]) std::copy_n(own(w.weights, i), numbers(i), started(w.start, i));
+        if (w.start_moving[i]) std::copy_n(own(w.moving, i), numbers(i), started(w.start_moving, i));
+      }
       chunk(g);
     }
   }
@@ -250,41 +284,45 @@ template <typename T> class Reader : Place<T> {
   array<T> scores, inverse, read, asked;
   std::vector<array<T>> seen, slopes, errors;
 
-  void keep(void* const* group, int i, const T* from) const {
-    if (group[i]) std::copy_n(from, static_cast<long>(c) * w.sizes[i + 1], kept(group, i));
+  // Where what the next chunk begins with is kept, if it is.
+  T* next(int g, void* const* group, int i) const { return group[i] && g + 1 < w.G ? started(group, i, 1) : nullptr; }
+  // Where what was computed in this chunk is kept, if it is.
+  Scale<T> keep(void* const* group, int i, Scale<T> scale = {}) const {
+    scale.copy = group[i] ? kept(group, i) : nullptr;
+    return scale;
   }
 
   void chunk(int g) {
     const long K = w.sizes[0], V = w.sizes[L];
-    for (int i = 0; i < L; ++i) {
-      if (w.start[i]) std::copy_n(own(w.weights, i), numbers(i), started(w.start, i));
-      if (w.start_moving[i]) std::copy_n(own(w.moving, i), numbers(i), started(w.start_moving, i));
+    if (g + 1 < w.G) {
+      this->want_tokens(g + 1, w.q, w.sizes[0]);
+      this->want_tokens(g + 1, w.k, w.sizes[0]);
+      this->want_tokens(g + 1, w.v, w.sizes[L]);
     }
     // What the weights make of the keys, and the errors sent back.
     const T* x = k.data();
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       T* a = errors[i].data();
-      times(c, in, out, x, own(fresh ? w.weights : w.anchor, i), a);
-      keep(w.before, i, a);
+      times(c, in, out, x, taken_at(i), a, keep(w.before, i));
       if (i + 1 < L) {
         x = seen[i + 1].data();
         activate<T>(w.activation, static_cast<long>(c) * out, a, seen[i + 1].data(), slopes[i].data(), nullptr);
       }
     }
-    this->normalise(errors[L - 1].data(), inverse.data());
+    T* last = errors[L - 1].data();
+    this->normalise(last, inverse.data());
     for (int t = 0; t < c; ++t) {
-      T* to = errors[L - 1].data() + t * V;
-      const T loss = this->output_error(to, k.data() + t * K, v.data() + t * V, asked.data());
+      T* to = last + t * V;
+      if (w.loss) *at(w.loss, row(t)) = this->inner_loss(to, k.data() + t * K, v.data() + t * V);
+      this->output_error(to, k.data() + t * K, v.data() + t * V, asked.data());
       this->through_norm(to, inverse[t], asked.data(), to);
-      if (w.loss) *at(w.loss, row(t)) = loss;
     }
-    keep(w.sent, L - 1, errors[L - 1].data());
+    if (w.sent[L - 1]) std::copy_n(last, c * V, kept(w.sent, L - 1));
     for (int i = L - 1; i > 0; --i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       T* d = errors[i - 1].data();
-      times_transposed(c, out, in, errors[i].data(), own(fresh ? w.weights : w.anchor, i), d);
-      keep(w.sent, i - 1, d);
+      times_transposed(c, out, in, errors[i].data(), taken_at(i), d, keep(w.sent, i - 1));
       const T* slope = slopes[i - 1].data();
       for (long j = 0; j < static_cast<long>(c) * in; ++j) d[j] *= slope[j];
     }
@@ -292,8 +330,11 @@ template <typename T> class Reader : Place<T> {
     ask();
     if (fresh && (g + 1 == w.G || !this->is_fresh(g + 1)))
       for (int i = 0; i < L; ++i) std::copy_n(own(w.weights, i), numbers(i), own(w.anchor, i));
-    write();
+    write(g);
   }
+
+  // The weights that this chunk takes its gradients at.
+  const T* taken_at(int i) const { return fresh ? own(w.weights, i) : own(w.anchor, i); }
 
   void norms() {
     for (int t = 0; t < c; ++t) {
@@ -327,37 +368,29 @@ template <typename T> class Reader : Place<T> {
       times_transposed(c, in, c, z, x, scores.data(), lower);
       this->mix_scores(scores.data());
       minus.sign = -1, minus.add = minus.causal = true;
-      times(c, c, out, scores.data(), d, read.data(), minus);
-      if (i + 1 == L) break;
-      keep(w.asked, i, read.data());
+      times(c, c, out, scores.data(), d, read.data(), i + 1 < L ? keep(w.asked, i, minus) : minus);
+      if (i + 1 == L) return this->scatter(read.data(), out, w.last);
       activate<T>(w.activation, static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
       z = asked.data();
     }
-    this->scatter(read.data(), w.sizes[L], w.last);
   }
 
-  void write() {
+  void write(int g) {
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
-      const long count = numbers(i);
       T *m = own(w.weights, i), *s = w.momentum ? own(w.moving, i) : nullptr;
-      const T *towards = w.targets ? target(i) : nullptr, keep = *this->base_row(0, c);
-      const T pull = w.targets ? *this->base_row(1, c) : T(0), push = s ? *this->base_row(P - 1, c) : T(0);
-      const T carry = this->left[c];
-      if (s && towards)
-        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * towards[j] + push * s[j], s[j] *= carry;
-      else if (s)
-        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + push * s[j], s[j] *= carry;
-      else if (towards)
-        for (long j = 0; j < count; ++j) m[j] = keep * m[j] + pull * towards[j];
-      else if (w.decays)
-        for (long j = 0; j < count; ++j) m[j] *= keep;
       const T *x = i ? seen[i].data() : k.data(), *d = errors[i].data();
       Scale<T> scale;
-      scale.sign = -1, scale.add = true, scale.inner = this->shares_row(c);
+      scale.sign = -1, scale.inner = this->shares_row(c), scale.copy = next(g, w.start, i);
+      scale.plus(m, *this->base_row(0, c));
+      if (w.targets) scale.plus(target(i), *this->base_row(1, c));
+      if (s) scale.plus(s, *this->base_row(P - 1, c));
       transposed_times(c, in, out, x, d, m, scale);
-      scale.inner = this->writes_row(c);
-      if (s) transposed_times(c, in, out, x, d, s, scale);
+      if (!s) continue;
+      Scale<T> moving;
+      moving.sign = -1, moving.inner = this->writes_row(c), moving.copy = next(g, w.start_moving, i);
+      moving.plus(s, this->left[c]);
+      transposed_times(c, in, out, x, d, s, moving);
     }
   }
 };
@@ -378,10 +411,11 @@ template <typename T> class WayBack : Place<T> {
 
  public:
   explicit WayBack(const Work& work)
-      : Base(work), scores(rows(C)), plain(rows(C)), inverse(C), to_k(rows(w.sizes[0])), to_v(rows(w.sizes[L])) {
-    for (auto* one : {&back, &to_z, &to_read, &wide}) one->resize(rows(widest));
+      : Base(work), scores(rows(C)), plain(rows(C)), inverse(C), to_k(rows(w.sizes[0])), to_v(rows(w.sizes[L])),
+        normed(rows(w.sizes[L])) {
+    for (auto* one : {&back, &to_z, &to_read}) one->resize(rows(widest));
     for (int i = 0; i < L; ++i) {
-      for (auto* group : {&seen, &queries, &to_seen}) group->emplace_back(rows(w.sizes[i]));
+      for (auto* group : {&seen, &queries, &query_slopes, &to_seen}) group->emplace_back(rows(w.sizes[i]));
       for (auto* group : {&slopes, &curves, &errors, &to_error, &to_before})
         group->emplace_back(rows(w.sizes[i + 1]));
     }
@@ -395,8 +429,11 @@ template <typename T> class WayBack : Place<T> {
   }
 
  private:
-  array<T> scores, plain, inverse, to_k, to_v, back, to_z, to_read, wide;
-  std::vector<array<T>> seen, queries, to_seen, slopes, curves, errors, to_error, to_before;
+  array<T> scores, plain, inverse, to_k, to_v, normed, back, to_z, to_read;
+  std::vector<array<T>> seen, queries, query_slopes, to_seen, slopes, curves, errors, to_error, to_before;
+
+  // The derivative of the weights that this chunk took its gradients at.
+  T* to_taken_at(int i) const { return own(fresh ? w.weights : w.anchor, i); }
 
   const T* anchor(int g, int i) const {
     for (; g >= 0; --g)
@@ -415,27 +452,30 @@ template <typename T> class WayBack : Place<T> {
         break;
       }
       activate<T>(w.activation, count, kept(w.before, i), seen[i + 1].data(), slopes[i].data(), curves[i].data());
-      activate<T>(w.activation, count, kept(w.asked, i), queries[i + 1].data(), nullptr, nullptr);
-      for (long j = 0; j < count; ++j) errors[i][j] = sent[j] * slopes[i][j];
+      activate<T>(w.activation, count, kept(w.asked, i), queries[i + 1].data(), query_slopes[i + 1].data(), nullptr);
+      T *error = errors[i].data(), *curve = curves[i].data();
+      const T* slope = slopes[i].data();
+      for (long j = 0; j < count; ++j) error[j] = sent[j] * slope[j], curve[j] *= sent[j];
     }
     this->gather(w.to_last, V, to_read.data());
     for (int i = L - 1; i >= 0; --i) {
-      layer(i, i ? queries[i].data() : q.data(), i ? seen[i].data() : k.data());
+      layer(g, i, i ? queries[i].data() : q.data(), i ? seen[i].data() : k.data());
       if (!i) break;
-      const long count = static_cast<long>(c) * w.sizes[i];
-      activate<T>(w.activation, count, kept(w.asked, i - 1), nullptr, wide.data(), nullptr);
-      for (long j = 0; j < count; ++j) to_read[j] = to_z[j] * wide[j];
+      T* to = to_read.data();
+      const T *from = to_z.data(), *slope = query_slopes[i].data();
+      for (long j = 0; j < static_cast<long>(c) * w.sizes[i]; ++j) to[j] = from[j] * slope[j];
     }
     this->scatter(to_z.data(), K, w.to_q);
+    if (fresh && (g + 1 == w.G || !this->is_fresh(g + 1)))  // for all others it is zero
+      for (int i = 0; i < L; ++i) {
+        T *m = own(w.weights, i), *a = own(w.anchor, i);
+        for (long j = 0; j < numbers(i); ++j) m[j] += a[j], a[j] = 0;
+      }
     inner_gradient(g);
     this->scatter(to_k.data(), K, w.to_k);
     this->scatter(to_v.data(), V, w.to_v);
     this->roll_back(at(w.to_step_size, row(0)), at(w.to_log_momentum, row(0)), at(w.to_log_decay, row(0)), w.H);
     for (int i = 0; i < L; ++i) {
-      if (fresh) {
-        T *m = own(w.weights, i), *a = own(w.anchor, i);
-        for (long j = 0; j < numbers(i); ++j) m[j] += a[j], a[j] = 0;
-      }
       shorten(own(w.weights, i), numbers(i));
       if (w.momentum) shorten(own(w.moving, i), numbers(i));
     }
@@ -448,12 +488,32 @@ template <typename T> class WayBack : Place<T> {
     for (long j = 0; j < count; ++j) adjoint[j] *= scale;
   }
 
+  // Ask early for what a layer began this chunk with, or one `later`; and for what a chunk's way back begins with.
+  void want_layer(int i, int later) {
+    this->want(started(w.start, i, later), numbers(i));
+    if (w.momentum) this->want(started(w.start_moving, i, later), numbers(i));
+  }
+  void want_chunk(int g) {
+    this->want_tokens(g, w.q, w.sizes[0]);
+    this->want_tokens(g, w.k, w.sizes[0]);
+    this->want_tokens(g, w.v, w.sizes[L]);
+    this->want_tokens(g, w.to_last, w.sizes[L]);
+    for (int i = 0; i < L; ++i) {
+      this->want(kept(w.before, i, -1), rows(w.sizes[i + 1]));
+      this->want(kept(w.sent, i, -1), rows(w.sizes[i + 1]));
+      if (i + 1 < L) this->want(kept(w.asked, i, -1), rows(w.sizes[i + 1]));
+    }
+    want_layer(L - 1, -1);
+  }
+
   // What was read and written with one layer.
-  void layer(int i, const T* z, const T* x) {
+  void layer(int g, int i, const T* z, const T* x) {
     const int in = w.sizes[i], out = w.sizes[i + 1];
     const long count = numbers(i);
     const T* d = errors[i].data();
     T *to_x = to_seen[i].data(), *to_d = to_error[i].data();
+    if (i) want_layer(i - 1, 0);
+    else if (g) want_chunk(g - 1);
     const T* part[3] = {started(w.start, i)};
     int parts = 1;
     if (w.targets) part[parts++] = target(i);
@@ -461,28 +521,22 @@ template <typename T> class WayBack : Place<T> {
     T *after = own(w.weights, i), *after_moving = w.momentum ? own(w.moving, i) : nullptr;
 
     // What was read of each part.
-    std::fill_n(to_z.data(), static_cast<long>(c) * in, T(0));
     for (int p = 0; p < parts; ++p) {
       times_transposed(c, out, in, to_read.data(), part[p], back.data());
       const T* base = this->base_row(p, this->read_row());
       T* to_base = this->to_base_row(p, this->read_row());
-      for (long t = 0; t < c; ++t) {
-        to_base[t] += dot<T>(in, back.data() + t * in, z + t * in);
-        for (int j = 0; j < in; ++j) to_z[t * in + j] += base[t] * back[t * in + j];
-      }
+      for (long t = 0; t < c; ++t)
+        to_base[t] += share_out(in, base[t], back.data() + t * in, z + t * in, to_z.data() + t * in, p > 0);
     }
     // What was written.
     for (int p = 0; p < parts; ++p) *this->to_base_row(p, c) += dot<T>(count, part[p], after);
     if (after_moving) this->to_left[c] += dot<T>(count, part[parts - 1], after_moving);
-    std::fill_n(to_x, static_cast<long>(c) * in, T(0));
     for (int j = 0; j < 1 + w.momentum; ++j) {
       const T *grad = j ? after_moving : after, *share = j ? this->writes_row(c) : this->shares_row(c);
       T* to_share = j ? this->to_writes_row(c) : this->to_shares_row(c);
       times_transposed(c, out, in, d, grad, back.data());
-      for (long t = 0; t < c; ++t) {
-        to_share[t] -= dot<T>(in, back.data() + t * in, x + t * in);
-        for (int u = 0; u < in; ++u) to_x[t * in + u] -= share[t] * back[t * in + u];
-      }
+      for (long t = 0; t < c; ++t)
+        to_share[t] -= share_out(in, -share[t], back.data() + t * in, x + t * in, to_x + t * in, j > 0);
       Scale<T> scale;
       scale.row = share, scale.sign = -1, scale.add = j > 0;
       times(c, in, out, x, grad, to_d, scale);
@@ -512,25 +566,27 @@ template <typename T> class WayBack : Place<T> {
     more.causal = true, more.anticausal = false;
     times(c, c, in, scores.data(), x, to_z.data(), more);
 
-    // What is left of the derivatives of what the chunk left, and what was read of its start.
-    T* to_target = w.targets ? own(w.to_target, i) : nullptr;
-    const T keep = *this->base_row(0, c), pull = w.targets ? *this->base_row(1, c) : T(0);
-    const T push = after_moving ? *this->base_row(P - 1, c) : T(0), carry = this->left[c];
-    for (long j = 0; j < count; ++j) {
-      const T grad = after[j];
-      if (to_target) to_target[j] += pull * grad;
-      if (after_moving) after_moving[j] = carry * after_moving[j] + push * grad;
-      after[j] = keep * grad;
-    }
-    T* to_part[3] = {after};
-    parts = 1;
-    if (w.targets) to_part[parts++] = to_target;
-    if (w.momentum) to_part[parts++] = after_moving;
-    for (int p = 0; p < parts; ++p) {
+    // What is left of the derivatives of what the chunk left, and what was read of its start. The weights come last, for
+    // the others take their part of the weights' derivative.
+    const auto leave = [&](int p, T* to, T rest, T part_of_weights) {
       Scale<T> scale;
-      scale.inner = this->base_row(p, this->read_row()), scale.add = true;
-      transposed_times(c, in, out, z, to_read.data(), to_part[p], scale);
-    }
+      scale.inner = this->base_row(p, this->read_row());
+      scale.plus(to, rest);
+      if (p) scale.plus(after, part_of_weights);
+      transposed_times(c, in, out, z, to_read.data(), to, scale);
+    };
+    if (w.targets) leave(1, own(w.to_target, i), 1, *this->base_row(1, c));
+    if (after_moving) leave(P - 1, after_moving, this->left[c], *this->base_row(P - 1, c));
+    leave(0, after, *this->base_row(0, c), 0);
+  }
+
+  // to (+)= share * back; returns what back and the vector that it was asked with have in common.
+  static T share_out(int count, T share, const T* back, const T* with, T* to, bool add) {
+    if (add)
+      for (int j = 0; j < count; ++j) to[j] += share * back[j];
+    else
+      for (int j = 0; j < count; ++j) to[j] = share * back[j];
+    return dot<T>(count, back, with);
   }
 
   // What the gradient of the inner loss was taken with.
@@ -541,26 +597,22 @@ template <typename T> class WayBack : Place<T> {
     more.add = true;
     for (int i = 0; i + 1 < L; ++i) {  // the errors, from the first layer to the last
       const int in = w.sizes[i + 1], out = w.sizes[i + 2];
-      const T* sent = kept(w.sent, i);
-      T* error = to_error[i].data();
-      for (long j = 0; j < static_cast<long>(c) * in; ++j) {
-        to_before[i][j] = sent[j] * error[j] * curves[i][j];
-        error[j] *= slopes[i][j];
-      }
+      T *error = to_error[i].data(), *before = to_before[i].data();
+      const T *slope = slopes[i].data(), *curve = curves[i].data();
+      for (long j = 0; j < static_cast<long>(c) * in; ++j) before[j] = error[j] * curve[j], error[j] *= slope[j];
       times(c, in, out, error, anchor(g, i + 1), to_error[i + 1].data(), more);
-      transposed_times(c, in, out, error, errors[i + 1].data(), own(w.anchor, i + 1), more);
+      transposed_times(c, in, out, error, errors[i + 1].data(), to_taken_at(i + 1), more);
     }
-    T* normed = wide.data();
-    std::copy_n(kept(w.before, L - 1), c * V, normed);
-    this->normalise(normed, inverse.data());
+    std::copy_n(kept(w.before, L - 1), c * V, normed.data());
+    this->normalise(normed.data(), inverse.data());
     for (long t = 0; t < c; ++t)
-      last_error(normed + t * V, inverse[t], k.data() + t * K, v.data() + t * V, errors[L - 1].data() + t * V,
+      last_error(normed.data() + t * V, inverse[t], k.data() + t * K, v.data() + t * V, errors[L - 1].data() + t * V,
                  to_error[L - 1].data() + t * V, to_before[L - 1].data() + t * V, to_k.data() + t * K,
                  to_v.data() + t * V);
     for (int i = L - 1; i >= 0; --i) {  // what the layers made of the keys
       const int in = w.sizes[i], out = w.sizes[i + 1];
       const T* sent = to_before[i].data();
-      transposed_times(c, in, out, i ? seen[i].data() : k.data(), sent, own(w.anchor, i), more);
+      transposed_times(c, in, out, i ? seen[i].data() : k.data(), sent, to_taken_at(i), more);
       T* to_x = to_seen[i].data();
       times_transposed(c, out, in, sent, anchor(g, i), to_x, more);
       for (long j = 0; j < static_cast<long>(c) * in; ++j)

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 #if defined(__SSE__)
-#include <xmmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -38,6 +38,18 @@ template <typename T> using vec = typename Vector<T>::type;
 
 template <typename T> inline vec<T> load(const T* p) { return *reinterpret_cast<const vec<T>*>(p); }
 template <typename T> inline void store(T* p, vec<T> v) { *reinterpret_cast<vec<T>*>(p) = v; }
+
+// Straight to memory, past the caches, where the processor can and `p` allows; what is not read again soon.
+template <typename T> inline void stream(T* p, vec<T> v) {
+#if defined(__AVX512F__)
+  if (reinterpret_cast<uintptr_t>(p) % BYTES == 0)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i&>(v));
+#elif defined(__AVX__)
+  if (reinterpret_cast<uintptr_t>(p) % BYTES == 0)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i&>(v));
+#endif
+  store(p, v);
+}
 
 // --- memory
 
@@ -78,6 +90,34 @@ template <typename T> struct Kept {
 
 template <typename T> using array = std::vector<T, Kept<T>>;
 
+// What will be read soon is asked of memory a few lines at a time, while products are made: a core that waits for what it
+// needs gets a fraction of what it gets when it asks early.
+class Ahead {
+ public:
+  void want(const void* from, long bytes, long rows = 1, long stride = 0) {  // rows of so many bytes, `stride` apart
+    if (count < MOST) pieces[(first + count++) % MOST] = {static_cast<const char*>(from), 0, bytes, rows, stride};
+  }
+  void step() {
+    for (int line = 0; line < LINES_OF_A_STEP && count; ++line) {
+      Piece& piece = pieces[first];
+      __builtin_prefetch(piece.from + piece.at, 0, 2);
+      piece.at += LINE;
+      if (piece.at < piece.bytes) continue;
+      piece.at = 0, piece.from += piece.stride;
+      if (!--piece.rows) first = (first + 1) % MOST, --count;
+    }
+  }
+
+ private:
+  static constexpr int MOST = 64, LINE = 64, LINES_OF_A_STEP = 8;
+  struct Piece {
+    const char* from;
+    long at, bytes, rows, stride;
+  };
+  Piece pieces[MOST];
+  int first = 0, count = 0;
+};
+
 // --- products
 
 // What a product's rows, inner index and present contents are scaled by; all optional.
@@ -91,15 +131,23 @@ template <typename T> struct Scale {
   bool lower = false;        // only what stands on and below the diagonal of the result is wanted
   bool causal = false;       // what stands above the diagonal of a is zero
   bool anticausal = false;   // what stands below the diagonal of a is zero
+  int others = 0;            // matrices laid out as the result, of each of which a share is added; it may be the result
+  const T* other[3] = {};
+  T share[3] = {};
+  T* copy = nullptr;         // laid out as the result: gets it too, past the caches
+  Ahead* ahead = nullptr;    // steps on with every few rows of the result
+
+  void plus(const T* matrix, T weight) { other[others] = matrix, share[others++] = weight; }
 };
 
 // R rows by two vectors of columns, kept in registers.
 template <typename T, int R>
-inline void tile(int first, int depth, const T* a, long ars, long acs, const T* strip, T* c, long ldc, int columns,
-                 const Scale<T>& scale, int row) {
+inline void tile(int first, int depth, const T* a, long ars, long acs, const T* strip, T* c, long at, long ldc,
+                 int columns, const Scale<T>& scale, int row) {
   constexpr int W = Vector<T>::width;
   vec<T> sum[R][2];
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = vec<T>{};
+  if (scale.ahead) scale.ahead->step();
   for (int k = first; k < depth; ++k) {
     const vec<T> b0 = load(strip + k * 2 * W), b1 = load(strip + k * 2 * W + W);
     for (int r = 0; r < R; ++r) {
@@ -108,24 +156,38 @@ inline void tile(int first, int depth, const T* a, long ars, long acs, const T* 
       sum[r][1] += b1 * value;
     }
   }
-  for (int r = 0; r < R; ++r) {
-    T* to = c + r * ldc;
-    if (scale.row) {
+  if (scale.row)
+    for (int r = 0; r < R; ++r) {
       const T weight = scale.row[(row + r) * scale.row_stride];
       sum[r][0] *= weight;
       sum[r][1] *= weight;
     }
-    if (columns == 2 * W) {
+  if (columns == 2 * W) {
+    for (int i = 0; i < scale.others; ++i) {
+      const T weight = scale.share[i];
+      const T* from = scale.other[i] + at;
+      for (int r = 0; r < R; ++r, from += ldc) sum[r][0] += weight * load(from), sum[r][1] += weight * load(from + W);
+    }
+    T* to = c + at;
+    for (int r = 0; r < R; ++r, to += ldc) {
       if (scale.add) sum[r][0] += load(to), sum[r][1] += load(to + W);
       store(to, sum[r][0]);
       store(to + W, sum[r][1]);
-    } else {
-      for (int j = 0; j < columns; ++j) {
-        const T value = j < W ? sum[r][0][j] : sum[r][1][j - W];
-        to[j] = scale.add ? to[j] + value : value;
-      }
     }
+    if (scale.copy) {
+      T* copy = scale.copy + at;
+      for (int r = 0; r < R; ++r, copy += ldc) stream(copy, sum[r][0]), stream(copy + W, sum[r][1]);
+    }
+    return;
   }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < columns; ++j) {
+      const long place = at + r * ldc + j;
+      T value = j < W ? sum[r][0][j] : sum[r][1][j - W];
+      for (int i = 0; i < scale.others; ++i) value += scale.share[i] * scale.other[i][place];
+      c[place] = scale.add ? c[place] + value : value;
+      if (scale.copy) scale.copy[place] = c[place];
+    }
 }
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -194,14 +256,16 @@ void product(int rows, int columns, int depth, const T* a, long ars, long acs, c
       }
     }
     int m = scale.lower ? n / ROWS * ROWS : 0;
-    T* to = c + n;
     const auto terms = [&](int past) { return scale.causal ? std::min(depth, past) : depth; };
     const auto first = [&] { return scale.anticausal ? std::min(depth, m) : 0; };
-    for (; m + ROWS <= rows; m += ROWS)
-      tile<T, ROWS>(first(), terms(m + ROWS), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
-    for (; m + 4 <= rows; m += 4)
-      tile<T, 4>(first(), terms(m + 4), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
-    for (; m < rows; ++m) tile<T, 1>(first(), terms(m + 1), a + m * ars, ars, acs, strip, to + m * ldc, ldc, width, scale, m);
+    const auto rows_of = [&](auto count) {
+      constexpr int R = decltype(count)::value;
+      for (; m + R <= rows; m += R)
+        tile<T, R>(first(), terms(m + R), a + m * ars, ars, acs, strip, c, m * ldc + n, ldc, width, scale, m);
+    };
+    rows_of(std::integral_constant<int, ROWS>{});
+    rows_of(std::integral_constant<int, 4>{});
+    rows_of(std::integral_constant<int, 1>{});
   }
 }
 
@@ -274,6 +338,7 @@ template <typename Worker, typename Work> void run_all(const Work& work, int mem
     }
 #if defined(__SSE__)
     _mm_setcsr(mode);
+    _mm_sfence();  // what was stored past the caches is there for all threads
 #endif
   };
   if (std::min(threads, memories) < 2) return run();
