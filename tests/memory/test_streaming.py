@@ -62,9 +62,7 @@ seeds = st.integers(0, 1000)
 
 def in_double(inputs):
     """The same inputs; `initial` is a list of tensors."""
-    return {
-        name: [w.double() for w in given] if isinstance(given, list) else given.double() for name, given in inputs.items()
-    }
+    return {n: [w.double() for w in x] if isinstance(x, list) else x.double() for n, x in inputs.items()}
 
 
 def check_cuts(rule, cut, seed, dtype, tolerance):

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels import native_bands
 from mnemonist.memory.kernels.native_attention import attend_newest
+from mnemonist.memory.kernels.native_bands import Band
 from mnemonist.memory.kernels.native_elementwise import turn_projections
 from mnemonist.models.state import Ownership, StreamState
 
@@ -202,7 +204,7 @@ class CausalAttention(nn.Module):
             after = keys[:, 1:], values[:, 1:]
             place = None if place is None else _Place(place.room, place.begin + 1)
         else:
-            y = self._attend_in_blocks(q, k, v, state, self.window)
+            y = self._attend_window(q, k, v, state, self.window)
             if counts is None:
                 after = _tail(state.keys, k), _tail(state.values, v)
             else:
@@ -218,6 +220,20 @@ class CausalAttention(nn.Module):
             return turned
         q, k, v = projected.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         return rotate(q, *rotations), rotate(k, *rotations), v
+
+    def _attend_window(
+        self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
+    ) -> Tensor:
+        """Each token meets those of its window, of which the first may be among what was kept."""
+        persistent = self._persistent_projections() or ()
+        if not native_bands.applies(q_BTHD, k_BTHD, v_BTHD, state.keys, state.values, *persistent, keys=window):
+            return self._attend_in_blocks(q_BTHD, k_BTHD, v_BTHD, state, window)
+        keys, values, first = k_BTHD, v_BTHD, None
+        if bool(state.length.any()):
+            keys, values = torch.cat([state.keys, keys], dim=1), torch.cat([state.values, values], dim=1)
+            first = (state.keys.shape[1] - state.length).clamp_min(0)
+        everywhere = [Band(*self.persistent_pair(q_BTHD), None)] if persistent else []
+        return native_bands.attend_bands(q_BTHD, [Band(keys, values, window), *everywhere], first)
 
     def _attend_in_blocks(
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels import native_bands
+from mnemonist.memory.kernels.native_bands import Band
 from mnemonist.memory.reading import Surprise, recall
 from mnemonist.memory.stream import align
 from mnemonist.models.attention import CausalAttention, rotate, weigh
@@ -182,7 +184,7 @@ class MemoryContext(nn.Module):
         for begin, text, valid, piece in zip(begins, texts, valids, zip(*pieces, strict=True), strict=True):
             if begin > phase:  # a segment begins in the rows that still have tokens
                 state = self._begin_segment(state, ends > begin)
-            y, state = self._attend(piece, state, valid, max(phase - begin, 0), shared)
+            y, state = self._attend(piece, state, valid, max(phase - begin, 0), shared, keep=begin in begins[-2:])
             x = self.norm(text + y if self.skip else y)
             if valid is not None:
                 x = x.masked_fill(~valid[..., None], 0)
@@ -220,10 +222,13 @@ class MemoryContext(nn.Module):
         valid_BL: Tensor | None,
         slot: int,
         shared: _Shared,
+        keep: bool,
     ) -> tuple[Tensor, ContextState]:
-        """Attention for tokens in slots ``slot``, ``slot + 1``, ... of their segment; recalls, and keeps their keys."""
+        """Attention for tokens in slots ``slot``, ``slot + 1``, ... of their segment; recalls, and keeps their keys.
+
+        Without ``keep`` it does so only for a segment that goes on: the next whole one would overwrite them unseen.
+        """
         question, q, k, v, cos, sin = tokens
-        end = slot + q.shape[1]
         answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
         recalled = self.recalled_norm(answers).flatten(2)
         if shared.to_seen is None:
@@ -231,10 +236,23 @@ class MemoryContext(nn.Module):
         else:
             both = recalled @ shared.to_seen
         h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
-        keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, shared.persistent[0], valid_BL, slot)
-        values, kept_values = _seen((h_v, v), state.values, shared.persistent[1], valid_BL, slot)
-        y = self.attention.out_proj(weigh(q, keys, values, shared.mask(slot, end, q)).flatten(2))
+        keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, valid_BL, slot, keep)
+        values, kept_values = _seen((h_v, v), state.values, valid_BL, slot, keep)
+        y = self.attention.out_proj(self._weigh(q, keys, values, slot, shared).flatten(2))
         return y, replace(state, keys=kept_keys, values=kept_values)
+
+    def _weigh(
+        self, q: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], slot: int, shared: _Shared
+    ) -> Tensor:
+        """Attention ``[B, L, H, D]`` to what was recalled, to the tokens themselves and to persistent tokens."""
+        end, (own_keys, own_values) = slot + q.shape[1], shared.persistent
+        if native_bands.applies(q, *keys, *values, *shared.persistent, keys=2 * end):
+            bands = [Band(*pair, end) for pair in zip(keys, values, strict=True)]
+            if own_keys.shape[1]:
+                bands.append(Band(own_keys, own_values, None))
+            return native_bands.attend_bands(q, bands)
+        all_keys, all_values = torch.cat([own_keys, *keys], dim=1), torch.cat([own_values, *values], dim=1)
+        return weigh(q, all_keys, all_values, shared.mask(slot, end, q))
 
 
 def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -248,19 +266,21 @@ def _where(rows_B: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tupl
 
 
 def _seen(
-    new: tuple[Tensor, Tensor], kept: Tensor, persistent: Tensor, valid_BL: Tensor | None, slot: int
-) -> tuple[Tensor, Tensor]:
-    """Keys (or values) that a piece of a segment meets, ``[B, P + 2 end, H, D]``, and the kept, ``[B, 2, C, H, D]``.
+    new: tuple[Tensor, Tensor], kept: Tensor, valid_BL: Tensor | None, slot: int, keep: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Keys (or values) that a piece of a segment meets, and those kept, ``[B, 2, C, H, D]``.
 
-    ``new`` are those recalled and those of the tokens themselves, ``[B, L, H, D]`` each, from ``slot`` on.
+    ``new`` are those recalled and those of the tokens themselves, ``[B, L, H, D]`` each, from ``slot`` on; those met
+    ``[B, end, H, D]`` each.
     """
-    P, C, end = persistent.shape[1], kept.shape[2], slot + new[0].shape[1]
+    C, end = kept.shape[2], slot + new[0].shape[1]
     recalled, own = (x.to(kept.dtype) for x in new)  # autocast must not change the size of a state
-    if valid_BL is None and end - slot == C:
-        whole = torch.cat([persistent, recalled, own], dim=1)
-        return whole, whole[:, P:].unflatten(1, (2, C)).to(kept.dtype)
+    if valid_BL is None and end - slot == C and not keep:
+        return (recalled, own), kept
     both = torch.stack([recalled, own], 1)
+    if valid_BL is None and end - slot == C:
+        return (recalled, own), both
     if valid_BL is not None:
         both = torch.where(valid_BL[:, None, :, None, None], both, kept[:, :, slot:end])
     after = torch.cat([kept[:, :, :slot], both, kept[:, :, end:]], dim=2)
-    return torch.cat([persistent, after[:, :, :end].flatten(1, 2)], dim=1), after
+    return (after[:, 0, :end], after[:, 1, :end]), after

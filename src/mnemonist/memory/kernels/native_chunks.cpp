@@ -364,10 +364,10 @@ template <typename T> class Reader : Place<T> {
         times(c, in, out, z, part[p], read.data(), scale);
       }
       Scale<T> lower, minus;
-      lower.lower = true;
+      lower.wanted.last = 0;
       times_transposed(c, in, c, z, x, scores.data(), lower);
       this->mix_scores(scores.data());
-      minus.sign = -1, minus.add = minus.causal = true;
+      minus.sign = -1, minus.add = true, minus.filled.last = 0;
       times(c, c, out, scores.data(), d, read.data(), i + 1 < L ? keep(w.asked, i, minus) : minus);
       if (i + 1 == L) return this->scatter(read.data(), out, w.last);
       activate<T>(w.activation, static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
@@ -543,7 +543,7 @@ template <typename T> class WayBack : Place<T> {
     }
     // What was read of other tokens' writes.
     Scale<T> lower, minus, more;
-    lower.lower = true;
+    lower.wanted.last = 0;
     times_transposed(c, in, c, z, x, plain.data(), lower);
     times_transposed(c, out, c, to_read.data(), d, scores.data(), lower);
     for (long t = 0; t < c; ++t) {
@@ -559,11 +559,11 @@ template <typename T> class WayBack : Place<T> {
       std::fill(score + t + 1, score + c, T(0));
       std::fill(product + t + 1, product + c, T(0));
     }
-    minus.sign = -1, minus.add = minus.anticausal = true;
+    minus.sign = -1, minus.add = true, minus.filled.first = 0;
     transposed_times(c, c, out, plain.data(), to_read.data(), to_d, minus);
-    more.add = more.anticausal = true;
+    more.add = true, more.filled.first = 0;
     transposed_times(c, c, in, scores.data(), z, to_x, more);
-    more.causal = true, more.anticausal = false;
+    more.filled = {-Diagonals::FAR, 0};
     times(c, c, in, scores.data(), x, to_z.data(), more);
 
     // What is left of the derivatives of what the chunk left, and what was read of its start. The weights come last, for

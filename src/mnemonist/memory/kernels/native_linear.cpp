@@ -93,7 +93,7 @@ template <typename T> class Block : protected Gates<T> {
     if (R > 1) return scores_by_channel();
     const T *k = row(w.k, 0, K), *q = row(w.q, 0, K);
     Scale<T> lower;
-    lower.lower = true;
+    lower.wanted.last = 0;
     if (meets()) times(c, K, c, k, stride * K, 1, k, 1, stride * K, keys.data(), C, lower);
     times(c, K, c, q, stride * K, 1, k, 1, stride * K, queries.data(), C, lower);
     for (int t = 0; t < c; ++t) {
@@ -187,7 +187,7 @@ template <typename T> class Reader : Block<T> {
     T* y = row(w.y, 0, V);
     read_start(false, row(w.q, 0, K), y, stride * V);
     Scale<T> minus;
-    minus.sign = -1, minus.add = minus.causal = true;
+    minus.sign = -1, minus.add = true, minus.filled.last = 0;
     times(c, c, V, this->A.data(), C, 1, error.data(), V, 1, y, stride * V, minus);
     write(m, s);
   }
@@ -223,7 +223,7 @@ template <typename T> class Reader : Block<T> {
   void trace() {
     if (!w.solves) {
       Scale<T> minus;
-      minus.sign = -1, minus.add = minus.causal = true;
+      minus.sign = -1, minus.add = true, minus.filled.last = 0;
       times(c, c, V, this->L.data(), C, 1, error.data(), V, 1, answer.data(), V, minus);
     }
     for (int t = 0; t < c; ++t) {
@@ -301,7 +301,7 @@ template <typename T> class WayBack : Block<T> {
     wrote(k, e, after, after_moving);
     started(q, k, to_y, after, after_moving);
     Scale<T> minus;
-    minus.sign = -1, minus.lower = true;
+    minus.sign = -1, minus.wanted.last = 0;
     times(c, V, c, to_y, stride * V, 1, e, 1, stride * V, to_A.data(), C, minus);
     if (w.solves) times(c, V, c, to_error.data(), V, 1, e, 1, stride * V, to_L.data(), C, minus);
     R > 1 ? scored_by_channel() : scored(q, k);
@@ -314,7 +314,7 @@ template <typename T> class WayBack : Block<T> {
 
   void errors(const T* k, const T* to_y, const T* after, const T* after_moving) {
     Scale<T> minus;
-    minus.sign = -1, minus.anticausal = true;
+    minus.sign = -1, minus.filled.first = 0;
     times(c, c, V, this->A.data(), 1, C, to_y, stride * V, 1, to_error.data(), V, minus);
     Scale<T> more;
     more.sign = -1, more.add = true;
@@ -448,8 +448,8 @@ template <typename T> class WayBack : Block<T> {
       std::fill(meet + t, meet + C, T(0));
     }
     Scale<T> forth, over;
-    forth.add = forth.causal = true;
-    over.add = over.anticausal = true;
+    forth.add = true, forth.filled.last = 0;
+    over.add = true, over.filled.first = 0;
     times(c, c, K, to_A.data(), C, 1, k, stride * K, 1, to_q.data(), K, forth);
     times(c, c, K, to_A.data(), 1, C, q, stride * K, 1, to_k.data(), K, over);
     if (!w.solves) return;

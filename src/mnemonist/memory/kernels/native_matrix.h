@@ -120,6 +120,12 @@ class Ahead {
 
 // --- products
 
+// A band of a matrix: entries whose column less its row is from `first` to `last`.
+struct Diagonals {
+  static constexpr long FAR = 1L << 40;
+  long first = -FAR, last = FAR;
+};
+
 // What a product's rows, inner index and present contents are scaled by; all optional.
 template <typename T> struct Scale {
   const T* row = nullptr;    // of each row of the result: stride below
@@ -128,9 +134,8 @@ template <typename T> struct Scale {
   int inner_stride = 1;
   T sign = 1;
   bool add = false;          // to what is there, or instead of it
-  bool lower = false;        // only what stands on and below the diagonal of the result is wanted
-  bool causal = false;       // what stands above the diagonal of a is zero
-  bool anticausal = false;   // what stands below the diagonal of a is zero
+  Diagonals wanted;          // of the result; what others hold afterwards means nothing
+  Diagonals filled;          // of a; others are zero
   int others = 0;            // matrices laid out as the result, of each of which a share is added; it may be the result
   const T* other[3] = {};
   T share[3] = {};
@@ -255,13 +260,15 @@ void product(int rows, int columns, int depth, const T* a, long ars, long acs, c
         for (int j = width; j < W; ++j) to[j] = 0;
       }
     }
-    int m = scale.lower ? n / ROWS * ROWS : 0;
-    const auto terms = [&](int past) { return scale.causal ? std::min(depth, past) : depth; };
-    const auto first = [&] { return scale.anticausal ? std::min(depth, m) : 0; };
+    const auto within = [](long most, long number) { return static_cast<int>(std::min(std::max(number, 0L), most)); };
+    int m = within(rows, n - scale.wanted.last) / ROWS * ROWS;
+    const int rest = within(rows, n + width - scale.wanted.first);
+    const auto past = [&](int row) { return within(depth, row + scale.filled.last); };
+    const auto first = [&] { return within(depth, m + scale.filled.first); };
     const auto rows_of = [&](auto count) {
       constexpr int R = decltype(count)::value;
-      for (; m + R <= rows; m += R)
-        tile<T, R>(first(), terms(m + R), a + m * ars, ars, acs, strip, c, m * ldc + n, ldc, width, scale, m);
+      for (; m < rest && m + R <= rows; m += R)
+        tile<T, R>(first(), past(m + R), a + m * ars, ars, acs, strip, c, m * ldc + n, ldc, width, scale, m);
     };
     rows_of(std::integral_constant<int, ROWS>{});
     rows_of(std::integral_constant<int, 4>{});
