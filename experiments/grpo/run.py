@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, keep, open_policy, problems
+from countdown import FIT, FORMAT, JOURNEYING, LONGEST, TASK, arm, ask, fresh, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
@@ -23,6 +23,7 @@ from mnemonist.reasoning.proposing import Material
 from mnemonist.reasoning.rounds import find_round
 
 HERE = Path(__file__).parent
+MODEL = JOURNEYING
 STEPS, PROBLEMS, ATTEMPTS, LEARNED, TESTED, ASKED = 80, 16, 8, 400, 100, 8
 WINDOW = 10
 """Steps that are a dot of the plot."""
@@ -38,16 +39,16 @@ MEASURES = ("accuracy", "length", "entropy", "zero_variance")
 def run(study: Study, name: str, seed: int) -> None:
     """Learn, with the test problems before and after."""
     _, row, objective = ARMS[name]
-    choices = f"iterations={STEPS},problems={PROBLEMS},attempts={ATTEMPTS},max_tokens={LONGEST}"
+    choices = f"iterations={STEPS},problems={PROBLEMS},attempts={ATTEMPTS},max_tokens={LONGEST[MODEL]}"
     chosen = replace(find_round(f"{row}:{choices}"), objective=find_objective(objective))
-    policy, tests = open_policy(), problems("test", TESTED)
-    before = ask(policy, {"steps": 0}, tests, ASKED, seed)
+    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=(4,))
+    before = ask(policy, LONGEST[MODEL], {"steps": 0}, tests, ASKED, seed)
     folder, config = study.run_folder(name, seed), replace(FIT, seed=seed, learning_rate=1e-4, save_every=10)
-    material = Material(TASK, FORMAT, problems("train", LEARNED, seed))
+    material = Material(TASK, FORMAT, fresh(LEARNED, seed))
     ended = learn(chosen, policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:
         raise SystemExit(130)
-    after = ask(policy, {"steps": STEPS}, tests, ASKED, seed)
+    after = ask(policy, LONGEST[MODEL], {"steps": STEPS}, tests, ASKED, seed)
     metrics = metrics_of(folder)
     rows = []
     for end in range(WINDOW, STEPS + 1, WINDOW):
@@ -55,7 +56,17 @@ def run(study: Study, name: str, seed: int) -> None:
         means = {measure: float(np.mean([line[measure] for line in part])) for measure in MEASURES}
         rows.append(Row({"steps": end}, means["accuracy"], means["accuracy"], means["accuracy"], WINDOW, means))
     ends = {"before": {"accuracy": before.mean, **before.more}, "after": {"accuracy": after.mean, **after.more}}
-    keep(study, name, seed, rows, "steps", "accuracy of the attempts it learns from", objective=objective, **ends)
+    keep(
+        study,
+        name,
+        seed,
+        rows,
+        "steps",
+        "accuracy of the attempts it learns from",
+        model=MODEL,
+        objective=objective,
+        **ends,
+    )
 
 
 def after(result: Result) -> float:
@@ -107,7 +118,7 @@ def write_page(study: Study) -> str:
     )
 
 
-STUDY = Study(HERE, {name: arm(label) for name, (label, *_) in ARMS.items()}, write_page, run)
+STUDY = Study(HERE, {name: arm(label, MODEL) for name, (label, *_) in ARMS.items()}, write_page, run)
 
 if __name__ == "__main__":
     main(STUDY)

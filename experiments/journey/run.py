@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from countdown import FORMAT, NUMBERS, TASK
+from countdown import FORMAT, NUMBERS, TASK, TAUGHT
 from study import SEEDS, Arm, Study, differences, draw, found, main, markdown, paired, seeds_of
 
 from mnemonist.data import SubwordTokenizer, find_tokenizer
@@ -45,7 +45,7 @@ ALIKE = 2048
 PRACTICE, STEPS = 1500, 8000
 """Steps of phase 1, which all arms have in common, and of both phases."""
 ASKED_AT = (2000, 3500, 5000, 6500, 8000)
-PROBLEMS = 20_000
+PROBLEMS = TAUGHT
 """Of each number of numbers, to learn from."""
 TESTS = 100
 """Likewise, to be asked."""

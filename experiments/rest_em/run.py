@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from countdown import FIT, FORMAT, LONGEST, TASK, arm, ask, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, STEPPING, TASK, arm, ask, fresh, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
@@ -23,8 +23,9 @@ from mnemonist.reasoning.rounds import find_round
 from mnemonist.training import load_checkpoint, restore_model
 
 HERE = Path(__file__).parent
-ITERATIONS, ATTEMPTS, LEARNED, TESTED, ASKED = 3, 8, 200, 100, 8
-BASE = f"rest-em:iterations={ITERATIONS},attempts={ATTEMPTS},epochs=2,until_worse=false,max_tokens={LONGEST}"
+MODEL = STEPPING
+ITERATIONS, ATTEMPTS, LEARNED, TESTED, ASKED = 3, 8, 1000, 200, 8
+BASE = f"rest-em:iterations={ITERATIONS},attempts={ATTEMPTS},epochs=2,until_worse=false,max_tokens={LONGEST[MODEL]}"
 ARMS = {
     "paper": ("from the base, at most 4 of a problem", f"{BASE},keep=4"),
     "continued": ("onwards, at most 4 of a problem", f"{BASE},keep=4,from_base=false"),
@@ -35,9 +36,9 @@ ARMS = {
 
 def run(study: Study, name: str, seed: int) -> None:
     """Learn, and ask the policy of every iteration for the same test problems."""
-    policy, tests = open_policy(), problems("test", TESTED)
-    rows = [ask(policy, {"iteration": 0}, tests, ASKED, seed)]
-    material = Material(TASK, FORMAT, problems("train", LEARNED, seed), problems("validation", 50))
+    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=(4,))
+    rows = [ask(policy, LONGEST[MODEL], {"iteration": 0}, tests, ASKED, seed)]
+    material = Material(TASK, FORMAT, fresh(LEARNED, seed), problems("validation", 50, numbers=(4,)))
     folder = study.run_folder(name, seed)
     config = replace(FIT, seed=seed)
     ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=folder.exists(), progress=False)
@@ -46,10 +47,10 @@ def run(study: Study, name: str, seed: int) -> None:
     proposed = [line["accuracy"] for line in metrics_of(folder)]
     for number in range(ITERATIONS):
         restore_model(policy.model, load_checkpoint(folder / str(number) / "fit" / "checkpoint"))
-        rows.append(ask(policy, {"iteration": number + 1}, tests, ASKED, seed))
+        rows.append(ask(policy, LONGEST[MODEL], {"iteration": number + 1}, tests, ASKED, seed))
     for number, seen in enumerate(proposed):
         rows[number] = dataclasses.replace(rows[number], more={**rows[number].more, "train": seen})
-    keep(study, name, seed, rows, "iteration", "accuracy of an attempt", round=ARMS[name][1])
+    keep(study, name, seed, rows, "iteration", "accuracy of an attempt", model=MODEL, round=ARMS[name][1])
 
 
 def last(result: Result) -> float:
@@ -102,7 +103,7 @@ def write_page(study: Study) -> str:
     )
 
 
-STUDY = Study(HERE, {name: arm(label) for name, (label, _) in ARMS.items()}, write_page, run)
+STUDY = Study(HERE, {name: arm(label, MODEL) for name, (label, _) in ARMS.items()}, write_page, run)
 
 if __name__ == "__main__":
     main(STUDY)

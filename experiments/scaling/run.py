@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, LONGEST, NUMBERS, TASK, arm, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, NUMBERS, SEARCHING, STEPPING, TASK, arm, keep, open_policy, problems
 from study import Study, found, main, paired, seeds_of
 
 from mnemonist.evals.results import Result, Row
@@ -27,9 +27,9 @@ from mnemonist.report.comparison import Line, draw_lines
 
 HERE = Path(__file__).parent
 TESTED = 100
-THINKING = (32, 64, 128, 256, 512)
+THINKING = (64, 128, 256, 512, 1024, 2048)
 EXTENSIONS = (0, 1, 2)
-BUDGETS = (1, 2, 4, 8, 16)
+BUDGETS = (1, 2, 4, 8, 16, 32)
 METHODS = {
     "vote": "self-consistency:attempts={}",
     "best by checking": "best-of-n:attempts={},value=outcome",
@@ -40,13 +40,13 @@ METHODS = {
 }
 """With a place for the budget."""
 BINS, UNAIDED = 3, 16
-OPTIMA = (500, 1000, 2000, 4000)
+OPTIMA = (100, 250, 500, 1000)
 """Tokens of a problem that the best choice by difficulty may cost."""
 
 
 def forcing(study: Study, name: str, seed: int) -> None:
     """Accuracy against the tokens of a thought."""
-    policy, tests = open_policy(), problems("test", TESTED, seed)
+    policy, tests = open_policy(SEARCHING), problems("test", TESTED, seed)
     assert policy.sampler is not None
     prompts = [FORMAT.prompt(problem.question) for problem in tests]
     rows = []
@@ -61,12 +61,12 @@ def forcing(study: Study, name: str, seed: int) -> None:
             rows.append(
                 Row.of(setting, np.array(right), tokens=float(np.mean(tokens)), control=control(tokens, 0, most))
             )
-    keep(study, name, seed, rows, "thinking", "problems solved")
+    keep(study, name, seed, rows, "thinking", "problems solved", model=SEARCHING)
 
 
 def judge(folder: Path, seed: int) -> ProcessScorer:
     """A process reward model that learns from paths astray, from the weights of the policy."""
-    policy = open_policy()
+    policy = open_policy(STEPPING)
     learned = problems("train", 3000, seed)
     paths = [(problem, random_path(TASK, problem, seed)) for problem in learned]
     examples = [gold_labels(TASK, problem, steps) for problem, steps in paths if steps]
@@ -81,10 +81,10 @@ def judge(folder: Path, seed: int) -> ProcessScorer:
 
 def methods(study: Study, name: str, seed: int) -> None:
     """Every method at every budget, and the choice by difficulty."""
-    policy, tests = open_policy(), problems("test", TESTED, seed)
+    policy, tests = open_policy(STEPPING), problems("test", TESTED, seed)
     assert policy.sampler is not None
     scorer = judge(study.run_folder(name, seed), seed)
-    decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=seed)
+    decoding = Decoding(max_tokens=LONGEST[STEPPING], temperature=0.7, seed=seed)
     rows, runs = [], []
     for label, form in METHODS.items():
         for budget in BUDGETS:
@@ -103,7 +103,7 @@ def methods(study: Study, name: str, seed: int) -> None:
     known = unaided.solve(tests, TASK, FORMAT, policy.sampler, replace(decoding, seed=500 + seed))
     bins = difficulty_bins(known, BINS)
     optima = {str(most): dataclasses.asdict(compute_optimal(runs, bins, most)) for most in OPTIMA}
-    keep(study, name, seed, rows, "budget", "problems solved", optima=optima)
+    keep(study, name, seed, rows, "budget", "problems solved", model=STEPPING, optima=optima)
 
 
 def run(study: Study, name: str, seed: int) -> None:
@@ -172,7 +172,7 @@ def optima(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-ARMS = {"forcing": arm("budget forcing"), "methods": arm("methods")}
+ARMS = {"forcing": arm("budget forcing", SEARCHING), "methods": arm("methods", STEPPING)}
 STUDY = Study(HERE, ARMS, write_page, run)
 
 if __name__ == "__main__":

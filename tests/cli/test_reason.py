@@ -133,10 +133,12 @@ def test_the_demo_solves_more_with_more_attempts(tmp_path, capsys) -> None:
     assert main(reason("demo", out=out, count=6, difficulty=3, attempts=6)) == 0
     told = capsys.readouterr().out
     right = [int(line.split("|")[2].split(" of ")[0]) for line in told.splitlines() if " of 6 " in line]
-    assert len(right) == 4 and right[2] > right[0]  # who may check six attempts, against who has one
+    assert len(right) == 5 and right[2] > right[0]  # who may check six attempts, against who has one
+    assert right[4] > right[0]  # who searches, against who does not
     page = (out / "solve.html").read_text()
-    assert "shipped/countdown" in page and "journey" in page
-    found = trees(out / "best-of-n-attempts=6,value=outcome.jsonl")
+    assert "shipped/countdown-steps, 831,232 parameters; shipped/countdown, 831,232 parameters" in page
+    assert "journey" in page and "chain-of-thought (countdown)" in page
+    found = trees(out / "around" / "best-of-n-attempts=6,value=outcome.jsonl")
     assert len(found) == 6 and all(tree.ledger.tokens > 0 for tree in found)
 
 

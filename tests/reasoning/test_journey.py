@@ -163,7 +163,6 @@ RULES = st.builds(
     trials=st.integers(0, 4),
     chance=st.sampled_from([0.0, 0.5, 1.0]),
     below=st.integers(0, 3),
-    at_sight=st.sampled_from([0.0, 0.5, 1.0]),
     entering=st.sampled_from(["dead ends first", "as grown"]),
     returning=st.sampled_from(["straight", "level by level"]),
     patience=st.integers(0, 3),
@@ -202,8 +201,6 @@ def test_any_walk_through_any_tree(tree, rules, seed):
     for number, count in children_entered.items():
         if number in astray and rules.below:
             assert count <= rules.below
-        if number in astray and rules.at_sight == 1:
-            assert count == 0
         if number in {ROOT, *shortcut} and rules.trials:
             assert count <= rules.trials
 
@@ -221,7 +218,7 @@ def test_names_and_changes():
         ("o1-journey:trials=two", "must be of type int"),
         ("o1-journey:trials=-1", "trials is -1"),
         ("o1-journey:chance=2", "chance is 2.0"),
-        ("judging:at_sight=-1", "at_sight -1.0"),
+        ("depth-first:doubt=-1", "doubt -1.0"),
         ("o1-journey:most_steps=0", "most_steps is 0"),
         ("o1-journey:entering=as growing", "did you mean 'as grown'"),
     ):

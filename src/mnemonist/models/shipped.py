@@ -1,4 +1,4 @@
-"""Models that come with the package: small byte models, to try things with before anything is trained.
+"""Models that come with the package: small ones, to try things with before anything is trained.
 
 `SHIPPED` lists them; each is a folder like any other model's, so whatever opens those opens these.
 `shipped/README.md` is their card: data, recipe, figures, limits.
@@ -15,7 +15,9 @@ from mnemonist.errors import UserError, nearest
 SHIPPED: Mapping[str, str] = {
     "shipped/memory": "MAL: a window of attention and a memory that learns while it reads",
     "shipped/window": "the window of attention alone, at the same size and after the same training",
-    "shipped/countdown": "a transformer that solves countdown problems and tells its dead ends",
+    "shipped/countdown": "a transformer that searches for solutions of countdown problems, step by step, aloud",
+    "shipped/countdown-journey": "the same, taught journeys that soon return from dead ends",
+    "shipped/countdown-steps": "the same, taught right steps alone",
 }
 """Names that stand for a path wherever a model is asked for."""
 

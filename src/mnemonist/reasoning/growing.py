@@ -150,7 +150,7 @@ class _Growth:
 
     def _tried_below(self, number: int) -> Iterator[int]:
         """What is tried below a dead end; each node is made when it is asked for."""
-        if self.tree.nodes[number].finished or self.draw.at_sight(number):
+        if self.tree.nodes[number].finished:
             return
         for count, move in enumerate(self._ordered(self.steps[number])):
             if self.rules.below and count >= self.rules.below:

@@ -47,9 +47,6 @@ class JourneyRules:
     is often the first to be tried, so that a model does not learn that what comes first is wrong."""
     below: int = 1
     """Children that are tried of a node off the right path, drawn at random; 0 for all of them."""
-    at_sight: float = 0.0
-    """Chance that a node off the right path is given up at once, and nothing below it is tried: what a good judge of
-    steps spares. Below 1 a model also learns to find out, and to come back from a step that it took for a good one."""
     entering: str = "dead ends first"
     """``dead ends first``: any of the dead ends at a node, then the right step; ``as grown``: only those that were
     tried before it, as in a search that stops when it succeeds."""
@@ -74,10 +71,8 @@ class JourneyRules:
             raise UserError(
                 f"trials is {self.trials}, below {self.below} and patience {self.patience}; they are numbers from 0"
             )
-        if not all(0 <= share <= 1 for share in (self.chance, self.at_sight, self.doubt)):
-            raise UserError(
-                f"chance is {self.chance}, at_sight {self.at_sight} and doubt {self.doubt}; these are from 0 to 1"
-            )
+        if not all(0 <= share <= 1 for share in (self.chance, self.doubt)):
+            raise UserError(f"chance is {self.chance} and doubt {self.doubt}; these are from 0 to 1")
         if self.most_steps < 1 or self.most_characters < 1:
             raise UserError(
                 f"most_steps is {self.most_steps} and most_characters {self.most_characters}; allow at least 1"
@@ -105,17 +100,6 @@ JOURNEYS: Mapping[str, JourneyRules] = {
         below=0,
         entering="as grown",
         returning="level by level",
-    ),
-    "judging": JourneyRules(
-        "judging",
-        "ours: depth first (arXiv 2404.03683) by one who sees of most dead ends that they are some",
-        trials=0,
-        below=0,
-        at_sight=0.75,
-        entering="as grown",
-        returning="level by level",
-        most_steps=100,
-        most_characters=8000,
     ),
 }
 """Named rules, each with its source."""
@@ -190,7 +174,7 @@ def walk(tree: Tree, rules: JourneyRules, seed: int = 0) -> Journey:
     path = [node.number for node in tree.path(goal)]
     lost, children = _dead_ends(tree, rules.doubt)
     draw = Draws(tree.problem.id, rules, seed)
-    excursions = Excursions(rules, rules.most_steps - len(path), lambda number: draw.below(number, children[number]))
+    excursions = Excursions(rules, rules.most_steps - len(path), lambda number: draw.below(children[number]))
     moves: list[Move] = []
     for here, right in zip([ROOT, *path], path, strict=False):
         ways = [n for n in children[here] if n in lost and (rules.entering == "dead ends first" or n < right)]
@@ -264,9 +248,8 @@ class Draws:
 
     def __init__(self, problem: str, rules: JourneyRules, seed: int) -> None:
         self.rules = rules
-        self._name = f"{seed} {problem}"
-        self.random = Random(self._name)
-        self._trials = Random(f"{self._name} trials")
+        self.random = Random(f"{seed} {problem}")
+        self._trials = Random(f"{seed} {problem} trials")
 
     def trials(self) -> int:
         """Dead ends of the next node of the right path at most."""
@@ -282,13 +265,9 @@ class Draws:
         """At most so many, drawn at random, in the order they had."""
         return ways if len(ways) <= most else sorted(self.random.sample(ways, most))
 
-    def below(self, node: int, ways: list[int]) -> list[int]:
+    def below(self, ways: list[int]) -> list[int]:
         """What is tried below a node off the right path."""
-        return [] if self.at_sight(node) else self.some(ways, self.rules.below or len(ways))
-
-    def at_sight(self, node: int) -> bool:
-        """Whether it is given up at once; drawn for each node apart, and so alike when a tree is grown and walked."""
-        return bool(self.rules.at_sight) and Random(f"{self._name} {node}").random() < self.rules.at_sight
+        return self.some(ways, self.rules.below or len(ways))
 
     def shuffled(self, moves: Iterable[str]) -> Iterator[str]:
         """In random order; drawn one by one, since often the first is enough."""

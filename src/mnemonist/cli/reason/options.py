@@ -19,7 +19,7 @@ Split = Literal["train", "validation", "test"]
 Arm = Literal["journey", "shortcut"]
 
 NEW_MODEL = "mag-tiny"
-MODEL = Path("shipped/countdown")
+STEPS, SEARCHING = Path("shipped/countdown-steps"), Path("shipped/countdown")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Telling:
     """How journeys are made by rule, without a model."""
 
     journey: str = "o1-journey"
-    """How far they go astray, with changes if wanted: o1-journey:trials=2, depth-first or judging."""
+    """How far they go astray, with changes if wanted: o1-journey:trials=2, or depth-first."""
     order: str = "any"
     """In which order steps are tried: any, nearest (to the target, in games of numbers), or as listed by the task."""
     phrases: str = "terse"
@@ -143,14 +143,17 @@ class Rewriter:
 
 @dataclass(frozen=True)
 class Demo:
-    """See what search is worth, as a table and one HTML page: countdown, solved by a small model in several ways.
+    """See what search is worth, as a table and one HTML page: countdown, solved by two small models in several ways.
 
-    One attempt; a vote of many; the best of many, since anyone can check a sum; and a beam whose paths the truth about
-    every step judges, as an upper end. Takes the model that comes with the package; nothing is downloaded or trained.
+    Search around a model that was shown right steps alone: one attempt; a vote of many; the best of many, since anyone
+    can check a sum; and a beam whose paths the truth about every step judges, as an upper end. And search within one
+    that was shown its dead ends: one long thought. Both come with the package; nothing is downloaded or trained.
     """
 
-    model: Path = MODEL
-    """A model that knows countdown in the format plain."""
+    model: Path = STEPS
+    """A model that knows countdown in the format plain, one step a line."""
+    searching: Path = SEARCHING
+    """One that searches within its thought."""
     difficulty: tuple[int, ...] = (3, 4)
     """Numbers of a problem, taking turns."""
     count: int = 24
@@ -158,7 +161,7 @@ class Demo:
     attempts: int = 8
     """Of each problem, by the methods that make several; beams of the one that grows them step by step."""
     temperature: float = 0.7
-    """Of the draws."""
+    """Of the draws around the model; the long thought is greedy."""
     seed: int = 0
     """Of the draws."""
     batch_size: int = 32

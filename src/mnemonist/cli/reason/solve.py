@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
 from mnemonist.cli.reason.material import claim, draw, in_context, warn_of_hidden_token
-from mnemonist.cli.reason.options import Solve, Telling
-from mnemonist.cli.reason.pages import SHOWN, aligned, solve_page
+from mnemonist.cli.reason.options import Solve
+from mnemonist.cli.reason.pages import aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
 from mnemonist.cli.reason.reward import Scorer, open_scorer
 from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
-from mnemonist.cli.reason.traces import journey_views
 from mnemonist.cli.train import prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
@@ -27,7 +27,8 @@ from mnemonist.reasoning.search import Method, find_method
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.search.scaling import Run
 from mnemonist.reasoning.search.values import VALUES
-from mnemonist.reasoning.tasks import StepTask, Task, build_task
+from mnemonist.reasoning.tasks import Task, build_task
+from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.report import JourneyView, write_reasoning
 from mnemonist.training.interruption import stop_on_signals
 
@@ -37,8 +38,29 @@ ASKING = ("self", "rollouts", "any-rollout")
 """Values for which the policy is asked."""
 
 
-def run_solve(options: Solve, journeys: Telling | None = None) -> int:
-    """Solve by each method, print the table, write trees and page; with journeys of these problems if wanted."""
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one policy came to."""
+
+    task: Task
+    format: Format
+    problems: Sequence[Problem]
+    described: dict[str, str]
+    """Facts for the page."""
+    solved: Sequence[Solved]
+    interrupted: bool
+
+
+def run_solve(options: Solve) -> int:
+    """Solve by each method, print the table, write trees and page."""
+    outcome = solve(options)
+    if outcome.solved:
+        tell(outcome.solved, outcome.problems, outcome.described, (), options.out, as_json=options.json)
+    return exit_code(outcome.interrupted)
+
+
+def solve(options: Solve) -> Outcome:
+    """Solve by each method and write the trees, until all is done or a signal comes."""
     task = build_task(options.task)
     methods = choose_methods(options)
     for method in methods.values():
@@ -70,17 +92,29 @@ def run_solve(options: Solve, journeys: Telling | None = None) -> int:
                 )
             if stop.requested:
                 break
-    if solved:
-        print(json.dumps([figures(one) for one in solved]) if options.json else table(solved))
-        views: Sequence[JourneyView] = ()
-        if journeys is not None and isinstance(task, StepTask):
-            views = journey_views(task, problems[:SHOWN], journeys, format, options.decoding.seed)
-        write_reasoning(options.out / PAGE, solve_page(solved, problems, described(options, model), views))
-        say(f"trees and page in {options.out}; open {options.out / PAGE} in a browser")
-    if stop.requested:
+    return Outcome(task, format, problems, described(options, model), solved, stop.requested)
+
+
+def tell(
+    solved: Sequence[Solved],
+    problems: Sequence[Problem],
+    facts: dict[str, str],
+    journeys: Sequence[JourneyView],
+    out: Path,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the table and write the page."""
+    print(json.dumps([figures(one) for one in solved]) if as_json else table(solved))
+    write_reasoning(out / PAGE, solve_page(solved, problems, facts, journeys))
+    say(f"trees and page in {out}; open {out / PAGE} in a browser")
+
+
+def exit_code(interrupted: bool) -> int:
+    """Which says so if it was."""
+    if interrupted:
         say("interrupted; the same command goes on with what is missing")
-        return INTERRUPTED
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
 def choose_methods(options: Solve) -> dict[str, Method]:

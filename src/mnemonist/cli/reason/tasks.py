@@ -69,8 +69,7 @@ def _walk(rules: JourneyRules) -> str:
     dead_ends = f"up to {rules.trials - 1} dead ends at a node" if rules.trials else "all dead ends at a node"
     chance = f" with chance {rules.chance:g}" if rules.chance < 1 else ""
     order = "any of them" if rules.entering == "dead ends first" else "those tried before the right step"
-    sight = f", given up at sight with chance {rules.at_sight:g}" if rules.at_sight else ""
-    return f"{dead_ends}{chance}, {order}{sight}; back {rules.returning}"
+    return f"{dead_ends}{chance}, {order}; back {rules.returning}"
 
 
 def _round(row: Round) -> str:
