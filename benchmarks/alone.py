@@ -69,7 +69,7 @@ def peak(sizes: Sizes, side: str) -> dict[str, int]:
 
 
 def stream(sizes: Sizes) -> dict[str, Any]:
-    """Resident bytes when the process has settled and at the most, and seconds a token of decoding, early and late."""
+    """Resident bytes at the most, early and in all, and seconds a token of decoding, early and late."""
     from cpu_streams import streaming_model
 
     model = streaming_model(sizes)
@@ -93,8 +93,8 @@ def stream(sizes: Sizes) -> dict[str, Any]:
 
         times = alternate([decoding(late), decoding(early)], sizes.runs)
     late_seconds, early_seconds = ([s / sizes.decoded for s in side] for side in times)
-    settled = seen[sizes.settled - 1 :]
-    return {"start": settled[0], "most": max(settled), "late": late_seconds, "early": early_seconds}
+    early_most = max(seen[: sizes.settled])
+    return {"start": early_most, "most": max(seen), "late": late_seconds, "early": early_seconds}
 
 
 def main() -> int:

@@ -45,9 +45,9 @@ def streams(sizes: Sizes) -> Group:
     )
     memory = Row(
         f"resident memory, at the most of {sizes.streamed:,} tokens",
-        f"the same after {sizes.settled * sizes.piece:,}",
+        f"the same of the first {sizes.settled * sizes.piece:,}",
         1 / 1.05,
-        "by then the allocator has settled; the target is a growth of at most 5%",
+        "the allocator takes and gives back some 5% all the time; the target is a growth of at most 5%",
     )
     # Without a state there is no other way to decode than to read the whole text again for every token.
     naive = []
@@ -107,7 +107,7 @@ def costs(sizes: Sizes) -> Pairs:
 
 
 def streaming(sizes: Sizes) -> dict[str, Pairs]:
-    """A stream in a fresh process: decoding late and early, and memory at the most and once it has settled."""
+    """A stream in a fresh process: decoding late and early, and memory at the most, of all and of its beginning."""
     found = alone("stream", sizes)
     return {
         "decoding": Pairs(found["late"], found["early"], {"tokens_per_second": 1 / statistics.median(found["late"])}),

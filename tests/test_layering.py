@@ -6,6 +6,7 @@ a cycle hidden in a function is still a cycle in the reader's head.
 """
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,3 +187,13 @@ def test_starts_without_torch(module: str) -> None:
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=PACKAGE.parent, timeout=120, capture_output=True, text=True)
     assert told.stdout == "False\n", told.stderr
+
+
+def test_models_do_without_triton_where_nothing_could_run_it() -> None:
+    """It costs 70 MB of every process."""
+    told = "torch.backends.cuda.is_built(), 'triton' in sys.modules"
+    code = f"import sys, torch; from mnemonist.models import LanguageModel; print({told})"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    built, imported = done.stdout.split()
+    assert built == "True" or imported == "False"

@@ -19,6 +19,7 @@ from mnemonist.memory.kernels.triton_reading import (
     gates_of_chunks,
     kernel_choices,
     kernel_sizes,
+    may_run,
     plan_for,
     rule_of,
     slots_for,
@@ -332,4 +333,5 @@ def _register_flops() -> None:
         return 2 * read_flops(q[0], q[1], q[2], v[2], rule_of(rest[10]))  # two products for each
 
 
-_register_flops()
+if may_run():
+    _register_flops()

@@ -49,6 +49,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def may_run() -> bool:
+    """Whether kernels could run in this process: what prepares for them would import triton, 70 MB of it."""
+    return torch.backends.cuda.is_built() or interpreted()
+
+
 def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim: int, value_dim: int) -> str | None:
     """Why the kernels cannot read for ``rule`` on such tensors, as the end of a sentence, or None if they can."""
     if rule.per_token:
@@ -582,4 +587,5 @@ def _register_flops() -> None:
         return 2 * _count(q, v, rest[11], rest[12])  # two products for each
 
 
-_register_flops()
+if may_run():
+    _register_flops()
