@@ -24,8 +24,8 @@ from mnemonist.training import load_checkpoint, restore_model
 
 HERE = Path(__file__).parent
 MODEL = STEPPING
-ITERATIONS, ATTEMPTS, LEARNED, TESTED, ASKED = 3, 8, 1000, 200, 8
-BASE = f"rest-em:iterations={ITERATIONS},attempts={ATTEMPTS},epochs=2,until_worse=false,max_tokens={LONGEST[MODEL]}"
+ITERATIONS, ATTEMPTS, LEARNED, TESTED, ASKED = 3, 8, 4000, 200, 8
+BASE = f"rest-em:iterations={ITERATIONS},attempts={ATTEMPTS},epochs=1,until_worse=false,max_tokens={LONGEST[MODEL]}"
 ARMS = {
     "paper": ("from the base, at most 4 of a problem", f"{BASE},keep=4"),
     "continued": ("onwards, at most 4 of a problem", f"{BASE},keep=4,from_base=false"),
@@ -40,7 +40,7 @@ def run(study: Study, name: str, seed: int) -> None:
     rows = [ask(policy, LONGEST[MODEL], {"iteration": 0}, tests, ASKED, seed)]
     material = Material(TASK, FORMAT, fresh(LEARNED, seed), problems("validation", 50, numbers=(4,)))
     folder = study.run_folder(name, seed)
-    config = replace(FIT, seed=seed)
+    config = replace(FIT, seed=seed, learning_rate=2e-4)
     ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:
         raise SystemExit(130)

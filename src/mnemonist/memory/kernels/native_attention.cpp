@@ -55,7 +55,7 @@ template <typename T> struct Newest {
         score(q + h * D, keys + s * w.key_token + h * D, w.key_token, count, of(h) + P + s - first);
     });
     for (long h = begin; h < end; ++h) {
-      share[h] = T(1) / exponentials(P + w.tokens - first, of(h));
+      share[h] = T(1) / softmax(P + w.tokens - first, of(h));
       std::fill_n(y + h * D, D, T(0));
       add(own_values + h * D, between, P, of(h), share[h], y + h * D);
     }
@@ -92,26 +92,7 @@ template <typename T> struct Newest {
   }
 
   // Scores become their exponentials, less the largest; the sum of these.
-  T exponentials(long count, T* scores) const {
-    const T most = *std::max_element(scores, scores + count);
-    vec<T> sums{};
-    long s = 0;
-    for (; s + W <= count; s += W) {
-      const vec<T> e = exponential<T>(load(scores + s) - most);
-      store(scores + s, e);
-      sums += e;
-    }
-    T total = 0;
-    if (s < count) {
-      T rest[W];
-      std::fill_n(rest, W, T(0));
-      for (long i = s; i < count; ++i) rest[i - s] = scores[i] - most;
-      store(rest, exponential<T>(load(rest)));
-      for (long i = s; i < count; ++i) total += scores[i] = rest[i - s];
-    }
-    for (int u = 0; u < W; ++u) total += sums[u];
-    return total;
-  }
+  static T softmax(long count, T* scores) { return exponentials(count, scores, T(1), largest(count, scores)); }
 
   void add(const T* values, long stride, long count, const T* weights, T share, T* y) const {
     long j = 0;

@@ -6,8 +6,6 @@
 // A unit of work is a head of a row. It goes through its queries block by block, with all that a block sees at once: so a
 // softmax needs no second pass, and the way back adds to keys and values while they are in the cache.
 
-#include <limits>
-
 #include "native_matrix.h"
 
 extern "C" {
@@ -127,39 +125,6 @@ template <typename T> class Bands {
         std::fill(to, row + parts[g].columns, T(0));
       }
   }
-
-  static T largest(long count, const T* x) {
-    vec<T> most = vec<T>{} - std::numeric_limits<T>::infinity();
-    long s = 0;
-    for (; s + W <= count; s += W) {
-      const vec<T> next = load(x + s);
-      most = next > most ? next : most;
-    }
-    T largest = most[0];
-    for (int u = 1; u < W; ++u) largest = std::max(largest, most[u]);
-    for (; s < count; ++s) largest = std::max(largest, x[s]);
-    return largest;
-  }
-
-  // The exponentials of so many scaled numbers, less `most`; their sum.
-  T exponentials(long count, T* x, T most) const {
-    vec<T> sums{};
-    long s = 0;
-    for (; s + W <= count; s += W) {
-      const vec<T> e = exponential<T>(load(x + s) * scale - most);
-      store(x + s, e);
-      sums += e;
-    }
-    T total = 0;
-    if (s < count) {
-      T rest[W] = {};
-      for (long i = s; i < count; ++i) rest[i - s] = x[i] * scale - most;
-      store(rest, exponential<T>(load(rest)));
-      for (long i = s; i < count; ++i) total += x[i] = rest[i - s];
-    }
-    for (int u = 0; u < W; ++u) total += sums[u];
-    return total;
-  }
 };
 
 template <typename T> class Reader : Bands<T> {
@@ -179,9 +144,9 @@ template <typename T> class Reader : Bands<T> {
   void block() {
     this->score();
     std::fill_n(most, count, -std::numeric_limits<T>::infinity());
-    for_seen([&](long t, T* x, long n) { most[t] = std::max(most[t], this->largest(n, x)); });
+    for_seen([&](long t, T* x, long n) { most[t] = std::max(most[t], largest(n, x)); });
     std::fill_n(sums, count, T(0));
-    for_seen([&](long t, T* x, long n) { sums[t] += this->exponentials(n, x, most[t] * scale); });
+    for_seen([&](long t, T* x, long n) { sums[t] += exponentials(n, x, scale, most[t] * scale); });
     for (long t = 0; t < count; ++t) {
       inverse[t] = 1 / sums[t];
       if (w.log_sum) this->at(w.log_sum, this->statistic())[t] = most[t] * scale + std::log(sums[t]);
@@ -227,7 +192,7 @@ template <typename T> class WayBack : Bands<T> {
     const T *to_y = this->at(w.to_y, this->place()), *y = this->at(static_cast<const void*>(w.y), this->place());
     const T* log_sum = this->at(static_cast<const void*>(w.log_sum), this->statistic());
     this->score();
-    Base::for_seen(scores.data(), [&](long t, T* x, long n) { this->exponentials(n, x, log_sum[t]); });
+    Base::for_seen(scores.data(), [&](long t, T* x, long n) { exponentials(n, x, scale, log_sum[t]); });
     this->meet(to_y, between, [&](int g) { return std::make_pair(this->values(g), w.value_token[g]); }, to_scores.data());
     for (long t = 0; t < count; ++t) common[t] = dot<T>(D, to_y + t * between, y + t * between);
     Base::for_seen(to_scores.data(), [&](long t, T* to, long n) {

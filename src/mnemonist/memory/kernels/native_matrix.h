@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <new>
 #include <thread>
@@ -299,6 +300,41 @@ template <typename T> inline vec<T> exponential(vec<T> x) {
   const bits exponent = __builtin_convertvector(n, bits);
   const bits scale = (exponent + (single ? 127 : 1023)) << (single ? 23 : 52);
   return sum * reinterpret_cast<const vec<T>&>(scale);
+}
+
+template <typename T> T largest(long count, const T* x) {
+  constexpr int W = Vector<T>::width;
+  vec<T> most = vec<T>{} - std::numeric_limits<T>::infinity();
+  long s = 0;
+  for (; s + W <= count; s += W) {
+    const vec<T> next = load(x + s);
+    most = next > most ? next : most;
+  }
+  T largest = most[0];
+  for (int u = 1; u < W; ++u) largest = std::max(largest, most[u]);
+  for (; s < count; ++s) largest = std::max(largest, x[s]);
+  return largest;
+}
+
+// So many numbers x become exp(scale x - most); returns their sum.
+template <typename T> T exponentials(long count, T* x, T scale, T most) {
+  constexpr int W = Vector<T>::width;
+  vec<T> sums{};
+  long s = 0;
+  for (; s + W <= count; s += W) {
+    const vec<T> e = exponential<T>(load(x + s) * scale - most);
+    store(x + s, e);
+    sums += e;
+  }
+  T total = 0;
+  if (s < count) {
+    T rest[W] = {};
+    for (long i = s; i < count; ++i) rest[i - s] = x[i] * scale - most;
+    store(rest, exponential<T>(load(rest)));
+    for (long i = s; i < count; ++i) total += x[i] = rest[i - s];
+  }
+  for (int u = 0; u < W; ++u) total += sums[u];
+  return total;
 }
 
 template <typename T> T dot(long count, const T* a, const T* b) {
