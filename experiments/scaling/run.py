@@ -31,14 +31,15 @@ THINKING = (64, 128, 256, 512, 1024, 2048)
 EXTENSIONS = (0, 1, 2)
 BUDGETS = (1, 2, 4, 8, 16, 32)
 METHODS = {
-    "vote": "self-consistency:attempts={}",
-    "best by checking": "best-of-n:attempts={},value=outcome",
-    "beam, judge of steps": "beam:beams={},proposer=policy,value=model",
-    "DVTS, judge of steps": "dvts:beams={},proposer=policy,value=model",
-    "MCTS, judge of steps": "mcts:simulations={},proposer=policy,value=model",
-    "beam, truth": "beam:beams={},proposer=policy,value=gold",
+    "vote": "self-consistency:attempts={0}",
+    "best by checking": "best-of-n:attempts={0},value=outcome",
+    "beam, judge of steps": "beam:beams={0},width={1},proposer=policy,value=model",
+    "DVTS, judge of steps": "dvts:beams={0},width={1},proposer=policy,value=model",
+    "MCTS, judge of steps": "mcts:simulations={0},proposer=policy,value=model",
+    "beam, truth": "beam:beams={0},width={1},proposer=policy,value=gold",
 }
-"""With a place for the budget."""
+"""With places for the budget, and for a width that divides it."""
+WIDTH = 4
 BINS, UNAIDED = 3, 16
 OPTIMA = (100, 250, 500, 1000)
 """Tokens of a problem that the best choice by difficulty may cost."""
@@ -88,7 +89,7 @@ def methods(study: Study, name: str, seed: int) -> None:
     rows, runs = [], []
     for label, form in METHODS.items():
         for budget in BUDGETS:
-            method = find_method(form.format(budget))
+            method = find_method(form.format(budget, min(budget, WIDTH)))
             trees = method.solve(tests, TASK, FORMAT, policy.sampler, decoding, scorer)
             run = Run(method.name, trees[0].settings, {tree.problem.id: tree for tree in trees})
             if "gold" not in form and "outcome" not in form:  # they know the truth, so they are no choice
