@@ -225,7 +225,7 @@ class CausalAttention(nn.Module):
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
     ) -> Tensor:
         """Each token meets those of its window, of which the first may be among what was kept."""
-        persistent = self._persistent_projections() or ()
+        persistent = [] if self.persistent is None else [self.persistent]
         if not native_bands.applies(q_BTHD, k_BTHD, v_BTHD, state.keys, state.values, *persistent, keys=window):
             return self._attend_in_blocks(q_BTHD, k_BTHD, v_BTHD, state, window)
         keys, values, first = k_BTHD, v_BTHD, None

@@ -275,10 +275,11 @@ def _seen(
     """
     C, end = kept.shape[2], slot + new[0].shape[1]
     recalled, own = (x.to(kept.dtype) for x in new)  # autocast must not change the size of a state
-    if valid_BL is None and end - slot == C and not keep:
+    whole = valid_BL is None and end - slot == C
+    if whole and not keep:
         return (recalled, own), kept
     both = torch.stack([recalled, own], 1)
-    if valid_BL is None and end - slot == C:
+    if whole:
         return (recalled, own), both
     if valid_BL is not None:
         both = torch.where(valid_BL[:, None, :, None, None], both, kept[:, :, slot:end])

@@ -133,6 +133,15 @@ def test_scores_of_any_size_are_weighed():
     assert not attend_bands(torch.full_like(eye, torch.nan), [Band(eye, eye, 64)]).isfinite().any()
 
 
+def check_without_kernel(read, y, grads, monkeypatch):
+    """What `read` gave with the kernel, and its derivatives, is what it gives through torch."""
+    monkeypatch.setattr(native_bands, "applies", lambda *_, **__: False)
+    slow, slow_grads = read()
+    torch.testing.assert_close(y, slow)
+    for fast, wanted in zip(grads, slow_grads, strict=True):
+        torch.testing.assert_close(fast, wanted)
+
+
 @pytest.mark.parametrize("window", [40, 300])
 def test_it_is_what_windows_use_and_changes_nothing(monkeypatch, window):
     torch.manual_seed(0)
@@ -152,11 +161,7 @@ def test_it_is_what_windows_use_and_changes_nothing(monkeypatch, window):
     monkeypatch.setattr(native_bands, "attend_bands", lambda *given: calls.append(1) or true(*given))
     y, grads = read()
     assert len(calls) == 2
-    monkeypatch.setattr(native_bands, "applies", lambda *_, **__: False)
-    slow, slow_grads = read()
-    torch.testing.assert_close(y, slow)
-    for fast, wanted in zip(grads, slow_grads, strict=True):
-        torch.testing.assert_close(fast, wanted)
+    check_without_kernel(read, y, grads, monkeypatch)
 
 
 def test_it_is_what_memory_as_context_uses_and_changes_nothing(monkeypatch):
@@ -175,12 +180,7 @@ def test_it_is_what_memory_as_context_uses_and_changes_nothing(monkeypatch):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
         return logits, [p.grad.clone() for p in model.parameters()]
 
-    logits, grads = read()
-    monkeypatch.setattr(native_bands, "applies", lambda *_, **__: False)
-    slow, slow_grads = read()
-    torch.testing.assert_close(logits, slow)
-    for fast, wanted in zip(grads, slow_grads, strict=True):
-        torch.testing.assert_close(fast, wanted)
+    check_without_kernel(read, *read(), monkeypatch)
 
 
 def test_what_is_left_to_torch(monkeypatch):

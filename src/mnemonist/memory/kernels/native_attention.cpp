@@ -25,6 +25,9 @@ namespace {
 
 constexpr long BLOCK = 64;  // tokens whose heads follow each other while they are in the nearest cache
 
+bool by_rows(const Work& work) { return work.rows >= work.threads; }
+int units(const Work& work) { return by_rows(work) ? work.rows : work.rows * work.heads; }
+
 template <typename T> struct Newest {
   static constexpr int W = Vector<T>::width;
   const Work& w;
@@ -32,9 +35,6 @@ template <typename T> struct Newest {
   array<T> weights;
   explicit Newest(const Work& work)
       : w(work), D(work.width), between(work.heads * D), places(work.persistent + work.tokens), weights(work.heads * places) {}
-
-  static bool by_rows(const Work& work) { return work.rows >= work.threads; }
-  static int units(const Work& work) { return by_rows(work) ? work.rows : work.rows * work.heads; }
 
   void memory(int n) {
     if (by_rows(w)) return heads(n, 0, w.heads);
@@ -122,14 +122,9 @@ template <typename T> struct Newest {
   }
 };
 
-template <typename T> void run(const Work& work) { run_all<Newest<T>>(work, Newest<T>::units(work), work.threads); }
-
 }  // namespace
 
 extern "C" {
-void newest(const Work* work) {
-  if (work->double_precision) run<double>(*work);
-  else run<float>(*work);
-}
+void newest(const Work* work) { run_in_its_precision<Newest>(*work, units(*work)); }
 int size_of_work() { return sizeof(Work); }
 }

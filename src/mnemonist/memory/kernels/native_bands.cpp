@@ -144,12 +144,12 @@ template <typename T> class Reader : Bands<T> {
   void block() {
     this->score();
     std::fill_n(most, count, -std::numeric_limits<T>::infinity());
-    for_seen([&](long t, T* x, long n) { most[t] = std::max(most[t], largest(n, x)); });
+    this->for_seen(scores.data(), [&](long t, T* x, long n) { most[t] = std::max(most[t], largest(n, x)); });
     std::fill_n(sums, count, T(0));
-    for_seen([&](long t, T* x, long n) { sums[t] += exponentials(n, x, scale, most[t] * scale); });
+    this->for_seen(scores.data(), [&](long t, T* x, long n) { sums[t] += exponentials(n, x, scale, most[t] * scale); });
     for (long t = 0; t < count; ++t) {
       inverse[t] = 1 / sums[t];
-      if (w.log_sum) this->at(w.log_sum, this->statistic())[t] = most[t] * scale + std::log(sums[t]);
+      this->at(w.log_sum, this->statistic())[t] = most[t] * scale + std::log(sums[t]);
     }
     Scale<T> share;
     share.row = inverse;
@@ -160,8 +160,6 @@ template <typename T> class Reader : Bands<T> {
       share.add = true;
     }
   }
-
-  template <typename Change> void for_seen(Change change) { Base::for_seen(scores.data(), change); }
 };
 
 // With P what softmax gives, and a dash for the derivative of the loss: V' = P^T y', and with S' = P (y' V^T - y' . y) scale
@@ -192,10 +190,10 @@ template <typename T> class WayBack : Bands<T> {
     const T *to_y = this->at(w.to_y, this->place()), *y = this->at(static_cast<const void*>(w.y), this->place());
     const T* log_sum = this->at(static_cast<const void*>(w.log_sum), this->statistic());
     this->score();
-    Base::for_seen(scores.data(), [&](long t, T* x, long n) { exponentials(n, x, scale, log_sum[t]); });
+    this->for_seen(scores.data(), [&](long t, T* x, long n) { exponentials(n, x, scale, log_sum[t]); });
     this->meet(to_y, between, [&](int g) { return std::make_pair(this->values(g), w.value_token[g]); }, to_scores.data());
     for (long t = 0; t < count; ++t) common[t] = dot<T>(D, to_y + t * between, y + t * between);
-    Base::for_seen(to_scores.data(), [&](long t, T* to, long n) {
+    this->for_seen(to_scores.data(), [&](long t, T* to, long n) {
       const T* p = scores.data() + (to - to_scores.data());
       for (long s = 0; s < n; ++s) to[s] = p[s] * (to[s] - common[t]) * scale;
     });
@@ -222,15 +220,7 @@ template <typename T> class WayBack : Bands<T> {
 }  // namespace
 
 extern "C" {
-void read_bands(const Work* work) {
-  const int units = work->rows * work->heads;
-  if (work->double_precision) run_all<Reader<double>>(*work, units, work->threads);
-  else run_all<Reader<float>>(*work, units, work->threads);
-}
-void go_back(const Work* work) {
-  const int units = work->rows * work->heads;
-  if (work->double_precision) run_all<WayBack<double>>(*work, units, work->threads);
-  else run_all<WayBack<float>>(*work, units, work->threads);
-}
+void read_bands(const Work* work) { run_in_its_precision<Reader>(*work, work->rows * work->heads); }
+void go_back(const Work* work) { run_in_its_precision<WayBack>(*work, work->rows * work->heads); }
 int size_of_work() { return sizeof(Work); }
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mnemonist.memory.kernels import native
-from mnemonist.memory.kernels.native_elementwise import LEAST
+from mnemonist.memory.kernels.native_elementwise import could_apply
 
 MOST_GROUPS = 3
 """As in the source."""
@@ -67,14 +67,10 @@ def applies(q: Tensor, *others: Tensor, keys: int) -> bool:
 
     A unit of its work is a head of a row: where threads are more, torch has work for all of them.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
     return (
-        q.numel() >= LEAST
+        could_apply(q, *others)
         and keys <= MOST_KEYS
         and q.shape[0] * q.shape[2] >= torch.get_num_threads()
-        and q.dtype in (torch.float32, torch.float64)
-        and all(t.device.type == "cpu" and t.dtype == q.dtype for t in (q, *others))
         and bands_kernel() is not None
     )
 

@@ -651,15 +651,7 @@ template <typename T> class WayBack : Place<T> {
 }  // namespace
 
 extern "C" {
-void read_chunks(const Work* work) {
-  const int memories = work->B * work->H;
-  if (work->double_precision) run_all<Reader<double>>(*work, memories, work->threads);
-  else run_all<Reader<float>>(*work, memories, work->threads);
-}
-void go_back(const Work* work) {
-  const int memories = work->B * work->H;
-  if (work->double_precision) run_all<WayBack<double>>(*work, memories, work->threads);
-  else run_all<WayBack<float>>(*work, memories, work->threads);
-}
+void read_chunks(const Work* work) { run_in_its_precision<Reader>(*work, work->B * work->H); }
+void go_back(const Work* work) { run_in_its_precision<WayBack>(*work, work->B * work->H); }
 int size_of_work() { return sizeof(Work); }
 }

@@ -197,8 +197,7 @@ template <typename T> struct TurnBack : Pass<T> {
 
 template <template <typename> class Worker> void run(const Work& work) {
   const int blocks = static_cast<int>((work.rows + BLOCK - 1) / BLOCK);
-  if (work.double_precision) run_all<Worker<double>>(work, blocks, work.threads);
-  else run_all<Worker<float>>(work, blocks, work.threads);
+  run_in_its_precision<Worker>(work, blocks);
 }
 
 }  // namespace

@@ -392,6 +392,12 @@ template <typename Worker, typename Work> void run_all(const Work& work, int mem
   for (auto& other : others) other.join();
 }
 
+// The same with a worker for the numbers that the work consists of.
+template <template <typename> class Worker, typename Work> void run_in_its_precision(const Work& work, int memories) {
+  if (work.double_precision) run_all<Worker<double>>(work, memories, work.threads);
+  else run_all<Worker<float>>(work, memories, work.threads);
+}
+
 }  // namespace
 
 extern "C" void share_team(void* given) { team = reinterpret_cast<Team>(given); }

@@ -211,8 +211,7 @@ template <typename T> class WayBack : Streams<T> {
 
 template <template <typename> class Worker> void run(const Work& work) {
   const int units = work.B * ((work.T + BLOCK - 1) / BLOCK);
-  if (work.double_precision) run_all<Worker<double>>(work, units, work.threads);
-  else run_all<Worker<float>>(work, units, work.threads);
+  run_in_its_precision<Worker>(work, units);
 }
 
 }  // namespace
