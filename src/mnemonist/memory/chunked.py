@@ -123,7 +123,7 @@ def _read_aligned(
     everything = (q_BTHK, k_BTHK, v_BTHV, *state.weights, *state.momentum, *state.anchor, *targets, *gates.given())
     if native_chunks.applies(rule, everything):
         place = native_chunks.Place(phase, state_phase, ends, valid)
-        last, weights, momentum, anchor, seen = native_chunks.read_chunks(
+        y, weights, momentum, anchor, seen = native_chunks.read_chunks(
             rule,
             q_BTHK,
             k_BTHK,
@@ -136,7 +136,6 @@ def _read_aligned(
             place,
             trace,
         )
-        y = finish(rule, q_BTHK, last)
         return y, after(weights, momentum, anchor, ends % C), None if seen is None else Trace(*seen)
 
     def sequences(tensors: Sequence[Tensor]) -> list[Tensor]:

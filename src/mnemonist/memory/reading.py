@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -416,23 +417,26 @@ def _check_gates(
         if (gate is not None) != used:
             verb = "needs" if used else "does not use"
             raise ValueError(f"rule {rule.name!r} {verb} {name}; {'give it' if used else 'leave it None'}.")
-        if gate is None:
-            continue
-        if gate.shape != shape:
+        if gate is not None and gate.shape != shape:
             raise ValueError(f"{name} is {list(gate.shape)}; rule {rule.name!r} needs {list(shape)} here.")
-        if q.device.type != "cpu":  # asking would wait for the device
-            continue
-        finite = torch.isfinite(gate.exp() if name.startswith("log") else gate)
-        if mask is not None:
-            finite = finite | ~mask[(..., *[None] * (gate.dim() - 2))]
-        if not bool(finite.all()):
-            raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
     gates = Gates(
         step_size.to(dtype),
         None if log_momentum is None else log_momentum.to(dtype),
         None if log_decay is None else log_decay.to(dtype),
-    )
-    return gates.without_padding(mask)
+    ).without_padding(mask)
+    if q.device.type == "cpu" and q.numel():  # elsewhere asking would wait for the device
+        for name in expected:
+            if not _is_finite(name, getattr(gates, name)):
+                raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
+    return gates
+
+
+def _is_finite(name: str, gate: Tensor | None) -> bool:
+    """The largest says it of all, and is NaN if one is. What has a logarithm may be zero."""
+    if gate is None:
+        return True
+    gate = gate.detach()
+    return math.isfinite(gate.amax().exp() if name.startswith("log") else gate.abs().amax())
 
 
 def _check_initial(

@@ -86,19 +86,20 @@ struct Work {
   const int64_t *begins, *ends;              // [B]: where in a chunk a row begins, and the column after its last token
   const void* target[MOST_LAYERS];           // [H, D_in, D_out] each
   void *weights[MOST_LAYERS], *moving[MOST_LAYERS], *anchor[MOST_LAYERS];  // [N, D_in, D_out], read and written
-  void* last;                                // [B, T, H, V]: what the last layer gives for the queries
+  void* y;                                   // [B, T, H, V]: the memory's answers to the queries
   void *loss, *gradient_norm;                // [B, T, H], or null
 
   // What a reading keeps for the way back, or null.
   void *start[MOST_LAYERS], *start_moving[MOST_LAYERS];   // [G, N, D_in, D_out]: weights, momentum before each chunk
   void *before[MOST_LAYERS];                              // [G, N, C, D_out]: what the layers gave for the keys
   void *sent[MOST_LAYERS];                                // [G, N, C, D_out]: errors before they met the non-linearity
-  void *asked[MOST_LAYERS];                               // [G, N, C, D_out]: what inner layers gave for the queries
+  void *asked[MOST_LAYERS];                               // [G, N, C, D_out]: what layers gave for the queries; of the
+                                                          // last one only where a norm follows it
   const void* first_anchor[MOST_LAYERS];                  // [N, D_in, D_out]: `anchor` as it was
 
   // The way back: derivatives of the outer loss. `weights`, `moving` and `anchor` then hold those with respect to what
   // the last chunk left, and are turned into those with respect to what the first one found.
-  const void* to_last;                                    // [B, T, H, V]
+  const void* to_y;                                       // [B, T, H, V]
   void *to_q, *to_k, *to_v, *to_step_size, *to_log_momentum, *to_log_decay;
   void* to_target[MOST_LAYERS];                           // [N, D_in, D_out], zero at first
 };
@@ -368,11 +369,19 @@ template <typename T> class Reader : Place<T> {
       times_transposed(c, in, c, z, x, scores.data(), lower);
       this->mix_scores(scores.data());
       minus.sign = -1, minus.add = true, minus.filled.last = 0;
-      times(c, c, out, scores.data(), d, read.data(), i + 1 < L ? keep(w.asked, i, minus) : minus);
-      if (i + 1 == L) return this->scatter(read.data(), out, w.last);
+      times(c, c, out, scores.data(), d, read.data(), keep(w.asked, i, minus));
+      if (i + 1 == L) return reply();
       activate<T>(w.activation, static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
       z = asked.data();
     }
+  }
+
+  // The answers, of what the last layer gave.
+  void reply() {
+    this->normalise(read.data(), inverse.data());
+    if (w.residual)
+      for (long j = 0; j < static_cast<long>(c) * w.sizes[L]; ++j) read[j] += q[j];
+    this->scatter(read.data(), w.sizes[L], w.y);
   }
 
   void write(int g) {
@@ -412,7 +421,7 @@ template <typename T> class WayBack : Place<T> {
  public:
   explicit WayBack(const Work& work)
       : Base(work), scores(rows(C)), plain(rows(C)), inverse(C), to_k(rows(w.sizes[0])), to_v(rows(w.sizes[L])),
-        normed(rows(w.sizes[L])) {
+        to_y(rows(w.sizes[L])), normed(rows(w.sizes[L])) {
     for (auto* one : {&back, &to_z, &to_read}) one->resize(rows(widest));
     for (int i = 0; i < L; ++i) {
       for (auto* group : {&seen, &queries, &query_slopes, &to_seen}) group->emplace_back(rows(w.sizes[i]));
@@ -429,7 +438,7 @@ template <typename T> class WayBack : Place<T> {
   }
 
  private:
-  array<T> scores, plain, inverse, to_k, to_v, normed, back, to_z, to_read;
+  array<T> scores, plain, inverse, to_k, to_v, to_y, normed, back, to_z, to_read;
   std::vector<array<T>> seen, queries, query_slopes, to_seen, slopes, curves, errors, to_error, to_before;
 
   // The derivative of the weights that this chunk took its gradients at.
@@ -457,7 +466,7 @@ template <typename T> class WayBack : Place<T> {
       const T* slope = slopes[i].data();
       for (long j = 0; j < count; ++j) error[j] = sent[j] * slope[j], curve[j] *= sent[j];
     }
-    this->gather(w.to_last, V, to_read.data());
+    answers();
     for (int i = L - 1; i >= 0; --i) {
       layer(g, i, i ? queries[i].data() : q.data(), i ? seen[i].data() : k.data());
       if (!i) break;
@@ -465,6 +474,8 @@ template <typename T> class WayBack : Place<T> {
       const T *from = to_z.data(), *slope = query_slopes[i].data();
       for (long j = 0; j < static_cast<long>(c) * w.sizes[i]; ++j) to[j] = from[j] * slope[j];
     }
+    if (w.residual)
+      for (long j = 0; j < static_cast<long>(c) * K; ++j) to_z[j] += to_y[j];
     this->scatter(to_z.data(), K, w.to_q);
     if (fresh && (g + 1 == w.G || !this->is_fresh(g + 1)))  // for all others it is zero
       for (int i = 0; i < L; ++i) {
@@ -479,6 +490,18 @@ template <typename T> class WayBack : Place<T> {
       shorten(own(w.weights, i), numbers(i));
       if (w.momentum) shorten(own(w.moving, i), numbers(i));
     }
+  }
+
+  // From the derivatives of the answers to those of what the last layer gave.
+  void answers() {
+    const long V = w.sizes[L];
+    this->gather(w.to_y, w.sizes[L], to_y.data());
+    if (w.norm) {
+      std::copy_n(kept(w.asked, L - 1), c * V, normed.data());
+      this->normalise(normed.data(), inverse.data());
+    }
+    for (long t = 0; t < c; ++t)
+      this->through_norm(normed.data() + t * V, inverse[t], to_y.data() + t * V, to_read.data() + t * V);
   }
 
   void shorten(T* adjoint, long count) const {
@@ -497,11 +520,11 @@ template <typename T> class WayBack : Place<T> {
     this->want_tokens(g, w.q, w.sizes[0]);
     this->want_tokens(g, w.k, w.sizes[0]);
     this->want_tokens(g, w.v, w.sizes[L]);
-    this->want_tokens(g, w.to_last, w.sizes[L]);
+    this->want_tokens(g, w.to_y, w.sizes[L]);
     for (int i = 0; i < L; ++i) {
       this->want(kept(w.before, i, -1), rows(w.sizes[i + 1]));
       this->want(kept(w.sent, i, -1), rows(w.sizes[i + 1]));
-      if (i + 1 < L) this->want(kept(w.asked, i, -1), rows(w.sizes[i + 1]));
+      if (w.asked[i]) this->want(kept(w.asked, i, -1), rows(w.sizes[i + 1]));
     }
     want_layer(L - 1, -1);
   }

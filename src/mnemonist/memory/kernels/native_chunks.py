@@ -41,10 +41,10 @@ class _Work(native.Structure):
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "step_size", "log_momentum", "log_decay")),
         *((name, ctypes.c_void_p) for name in ("valid", "begins", "ends")),
         *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("target", "weights", "moving", "anchor")),
-        *((name, ctypes.c_void_p) for name in ("last", "loss", "gradient_norm")),
+        *((name, ctypes.c_void_p) for name in ("y", "loss", "gradient_norm")),
         *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("start", "start_moving", "before", "sent", "asked")),
         ("first_anchor", ctypes.c_void_p * MOST_LAYERS),
-        *((name, ctypes.c_void_p) for name in ("to_last", "to_q", "to_k", "to_v")),
+        *((name, ctypes.c_void_p) for name in ("to_y", "to_q", "to_k", "to_v")),
         *((name, ctypes.c_void_p) for name in ("to_step_size", "to_log_momentum", "to_log_decay")),
         ("to_target", ctypes.c_void_p * MOST_LAYERS),
     ]
@@ -95,7 +95,7 @@ def read_chunks(
         trace: whether losses and gradient norms are wanted.
 
     Returns:
-        What the last layer gives for the queries ``[B, T, H, V]``; weights, momentum and anchor after the last token;
+        The memory's answers to the queries ``[B, T, H, V]``; weights, momentum and anchor after the last token;
         losses and gradient norms ``[B, T, H]``.
     """
     layout = _Layout(rule, place, trace)
@@ -171,27 +171,27 @@ class _ReadChunks(torch.autograd.Function):
         of_memories, v = layout.groups(tensors)[1], tensors[2]
         work = layout.work(tensors)
         state = {name: [w.clone() for w in group] for name, group in of_memories.items() if name != "target"}
-        last = torch.empty_like(v)
+        y = torch.empty_like(v)
         seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
         if seen:
             work.loss, work.gradient_norm = (tensor.data_ptr() for tensor in seen)
-        work.last = last.data_ptr()
+        work.y = y.data_ptr()
         kept: dict[str, list[Tensor]] = {}
         if any(ctx.needs_input_grad):
             weights = state["weights"]
             rows = [v.new_empty(work.G, work.B * work.H, work.C, w.shape[-1]) for w in weights]
             kept = {"before": rows, "sent": [torch.empty_like(r) for r in rows]}
-            kept["asked"] = [torch.empty_like(r) for r in rows[:-1]]
+            kept["asked"] = [torch.empty_like(r) for r in (rows if layout.rule.norm else rows[:-1])]
             for name, of in (("start", "weights"), ("start_moving", "moving")):
                 kept[name] = [w.new_empty(work.G, *w.shape) for w in state.get(of, ())]
-        native.on_large_pages(last, *itertools.chain(*kept.values()))
+        native.on_large_pages(y, *itertools.chain(*kept.values()))
         for name, group in (state | kept).items():
             native.point(getattr(work, name), group)
         kernel.read_chunks(ctypes.byref(work))
         ctx.layout, ctx.kept = layout, {name: len(group) for name, group in kept.items()}
         ctx.save_for_backward(*tensors, *itertools.chain(*kept.values()))
         ctx.mark_non_differentiable(*seen)
-        return last, *itertools.chain(*state.values()), *seen
+        return y, *itertools.chain(*state.values()), *seen
 
     @staticmethod
     @once_differentiable
@@ -207,8 +207,8 @@ class _ReadChunks(torch.autograd.Function):
         for name, length in ctx.kept.items():
             native.point(getattr(work, name), list(itertools.islice(rest, length)))
         native.point(work.first_anchor, of_memories["anchor"])
-        to_last = grads[0].contiguous()
-        work.to_last = to_last.data_ptr()
+        to_y = grads[0].contiguous()
+        work.to_y = to_y.data_ptr()
         to_tokens = {name: torch.empty_like(tensor) for name, tensor in of_tokens.items()}
         native.on_large_pages(*to_tokens.values())
         for name, tensor in to_tokens.items():

@@ -224,6 +224,26 @@ template <typename T, int step = 1> inline void transpose(vec<T>* rows) {
   }
 }
 
+template <typename T, int step, int... l> inline vec<T> turned_by(vec<T> v, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(v, v, ((l + step) % Vector<T>::width)...);
+}
+
+// All lanes of a vector as one number, by halves: one after the other they would wait for each other.
+template <typename T, int step = Vector<T>::width / 2, typename Both> inline T folded(vec<T> v, Both both) {
+  if constexpr (!SHUFFLES) {
+    for (int u = 1; u < Vector<T>::width; ++u) v[0] = both(v[0], v[u]);
+    return v[0];
+  } else if constexpr (step == 0) {
+    return v[0];
+  } else {
+    const vec<T> other = turned_by<T, step>(v, std::make_integer_sequence<int, Vector<T>::width>{});
+    return folded<T, step / 2>(both(v, other), both);
+  }
+}
+template <typename T> inline T total(vec<T> v) {
+  return folded<T>(v, [](auto a, auto b) { return a + b; });
+}
+
 // A strip of two vectors of columns of b, whose columns are contiguous, scaled by `weight(k)`: square by square.
 template <typename T, typename Weight> void pack_columns(int depth, const T* b, long bcs, T* strip, Weight weight) {
   constexpr int W = Vector<T>::width;
@@ -310,8 +330,7 @@ template <typename T> T largest(long count, const T* x) {
     const vec<T> next = load(x + s);
     most = next > most ? next : most;
   }
-  T largest = most[0];
-  for (int u = 1; u < W; ++u) largest = std::max(largest, most[u]);
+  T largest = folded<T>(most, [](auto a, auto b) { return b > a ? b : a; });
   for (; s < count; ++s) largest = std::max(largest, x[s]);
   return largest;
 }
@@ -326,15 +345,14 @@ template <typename T> T exponentials(long count, T* x, T scale, T most) {
     store(x + s, e);
     sums += e;
   }
-  T total = 0;
+  T sum = total<T>(sums);
   if (s < count) {
     T rest[W] = {};
     for (long i = s; i < count; ++i) rest[i - s] = x[i] * scale - most;
     store(rest, exponential<T>(load(rest)));
-    for (long i = s; i < count; ++i) total += x[i] = rest[i - s];
+    for (long i = s; i < count; ++i) sum += x[i] = rest[i - s];
   }
-  for (int u = 0; u < W; ++u) total += sums[u];
-  return total;
+  return sum;
 }
 
 template <typename T> T dot(long count, const T* a, const T* b) {
@@ -344,9 +362,7 @@ template <typename T> T dot(long count, const T* a, const T* b) {
   for (; j + 4 * W <= count; j += 4 * W)
     for (int u = 0; u < 4; ++u) sums[u] += load(a + j + u * W) * load(b + j + u * W);
   for (; j + W <= count; j += W) sums[0] += load(a + j) * load(b + j);
-  const vec<T> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  T sum = 0;
-  for (int u = 0; u < W; ++u) sum += all[u];
+  T sum = total<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; j < count; ++j) sum += a[j] * b[j];
   return sum;
 }
@@ -356,10 +372,9 @@ template <typename T> T sum(long count, const T* a) {
   vec<T> sums{};
   long j = 0;
   for (; j + W <= count; j += W) sums += load(a + j);
-  T total = 0;
-  for (int u = 0; u < W; ++u) total += sums[u];
-  for (; j < count; ++j) total += a[j];
-  return total;
+  T sum = total<T>(sums);
+  for (; j < count; ++j) sum += a[j];
+  return sum;
 }
 
 // OpenMP's way into a team of threads, or null. It is given from outside, for it must be that of torch: while torch's
