@@ -56,6 +56,7 @@ template <typename T> class Bands {
   long row = 0, head = 0, begin = 0, count = 0;  // of the present block
   Part parts[MOST_GROUPS];
   array<T> strip, scores;
+  Ahead ahead;
 
   // A block's band, and up to a strip more, so that columns come in whole strips.
   long most_columns(int g) const {
@@ -88,8 +89,24 @@ template <typename T> class Bands {
         }
         to += most_columns(g);
       }
+      want_next();
       each();
     }
+  }
+
+  // Ask early for the queries of the next block, and the keys and values that this one has not met.
+  void want_next() {
+    const long next = begin + count;
+    want(q() + count * w.q_token, w.q_token, next);
+    for (int g = 0; g < w.groups; ++g) {
+      const long past = parts[g].columns;
+      want(keys(g) + past * w.key_token[g], w.key_token[g], w.window[g] ? next : w.tokens);
+      want(values(g) + past * w.value_token[g], w.value_token[g], w.window[g] ? next : w.tokens);
+    }
+  }
+  // Vectors of so many tokens as there are in the block that begins at `next`.
+  void want(const T* from, long token, long next) {
+    if (next < w.tokens) ahead.want(from, D * sizeof(T), std::min(BLOCK, w.tokens - next), token * sizeof(T));
   }
 
   // Keys of a group that queries from one to another see: the first, and the one past the last.
@@ -105,7 +122,7 @@ template <typename T> class Bands {
     for (int g = 0; g < w.groups; ++g) {
       const auto [vectors, token] = of(g);
       Scale<T> some;
-      some.wanted = parts[g].band;
+      some.wanted = parts[g].band, some.ahead = &ahead;
       product<T>(count, parts[g].columns, D, from, stride, 1, vectors, 1, token, to + parts[g].at, columns, strip.data(),
                  some);
     }
@@ -152,7 +169,7 @@ template <typename T> class Reader : Bands<T> {
       this->at(w.log_sum, this->statistic())[t] = most[t] * scale + std::log(sums[t]);
     }
     Scale<T> share;
-    share.row = inverse;
+    share.row = inverse, share.ahead = &this->ahead;
     for (int g = 0; g < w.groups; ++g) {
       share.filled = parts[g].band;
       product<T>(count, D, parts[g].columns, scores.data() + parts[g].at, columns, 1, this->values(g), w.value_token[g], 1,
@@ -189,6 +206,8 @@ template <typename T> class WayBack : Bands<T> {
   void block() {
     const T *to_y = this->at(w.to_y, this->place()), *y = this->at(static_cast<const void*>(w.y), this->place());
     const T* log_sum = this->at(static_cast<const void*>(w.log_sum), this->statistic());
+    this->want(to_y + count * between, between, begin + count);
+    this->want(y + count * between, between, begin + count);
     this->score();
     this->for_seen(scores.data(), [&](long t, T* x, long n) { exponentials(n, x, scale, log_sum[t]); });
     this->meet(to_y, between, [&](int g) { return std::make_pair(this->values(g), w.value_token[g]); }, to_scores.data());
@@ -205,7 +224,7 @@ template <typename T> class WayBack : Bands<T> {
       met[g] = std::max(met[g], past);
       T *to_s = to_scores.data() + part.at, *p = scores.data() + part.at, *strip = this->strip.data();
       Scale<T> add;
-      add.add = g > 0, add.filled = part.band;
+      add.add = g > 0, add.filled = part.band, add.ahead = &this->ahead;
       product<T>(count, D, part.columns, to_s, columns, 1, this->keys(g), w.key_token[g], 1,
                  this->at(w.to_q, this->place()), between, strip, add);
       add.add = true, add.filled = {-part.band.last, -part.band.first};
