@@ -27,7 +27,7 @@ from torch import Tensor
 from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
 from mnemonist.memory.kernels import native_chunks
 from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
-from mnemonist.memory.network import InnerGradient, answer, finish, inner_gradient, inner_loss
+from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace, align, cut_chunks

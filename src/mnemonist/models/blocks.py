@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mnemonist.memory.kernels.native_elementwise import gated, gated_halves
+from mnemonist.memory.kernels.native_elementwise import gated_halves
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.attention import AttentionState, CausalAttention
 from mnemonist.models.configuration import BlockChoices, ModelConfig, find_block
 from mnemonist.models.context import ContextState, MemoryContext
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
-from mnemonist.models.normalisation import RMSNorm
+from mnemonist.models.normalisation import RMSNorm, gated_norms
 from mnemonist.models.state import StreamState, join_states
 
 
@@ -162,8 +162,9 @@ class Gate(nn.Module):
 
     def forward(self, near: Tensor, far: Tensor) -> Tensor:
         """``[..., E], [..., E] -> [..., E]``."""
-        near, far = self.near_norm(near), self.far_norm(far)
-        return near * torch.sigmoid(far) if self.sigma == "sigmoid" else gated(far, near)
+        if self.sigma == "sigmoid":
+            return self.near_norm(near) * torch.sigmoid(self.far_norm(far))
+        return gated_norms(far, near, self.near_norm, self.far_norm)
 
 
 MIXERS: dict[str, Callable[[ModelConfig, BlockChoices], Mixer]] = {

@@ -27,12 +27,11 @@ from torch import Tensor, nn
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
 from mnemonist.memory.kernels import native_streams, triton_layers
-from mnemonist.memory.kernels.native_elementwise import gated
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
-from mnemonist.models.normalisation import RMSNorm, wide
+from mnemonist.models.normalisation import RMSNorm, gated_norms, wide
 from mnemonist.models.state import StreamState
 
 INITIAL_STEP = 0.5  # of the bound
@@ -197,7 +196,7 @@ class NeuralMemory(nn.Module):
         gate = self.out_gate(x_BTE)
         if triton_layers.applies(self.head_dim, gate, y_BTHD, self.norm.weight):
             return self.out_proj(triton_layers.gated_norm(gate, y_BTHD, self.norm.weight, self.norm.eps))
-        return self.out_proj(gated(gate, self.norm(y_BTHD).flatten(2)))
+        return self.out_proj(gated_norms(gate.unflatten(-1, (self.heads, -1)), y_BTHD, self.norm).flatten(2))
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""

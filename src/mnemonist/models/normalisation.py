@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mnemonist.memory.kernels.native_elementwise import rms_norm
+from mnemonist.memory.kernels.native_elementwise import gated_norm, rms_norm
 
 
 def wide(x: Tensor) -> Tensor:
@@ -25,3 +25,10 @@ class RMSNorm(nn.Module):
         """``[..., width] -> [..., width]``."""
         y = wide(x)
         return rms_norm(y, self.weight.to(y.dtype), self.eps).to(x.dtype)
+
+
+def gated_norms(a: Tensor, b: Tensor, norm: RMSNorm, gate_norm: RMSNorm | None = None) -> Tensor:
+    """``silu(gate_norm(a)) * norm(b)`` for tensors of one shape; without a norm for it, the gate is as it is."""
+    y, z = wide(a), wide(b)
+    gate_weight = None if gate_norm is None else gate_norm.weight.to(y.dtype)
+    return gated_norm(y, z, norm.weight.to(z.dtype), norm.eps, gate_weight).to(torch.promote_types(a.dtype, b.dtype))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from compiler import needs_compiler
 
 from mnemonist.memory.kernels import native, native_elementwise
-from mnemonist.memory.kernels.native_elementwise import gated, gated_halves, rms_norm, turn_projections
+from mnemonist.memory.kernels.native_elementwise import gated_halves, gated_norm, rms_norm, turn_projections
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.models.attention import CausalAttention, rotate
 
@@ -57,10 +57,16 @@ def test_norm_of_nothing_is_nothing_and_has_finite_derivatives():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 70, 64), (130, 33)])
-def test_gated(shape, dtype, tolerance):
-    inputs = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=9)
-    compare(gated, lambda a, b: F.silu(a) * b, inputs, tolerance)
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 70, 64), (2, 3, 4, 33), (130, 33)])
+@pytest.mark.parametrize("both", [False, True])
+def test_gated_norm(shape, both, dtype, tolerance):
+    def by_torch(a, b, weight, gate_weight=None):
+        a = a if gate_weight is None else F.rms_norm(a, shape[-1:], gate_weight, 1e-6)
+        return F.silu(a) * F.rms_norm(b, shape[-1:], weight, 1e-6)
+
+    inputs = [normal(*shape, dtype=dtype, seed=seed) for seed in (0, 9)]
+    inputs += [normal(shape[-1], dtype=dtype, seed=seed) for seed in (19, 29)[: 1 + both]]
+    compare(lambda a, b, weight, *gate: gated_norm(a, b, weight, 1e-6, *gate), by_torch, inputs, tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
@@ -75,10 +81,12 @@ def test_gated_halves(shape, dtype, tolerance):
 
 @pytest.mark.parametrize("size", [0.0, 88.0, 1e4])
 def test_gates_at_their_extremes(size):
-    a = torch.tensor([[-size, size, -size / 2]], requires_grad=True)
-    gated(a, torch.ones(1, 3)).sum().backward()
-    torch.testing.assert_close(gated(a, torch.ones(1, 3)), F.silu(a), atol=1e-6, rtol=1e-6)
-    assert a.grad.isfinite().all()
+    for width in (3, 64):
+        a = torch.tensor([-size, size, -size / 2]).repeat(width)[:width].requires_grad_()
+        y = gated_halves(torch.cat([a, torch.ones(width)])[None])[0]
+        y.sum().backward()
+        torch.testing.assert_close(y, F.silu(a), atol=1e-6, rtol=1e-6)
+        assert a.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
@@ -142,7 +150,8 @@ def test_it_is_what_models_use_and_changes_nothing(monkeypatch):
     run = native_elementwise._run
     monkeypatch.setattr(native_elementwise, "_run", lambda name, *a, **g: called.append(name) or run(name, *a, **g))
     logits, grads = result()
-    assert set(called) == {"rms", "rms_back", "gated", "gated_back", "turn", "turn_back"}
+    names = {"rms", "gated", "gated_norm", "turn"}
+    assert set(called) == names | {f"{name}_back" for name in names}
     called.clear()
     monkeypatch.setattr(native_elementwise, "elementwise_kernel", lambda: None)
     other_logits, other_grads = result()

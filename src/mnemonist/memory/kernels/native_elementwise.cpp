@@ -4,6 +4,7 @@
 //
 //     rms             y = x / sqrt(mean(x^2) + eps) * weight
 //     gated           y = silu(a) b
+//     gated_norm      y = silu(a) rms(b), where a too is made normal if it has a weight
 //     turn            q, k turned by the angles of their positions: (a, b) -> (a cos - b sin, b cos + a sin); v as it is
 
 #include "native_matrix.h"
@@ -18,12 +19,13 @@ struct Work {
   int64_t to_strides[9];                   // of to_q, to_k, to_v: over rows, tokens, heads
   int32_t width, heads, tokens, threads, double_precision;
   double eps;
-  const void *a, *b, *weight, *cosine, *sine;
-  void *y, *scale;                         // scale: [rows], what rms has divided by, inverted
+  const void *a, *b, *weight, *gate_weight, *cosine, *sine;
+  void *y, *scale, *gate_scale;            // scales: [rows], what norms have divided by, inverted
   void *q, *k, *v;                         // [tokens, heads, width]
   // The way back.
   const void *to_y, *to_q, *to_k, *to_v;
-  void *to_a, *to_b, *to_weight;           // to_weight: [blocks, width], to be summed
+  void *to_a, *to_b;
+  void *weight_sum, *gate_weight_sum;      // [blocks, width]: derivatives of weights, to be summed
 };
 }
 
@@ -42,11 +44,38 @@ template <typename T> struct Pass {
   long begin(int n) const { return n * BLOCK; }
   long end(int n) const { return std::min<long>(w.rows, (n + 1) * BLOCK); }
 
-  // Calls `each` with places of vectors, and `rest` with those that are left over.
-  template <typename Each, typename Rest> void along(Each each, Rest rest) const {
+  // A vector of a row, or one of the numbers that are left over.
+  struct Several {
+    long j;
+    vec<T> of(const T* row) const { return load(row + j); }
+    void put(T* row, vec<T> numbers) const { store(row + j, numbers); }
+  };
+  struct One {
+    long j;
+    T of(const T* row) const { return row[j]; }
+    void put(T* row, T number) const { row[j] = number; }
+  };
+  template <typename Each> void along(Each each) const {
     long j = 0;
-    for (; j + W <= D; j += W) each(j);
-    for (; j < D; ++j) rest(j);
+    for (; j + W <= D; j += W) each(Several{j});
+    for (; j < D; ++j) each(One{j});
+  }
+
+  static vec<T> opened(vec<T> a) { return T(1) / (T(1) + exponential<T>(-a)); }
+  static T opened(T a) { return T(1) / (T(1) + std::exp(-a)); }
+
+  T inverse_rms(const T* x) const { return T(1) / std::sqrt(dot<T>(D, x, x) / T(D) + T(w.eps)); }
+
+  // From the derivative with respect to what is normal, times the weight, to that of x:
+  // scale (to - x scale^2 mean(to x))
+  void through_rms(const T* x, T scale, T* to) const {
+    const T share = dot<T>(D, to, x) / T(D) * scale * scale * scale;
+    along([&](auto j) { j.put(to, j.of(to) * scale - j.of(x) * share); });
+  }
+  T* cleared(void* weights, int n) const {
+    T* of_block = at(weights, n * D);
+    std::fill_n(of_block, D, T(0));
+    return of_block;
   }
 };
 
@@ -55,11 +84,10 @@ template <typename T> struct Rms : Pass<T> {
   void memory(int n) {
     const T* weight = this->at(w.weight, 0);
     for (long i = this->begin(n); i < this->end(n); ++i) {
-      const T *x = this->at(w.a, i * D), scale = T(1) / std::sqrt(dot<T>(D, x, x) / T(D) + T(w.eps));
+      const T *x = this->at(w.a, i * D), scale = this->inverse_rms(x);
       T* y = this->at(w.y, i * D);
       *this->at(w.scale, i) = scale;
-      this->along([&](long j) { store(y + j, load(x + j) * scale * load(weight + j)); },
-                  [&](long j) { y[j] = x[j] * scale * weight[j]; });
+      this->along([&](auto j) { j.put(y, j.of(x) * scale * j.of(weight)); });
     }
   }
 };
@@ -68,72 +96,96 @@ template <typename T> struct RmsBack : Pass<T> {
   using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
   void memory(int n) {
     const T* weight = this->at(w.weight, 0);
-    T* to_weight = this->at(w.to_weight, n * D);
-    std::fill_n(to_weight, D, T(0));
+    T* to_weight = this->cleared(w.weight_sum, n);
     for (long i = this->begin(n); i < this->end(n); ++i) {
       const T *x = this->at(w.a, i * D), *g = this->at(w.to_y, i * D), scale = *this->at(w.scale, i);
       T* to = this->at(w.to_a, i * D);
-      // to_x = scale (g weight - x scale^2 mean(g weight x))
-      this->along([&](long j) { store(to + j, load(g + j) * load(weight + j)); }, [&](long j) { to[j] = g[j] * weight[j]; });
-      const T share = dot<T>(D, to, x) / T(D) * scale * scale * scale;
-      this->along(
-          [&](long j) {
-            const vec<T> xj = load(x + j);
-            store(to_weight + j, load(to_weight + j) + load(g + j) * xj * scale);
-            store(to + j, load(to + j) * scale - xj * share);
-          },
-          [&](long j) {
-            to_weight[j] += g[j] * x[j] * scale;
-            to[j] = to[j] * scale - x[j] * share;
-          });
+      this->along([&](auto j) {
+        j.put(to_weight, j.of(to_weight) + j.of(g) * j.of(x) * scale);
+        j.put(to, j.of(g) * j.of(weight));
+      });
+      this->through_rms(x, scale, to);
     }
   }
 };
 
-template <typename T> inline vec<T> opened(vec<T> a) { return T(1) / (T(1) + exponential<T>(-a)); }
-
 template <typename T> struct Gated : Pass<T> {
-  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D, Pass<T>::W;
+  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
   void memory(int n) {
     for (long i = this->begin(n); i < this->end(n); ++i) {
       const T *a = this->at(w.a, i * w.a_stride), *b = this->at(w.b, i * w.b_stride);
       T* y = this->at(w.y, i * D);
-      long j = 0;
-      auto product = [&](vec<T> aj, vec<T> bj) { return aj * opened<T>(aj) * bj; };
-      for (; j + W <= D; j += W) store(y + j, product(load(a + j), load(b + j)));
-      if (j < D) {  // the rest of a row, as a vector of its own
-        T pa[W] = {}, pb[W] = {}, py[W];
-        std::copy(a + j, a + D, pa);
-        std::copy(b + j, b + D, pb);
-        store(py, product(load(pa), load(pb)));
-        std::copy_n(py, D - j, y + j);
-      }
+      this->along([&](auto j) {
+        const auto aj = j.of(a);
+        j.put(y, aj * this->opened(aj) * j.of(b));
+      });
     }
   }
 };
 
 template <typename T> struct GatedBack : Pass<T> {
-  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D, Pass<T>::W;
+  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
   void memory(int n) {
     for (long i = this->begin(n); i < this->end(n); ++i) {
       const T *a = this->at(w.a, i * w.a_stride), *b = this->at(w.b, i * w.b_stride), *g = this->at(w.to_y, i * D);
       T *to_a = this->at(w.to_a, i * w.a_stride), *to_b = this->at(w.to_b, i * w.b_stride);
-      auto derive = [](vec<T> aj, vec<T> bj, vec<T> gj, T* ta, T* tb) {
-        const vec<T> gate = opened<T>(aj), s = aj * gate;
-        store(ta, gj * bj * (gate + s * (T(1) - gate)));
-        store(tb, gj * s);
-      };
-      long j = 0;
-      for (; j + W <= D; j += W) derive(load(a + j), load(b + j), load(g + j), to_a + j, to_b + j);
-      if (j < D) {
-        T pa[W] = {}, pb[W] = {}, pg[W] = {}, ta[W], tb[W];
-        std::copy(a + j, a + D, pa);
-        std::copy(b + j, b + D, pb);
-        std::copy(g + j, g + D, pg);
-        derive(load(pa), load(pb), load(pg), ta, tb);
-        std::copy_n(ta, D - j, to_a + j);
-        std::copy_n(tb, D - j, to_b + j);
+      this->along([&](auto j) {
+        const auto aj = j.of(a), gj = j.of(g), gate = this->opened(aj), s = aj * gate;
+        j.put(to_a, gj * j.of(b) * (gate + s * (T(1) - gate)));
+        j.put(to_b, gj * s);
+      });
+    }
+  }
+};
+
+template <typename T> struct GatedNorm : Pass<T> {
+  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
+  void memory(int n) {
+    const T *weight = this->at(w.weight, 0), *gate_weight = this->at(w.gate_weight, 0);
+    for (long i = this->begin(n); i < this->end(n); ++i) {
+      const T *a = this->at(w.a, i * D), *b = this->at(w.b, i * D), scale = this->inverse_rms(b);
+      T* y = this->at(w.y, i * D);
+      *this->at(w.scale, i) = scale;
+      const auto write = [&](auto j, auto aj) { j.put(y, aj * this->opened(aj) * (j.of(b) * scale * j.of(weight))); };
+      if (gate_weight) {
+        const T gate_scale = *this->at(w.gate_scale, i) = this->inverse_rms(a);
+        this->along([&](auto j) { write(j, j.of(a) * gate_scale * j.of(gate_weight)); });
+      } else {
+        this->along([&](auto j) { write(j, j.of(a)); });
       }
+    }
+  }
+};
+
+template <typename T> struct GatedNormBack : Pass<T> {
+  using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
+  void memory(int n) {
+    const T *weight = this->at(w.weight, 0), *gate_weight = this->at(w.gate_weight, 0);
+    T* to_weight = this->cleared(w.weight_sum, n);
+    T* to_gate_weight = gate_weight ? this->cleared(w.gate_weight_sum, n) : nullptr;
+    for (long i = this->begin(n); i < this->end(n); ++i) {
+      const T *a = this->at(w.a, i * D), *b = this->at(w.b, i * D), *g = this->at(w.to_y, i * D);
+      const T scale = *this->at(w.scale, i);
+      T *to_a = this->at(w.to_a, i * D), *to_b = this->at(w.to_b, i * D);
+      // Of what opens, `aj`; returns the derivative with respect to it.
+      const auto derive = [&](auto j, auto aj) {
+        const auto gate = this->opened(aj), s = aj * gate, bj = j.of(b) * scale, gj = j.of(g);
+        j.put(to_b, gj * s * j.of(weight));
+        j.put(to_weight, j.of(to_weight) + gj * s * bj);
+        return gj * bj * j.of(weight) * (gate + s * (T(1) - gate));
+      };
+      if (gate_weight) {
+        const T gate_scale = *this->at(w.gate_scale, i);
+        this->along([&](auto j) {
+          const auto normal = j.of(a) * gate_scale, to = derive(j, normal * j.of(gate_weight));
+          j.put(to_a, to * j.of(gate_weight));
+          j.put(to_gate_weight, j.of(to_gate_weight) + to * normal);
+        });
+        this->through_rms(a, gate_scale, to_a);
+      } else {
+        this->along([&](auto j) { j.put(to_a, derive(j, j.of(a))); });
+      }
+      this->through_rms(b, scale, to_b);
     }
   }
 };
@@ -207,6 +259,8 @@ void rms(const Work* work) { run<Rms>(*work); }
 void rms_back(const Work* work) { run<RmsBack>(*work); }
 void gated(const Work* work) { run<Gated>(*work); }
 void gated_back(const Work* work) { run<GatedBack>(*work); }
+void gated_norm(const Work* work) { run<GatedNorm>(*work); }
+void gated_norm_back(const Work* work) { run<GatedNormBack>(*work); }
 void turn(const Work* work) { run<Turn>(*work); }
 void turn_back(const Work* work) { run<TurnBack>(*work); }
 int size_of_work() { return sizeof(Work); }

@@ -8,7 +8,7 @@ without a compiler, they are what torch makes of them. Second derivatives need `
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,15 +32,17 @@ class _Work(native.Structure):
         ("to_strides", ctypes.c_int64 * 9),
         *((name, ctypes.c_int32) for name in ("width", "heads", "tokens", "threads", "double_precision")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("a", "b", "weight", "cosine", "sine", "y", "scale", "q", "k", "v")),
-        *((name, ctypes.c_void_p) for name in ("to_y", "to_q", "to_k", "to_v", "to_a", "to_b", "to_weight")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "weight", "gate_weight", "cosine", "sine")),
+        *((name, ctypes.c_void_p) for name in ("y", "scale", "gate_scale", "q", "k", "v")),
+        *((name, ctypes.c_void_p) for name in ("to_y", "to_q", "to_k", "to_v")),
+        *((name, ctypes.c_void_p) for name in ("to_a", "to_b", "weight_sum", "gate_weight_sum")),
     ]
 
 
 def elementwise_kernel() -> ctypes.CDLL | None:
     """The compiled kernel, or None if there is no way to have it."""
-    functions = ("rms", "rms_back", "gated", "gated_back", "turn", "turn_back")
-    return native.kernel("native_elementwise.cpp", functions, _Work)
+    names = ("rms", "gated", "gated_norm", "turn")
+    return native.kernel("native_elementwise.cpp", (*names, *(f"{name}_back" for name in names)), _Work)
 
 
 def applies(*tensors: Tensor) -> bool:
@@ -76,19 +78,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def gated(a: Tensor, b: Tensor) -> Tensor:
-    """``silu(a) * b`` for tensors of one shape."""
-    if a.shape == b.shape and applies(a, b):
-        return _Gated.apply(a, b)
-    return F.silu(a) * b
-
-
 def gated_halves(x: Tensor) -> Tensor:
     """``silu(a) * b`` for the halves of the last dimension: ``[..., 2 E] -> [..., E]`` (Shazeer 2020)."""
     if applies(x):
         return _GatedHalves.apply(x)
     a, b = x.chunk(2, dim=-1)
     return F.silu(a) * b
+
+
+def gated_norm(a: Tensor, b: Tensor, weight: Tensor, eps: float, gate_weight: Tensor | None = None) -> Tensor:
+    """``silu(a) * rms_norm(b)`` for tensors of one shape; with a weight for the gate ``a`` is made normal as well.
+
+    Args:
+        a: ``[..., E]``.
+        b: ``[..., E]``.
+        weight: ``[E]``, of the same type.
+        eps: of both norms.
+        gate_weight: ``[E]``.
+    """
+    weights = (weight,) if gate_weight is None else (weight, gate_weight)
+    if a.shape == b.shape and applies(a, b, *weights):
+        return _GatedNorm.apply(a, b, eps, *weights)
+    return F.silu(a if gate_weight is None else rms_norm(a, gate_weight, eps)) * rms_norm(b, weight, eps)
 
 
 def turn_projections(x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -139,29 +150,10 @@ class _Rms(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         width, rows = x.shape[-1], len(scale)
-        to_x, to_weight = _new(*x.shape, like=x), x.new_empty(-(-rows // BLOCK), width)
+        to_x, sums = _new(*x.shape, like=x), x.new_empty(-(-rows // BLOCK), width)
         given = {"a": x, "weight": weight, "scale": scale, "to_y": to_y.contiguous()}
-        _run("rms_back", x, rows, width, **given, to_a=to_x, to_weight=to_weight)
-        return to_x, to_weight.sum(0), None
-
-
-class _Gated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        a, b = a.contiguous(), b.contiguous()
-        ctx.save_for_backward(a, b)
-        y, width = _new(*a.shape, like=a), a.shape[-1]
-        _run("gated", a, a.shape[:-1].numel(), width, a=a, b=b, y=y, a_stride=width, b_stride=width)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor, ...]:
-        a, b = ctx.saved_tensors
-        to_a, to_b, width = _new(*a.shape, like=a), _new(*a.shape, like=a), a.shape[-1]
-        given = {"a": a, "b": b, "to_y": to_y.contiguous(), "to_a": to_a, "to_b": to_b}
-        _run("gated_back", a, a.shape[:-1].numel(), width, **given, a_stride=width, b_stride=width)
-        return to_a, to_b
+        _run("rms_back", x, rows, width, **given, to_a=to_x, weight_sum=sums)
+        return to_x, sums.sum(0), None
 
 
 class _GatedHalves(torch.autograd.Function):
@@ -184,6 +176,37 @@ class _GatedHalves(torch.autograd.Function):
         strides = {"a_stride": 2 * width, "b_stride": 2 * width}
         _run("gated_back", x, x.shape[:-1].numel(), width, **given, **strides)
         return to_x
+
+
+def _of_one_or_both(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What belongs to one norm, or to that of the gate too."""
+    return dict(zip((name, f"gate_{name}"), tensors, strict=False))
+
+
+class _GatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, eps: float, *weights: Tensor) -> Tensor:
+        a, b, *weights = (x.contiguous() for x in (a, b, *weights))  # type: ignore[assignment]
+        width, rows = a.shape[-1], a.shape[:-1].numel()
+        y, scales = _new(*a.shape, like=a), [a.new_empty(rows) for _ in weights]
+        given = _of_one_or_both("weight", weights) | _of_one_or_both("scale", scales)
+        _run("gated_norm", a, rows, width, **given, a=a, b=b, y=y, eps=eps)
+        ctx.save_for_backward(a, b, *weights, *scales)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, *others = ctx.saved_tensors
+        count = len(others) // 2
+        weights, scales = others[:count], others[count:]
+        width, rows = a.shape[-1], len(scales[0])
+        to_a, to_b = _new(*a.shape, like=a), _new(*a.shape, like=a)
+        sums = [a.new_empty(-(-rows // BLOCK), width) for _ in weights]
+        given = _of_one_or_both("weight", weights) | _of_one_or_both("scale", scales)
+        given |= _of_one_or_both("weight_sum", sums)
+        _run("gated_norm_back", a, rows, width, **given, a=a, b=b, to_y=to_y.contiguous(), to_a=to_a, to_b=to_b)
+        return to_a, to_b, None, *(each.sum(0) for each in sums)
 
 
 class _Turn(torch.autograd.Function):
