@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, JOURNEYING, LONGEST, TASK, arm, ask, fresh, keep, open_policy, problems
+from countdown import FIT, FORMAT, JOURNEYING, LONGEST, NUMBERS, TASK, arm, ask, fresh, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
@@ -41,7 +41,7 @@ def run(study: Study, name: str, seed: int) -> None:
     _, row, objective = ARMS[name]
     choices = f"iterations={STEPS},problems={PROBLEMS},attempts={ATTEMPTS},max_tokens={LONGEST[MODEL]}"
     chosen = replace(find_round(f"{row}:{choices}"), objective=find_objective(objective))
-    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=(4,))
+    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=NUMBERS[-1:])
     before = ask(policy, LONGEST[MODEL], {"steps": 0}, tests, ASKED, seed)
     folder, config = study.run_folder(name, seed), replace(FIT, seed=seed, learning_rate=1e-4, save_every=10)
     material = Material(TASK, FORMAT, fresh(LEARNED, seed))

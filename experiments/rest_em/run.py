@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from countdown import FIT, FORMAT, LONGEST, STEPPING, TASK, arm, ask, fresh, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, NUMBERS, STEPPING, TASK, arm, ask, fresh, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
@@ -36,9 +36,9 @@ ARMS = {
 
 def run(study: Study, name: str, seed: int) -> None:
     """Learn, and ask the policy of every iteration for the same test problems."""
-    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=(4,))
+    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=NUMBERS[-1:])
     rows = [ask(policy, LONGEST[MODEL], {"iteration": 0}, tests, ASKED, seed)]
-    material = Material(TASK, FORMAT, fresh(LEARNED, seed), problems("validation", 50, numbers=(4,)))
+    material = Material(TASK, FORMAT, fresh(LEARNED, seed), problems("validation", 50, numbers=NUMBERS[-1:]))
     folder = study.run_folder(name, seed)
     config = replace(FIT, seed=seed, learning_rate=2e-4)
     ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=folder.exists(), progress=False)
