@@ -22,7 +22,7 @@ from mnemonist.reasoning import Decoding, find_method
 from mnemonist.reasoning.budget import Budget, BudgetForcing, control
 from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
 from mnemonist.reasoning.search.scaling import Run, compute_optimal, difficulty_bins
-from mnemonist.reasoning.step_labels import gold_labels, random_path
+from mnemonist.reasoning.step_labels import attempt_labels, path_labels
 from mnemonist.report.comparison import Line, draw_lines
 
 HERE = Path(__file__).parent
@@ -66,11 +66,13 @@ def forcing(study: Study, name: str, seed: int) -> None:
 
 
 def judge(folder: Path, seed: int) -> ProcessScorer:
-    """A process reward model that learns from paths astray, from the weights of the policy."""
+    """A process reward model that learns from paths astray and the policy's own attempts, from the policy's weights."""
     policy = open_policy(STEPPING)
+    assert policy.sampler is not None
     learned = problems("train", 3000, seed)
-    paths = [(problem, random_path(TASK, problem, seed)) for problem in learned]
-    examples = [gold_labels(TASK, problem, steps) for problem, steps in paths if steps]
+    decoding = Decoding(max_tokens=LONGEST[STEPPING], seed=900 + seed)
+    examples = path_labels(TASK, FORMAT, learned, seed)
+    examples += attempt_labels(policy.sampler, TASK, FORMAT, learned, decoding, count=4)
     model = ProcessRewardModel(policy.model)
     train_process_reward(
         model, examples, policy.tokenizer, FORMAT, replace(FIT, seed=seed), folder, epochs=3,

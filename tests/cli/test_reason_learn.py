@@ -290,11 +290,23 @@ def test_a_judge_of_steps_is_trained_and_asked(judge, tmp_path, capsys) -> None:
 
 
 def test_how_good_a_judge_is(judge, tmp_path, capsys) -> None:
-    options = {"model": judge, "count": 8, "validation": 8, "epochs": 1, "task": "countdown"}
+    options = {"model": judge, "count": 8, "validation": 8, "epochs": 1, "task": "countdown", "attempts": 2}
     assert main(learn("reward", tmp_path / "again", **options)) == 0
-    head, _, row = capsys.readouterr().out.splitlines()
-    found = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)), strict=True))
-    assert int(found["steps"]) >= 8 and all(0 <= float(found[name]) <= 1 for name in list(found)[1:])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    for row, name in zip(rows, ("paths astray", "attempts"), strict=True):
+        found = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)), strict=True))
+        assert found.pop("judged") == name and int(found.pop("steps")) >= 8
+        assert found.pop("AUC") == "-" or name == "paths astray"
+        assert all(0 <= float(value) <= 1 for value in found.values())
+
+
+def test_attempts_show_a_judge_what_solutions_cannot(adder, tmp_path, capsys) -> None:
+    """Where there is one way only, no allowed step is wrong."""
+    options = {"count": 16, "validation": 8, "epochs": 1}
+    nothing = learn("reward", tmp_path / "nothing", preset=SMALLEST, **options)
+    refuses(nothing, "all steps are labelled 1, so there is nothing to tell apart", capsys)
+    assert main(learn("reward", tmp_path / "out", model=adder, **options)) == 0
+    assert "| attempts " in capsys.readouterr().out
 
 
 def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
@@ -306,7 +318,7 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
     for path in judge.iterdir():
         if path.is_file():
             (copy / path.name).write_bytes(path.read_bytes())
-    (copy / "reward.json").write_text((judge / "reward.json").read_text().replace("reward/1", "reward/7"))
+    (copy / "reward.json").write_text((judge / "reward.json").read_text().replace("reward/2", "reward/7"))
     refuses(reason("solve", "countdown", scorer=copy, **same), "is of format 'mnemonist-reward/7'", capsys)
     (copy / "reward.json").write_text("[]")
     refuses(reason("solve", "countdown", scorer=copy, **same), "reward.json is damaged", capsys)

@@ -52,6 +52,13 @@ def test_a_judge_learns_the_truth_and_knows_how_sure_to_be(trained: ProcessRewar
     assert after.calibration_error < 0.1
 
 
+def test_labels_that_are_all_the_same_teach_nothing(tmp_path: Path) -> None:
+    right = [gold_labels(TASK, problem, TASK.solution(problem)) for problem in problems_of(TASK, 4)]
+    with pytest.raises(UserError, match="all steps are labelled 1, so there is nothing to tell apart"):
+        fit(make(), tmp_path / "run", right)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_went_wrong_before_counts_after(trained: ProcessRewardModel) -> None:
     scorer, problem = ProcessScorer(trained, TOKENIZER, FORMAT), OTHERS[0].problem
     good, late, early = scorer.score_steps([(problem, path) for path in (["a", "e"], ["a", "b"], ["b", "a"])])

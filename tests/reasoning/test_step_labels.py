@@ -10,7 +10,15 @@ from toy_policies import FORMAT, VowelsTask, problems_of
 
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.step_labels import Labelled, gold_labels, random_path, rollout_labels
+from mnemonist.reasoning.step_labels import (
+    Labelled,
+    attempt_labels,
+    gold_labels,
+    path_labels,
+    random_path,
+    rollout_labels,
+    text_labels,
+)
 
 TASK = VowelsTask()
 PROBLEM = TASK.problem("train", 3, 0)
@@ -58,6 +66,36 @@ def test_random_paths_begin_well_and_go_astray() -> None:
     assert {sum(one) for one in labels} == {0, 1, 2, 3}
     assert paths == [random_path(TASK, problem, seed=1) for problem in problems_of(TASK, 60)]
     assert paths != [random_path(TASK, problem, seed=2) for problem in problems_of(TASK, 60)]
+
+
+def test_the_end_of_a_text_is_a_step_that_is_right_or_not() -> None:
+    def told(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        found = text_labels(TASK, FORMAT, PROBLEM, text)
+        assert found is not None
+        return found.steps, found.labels
+
+    assert told("a\n\ne\ni\n=aei.") == (("a", "e", "i", "=aei."), (1.0, 1.0, 1.0, 1.0))
+    assert told("a\nx\n=axx.") == (("a", "x", "=axx."), (1.0, 0.0, 0.0))
+    assert told("=aei.") == (("=aei.",), (1.0,)) and told("=aei") == (("=aei",), (0.0,))
+    assert told("a\ne") == (("a", "e"), (1.0, 1.0))
+    assert text_labels(TASK, FORMAT, PROBLEM, " \n\n") is None
+
+
+def test_a_policy_is_asked_and_its_attempts_are_told_the_truth_about() -> None:
+    sampler, ledger = HalfRight(), Ledger()
+    found = attempt_labels(sampler, TASK, FORMAT, [PROBLEM, PROBLEM], Decoding(), count=2, ledger=ledger)
+    assert [(one.steps, one.labels) for one in found] == [(("=xxx.",), (0.0,)), (("=aaa.",), (1.0,))] * 2
+    assert ledger.generated_tokens == 4
+
+
+def test_paths_come_with_the_answers_they_lead_to() -> None:
+    problems = problems_of(TASK, 20)
+    for one, problem in zip(path_labels(TASK, FORMAT, problems, seed=1), problems, strict=True):
+        path = random_path(TASK, problem, seed=1)
+        answer = TASK.answer_of(problem, path)
+        assert list(one.steps) == path + ([] if answer is None else [f"={answer}."])
+        assert one.labels[:3] == gold_labels(TASK, problem, path).labels
+        assert answer is None or one.labels[3] == one.labels[2]
 
 
 def test_labelled_paths_are_rows_of_trl() -> None:

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
     from mnemonist.reasoning.sampling import LocalSampler, SamplingFailed, ServerSampler
     from mnemonist.reasoning.search import METHODS, Method, find_method
-    from mnemonist.reasoning.step_labels import Labelled, gold_labels, random_path, rollout_labels
+    from mnemonist.reasoning.step_labels import (
+        Labelled,
+        attempt_labels,
+        gold_labels,
+        path_labels,
+        random_path,
+        rollout_labels,
+        text_labels,
+    )
     from mnemonist.reasoning.step_quality import step_quality
     from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask, Task, Verdict
     from mnemonist.reasoning.tree import Node, Tree, load_trees, save_trees
@@ -86,6 +94,7 @@ __getattr__, __dir__, __all__ = attach(
         "Tree": ".tree",
         "Twin": ".journey_text",
         "Verdict": ".tasks.task",
+        "attempt_labels": ".step_labels",
         "examine": ".doctor",
         "examine_folder": ".doctor",
         "examine_targets": ".doctor",
@@ -105,6 +114,7 @@ __getattr__, __dir__, __all__ = attach(
         "load_trees": ".tree",
         "make_twin": ".journey_text",
         "match_arms": ".arms",
+        "path_labels": ".step_labels",
         "random_path": ".step_labels",
         "rewrite": ".rewriting",
         "rollout_labels": ".step_labels",
@@ -113,6 +123,7 @@ __getattr__, __dir__, __all__ = attach(
         "solved_examples": ".prompting",
         "step_quality": ".step_quality",
         "tell": ".journey_text",
+        "text_labels": ".step_labels",
         "train_process_reward": ".process_reward",
         "twins": ".journey_text",
         "walk": ".journey",

@@ -97,6 +97,12 @@ class Format:
         fine = closed_thought and given is not None and not between.strip() and not behind.strip()
         return Parsed(steps, given, fine)
 
+    def pieces(self, text: str) -> tuple[list[str], str | None]:
+        """What a judge looks at one by one: the lines of a thought; and its end as one, None if it has not come."""
+        thought, opened, rest = text.partition(self.close_thought or self.open_answer)
+        lines = [line for line in thought.split("\n") if line.strip()]
+        return lines, (opened + rest).strip() if opened else None
+
 
 FORMATS: Mapping[str, Format] = {
     "plain": Format("plain", "ours: few characters, for small models trained from nothing"),

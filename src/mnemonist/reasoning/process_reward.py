@@ -163,10 +163,16 @@ def train_process_reward(
         epochs: how often every path is read.
 
     Raises:
-        UserError: there are no examples; or as `train`.
+        UserError: there are no examples, or all are right, or all wrong; or as `train`.
     """
     if not examples:
         raise UserError("there are no labelled paths to train a process reward model on")
+    labels = {label for one in examples for label in one.labels}
+    if labels in ({0.0}, {1.0}):
+        raise UserError(
+            f"all steps are labelled {labels.pop():g}, so there is nothing to tell apart; add paths that go another "
+            "way, such as a policy's own attempts"
+        )
     reader = StepReader(tokenizer, format)
     longest = max(len(reader.ids(one.problem, one.steps)[0]) for one in examples)
     config = config_for(config, len(examples), epochs, longest, config.seed)

@@ -46,6 +46,47 @@ def gold_labels(task: StepTask, problem: Problem, steps: Sequence[str]) -> Label
     return Labelled(problem, tuple(steps), tuple(float(label.valid and label.hopeful) for label in labels))
 
 
+def text_labels(task: StepTask, format: Format, problem: Problem, text: str) -> Labelled | None:
+    """The truth about a text, piece by piece as a search has it judged: lines are steps, and the end is right or not.
+
+    A judge must learn from all that it will be asked about: false steps, and answers. None for a text without a piece.
+    """
+    steps, end = format.pieces(text)
+    labels = gold_labels(task, problem, steps).labels if steps else ()
+    if end is not None:
+        answer = format.parse(text).answer
+        right = answer is not None and task.judge(problem, answer).right
+        steps, labels = [*steps, end], (*labels, float(right))
+    return Labelled(problem, tuple(steps), labels) if steps else None
+
+
+def attempt_labels(
+    sampler: Sampler,
+    task: StepTask,
+    format: Format,
+    problems: Sequence[Problem],
+    decoding: Decoding,
+    *,
+    count: int = 4,
+    ledger: Ledger | None = None,
+) -> list[Labelled]:
+    """The truth about a policy's own attempts, which go wrong where a policy does.
+
+    Args:
+        sampler: the policy; what it reads and writes is charged to the ledger.
+        task: knows the truth.
+        format: how problems are put.
+        problems: each attempted.
+        decoding: how it draws; a temperature above 0, or all attempts at a problem would be the same.
+        count: attempts at each problem.
+        ledger: whose expense it is.
+    """
+    asked = [problem for problem in problems for _ in range(count)]
+    attempts = sampler.sample([format.prompt(problem.question) for problem in asked], decoding, ledger)
+    told = (text_labels(task, format, p, attempt.text) for p, attempt in zip(asked, attempts, strict=True))
+    return [one for one in told if one is not None]
+
+
 def rollout_labels(
     sampler: Sampler,
     task: Task,
@@ -83,6 +124,14 @@ def rollout_labels(
         Labelled(problem, tuple(steps), tuple(shares[ends[n] : ends[n + 1]]))
         for n, (problem, steps) in enumerate(paths)
     ]
+
+
+def path_labels(task: StepTask, format: Format, problems: Sequence[Problem], seed: int) -> list[Labelled]:
+    """The truth about a `random_path` of each problem, and about the answer that it comes to, if it comes to one."""
+    paths = ((problem, random_path(task, problem, seed)) for problem in problems)
+    texts = ((problem, format.write(steps, task.answer_of(problem, steps))) for problem, steps in paths)
+    told = (text_labels(task, format, problem, text) for problem, text in texts)
+    return [one for one in told if one is not None]
 
 
 def random_path(task: StepTask, problem: Problem, seed: int, most_steps: int = 32) -> list[str]:

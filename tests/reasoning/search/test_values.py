@@ -163,6 +163,15 @@ def test_steps_add_up_to_paths_either_way(aggregate, expected):
     assert whole.tree.ledger.reward_tokens == len(scorer.asked)
 
 
+def test_a_scorer_is_not_asked_before_there_is_a_step():
+    scorer = Counting(0.25)
+    search = search_with(scorer=scorer)
+    place = chain("\n", "a")
+    for node in place.tree.nodes[1:]:
+        value(search, "model", Place(place.tree, node))
+    assert [node.value for node in place.tree.nodes[1:]] == [1.0, 0.25] and scorer.asked == [["a"]]
+
+
 def test_gold_of_a_whole_attempt_step_by_step():
     text = "1 * 2 = 2\n2 * 2 = 4\n4 + 3 = 7\nanswer: * 2,* 2,* 2,+ 3\n"
     whole = chain(text, finished=True, answer="* 2,* 2,* 2,+ 3", right=True)

@@ -273,7 +273,8 @@ class Learn:
 class Reward:
     """Train a process reward model: after every step it says whether a right answer can still be reached.
 
-    It learns from the truth that the task knows, about steps of solutions and steps astray. `solve --scorer` asks it.
+    It learns from the truth that the task knows about solutions, steps astray, and attempts of the model that it
+    with; so begin with the policy that is to be judged. `solve --scorer` asks it.
     """
 
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
@@ -282,6 +283,12 @@ class Reward:
     asked: Annotated[Asked, Flat] = field(default_factory=Asked)
     count: int = 1000
     """Problems of the split train, over all difficulties; a path of each is read."""
+    attempts: int = 4
+    """Of the --model at each problem, which are read as well; a new model makes none."""
+    decoding: Annotated[Decoding, Flat] = field(default_factory=Decoding)
+    """How attempts are drawn."""
+    batch_size: int = 64
+    """Attempts that are written at a time."""
     validation: int = 200
     """Problems of the split validation, to say how good it is."""
     epochs: int = 3

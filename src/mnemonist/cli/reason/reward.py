@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.reason.material import claim, draw, step_task
 from mnemonist.cli.reason.options import Reward
 from mnemonist.cli.reason.pages import aligned
-from mnemonist.cli.reason.policies import learner_of, open_model
+from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
 from mnemonist.cli.train import first_process, prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.reasoning.formats import find_format
 from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
-from mnemonist.reasoning.step_labels import Labelled, gold_labels, random_path
+from mnemonist.reasoning.step_labels import Labelled, attempt_labels, path_labels
 from mnemonist.reasoning.step_quality import StepQuality, step_quality
 from mnemonist.reasoning.tasks import Problem, StepTask, build_task
 from mnemonist.tensors import content_hash
@@ -24,7 +24,7 @@ from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.loop import CHECKPOINT
 
 IDENTITY, WEIGHTS = "reward.json", "process_reward.safetensors"
-FORMAT = "mnemonist-reward/1"
+FORMAT = "mnemonist-reward/2"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def run_reward(options: Reward) -> int:
     format = find_format(options.asked.format)
     if options.epochs < 1:
         raise UserError(f"epochs is {options.epochs}; read every path at least once")
+    if options.attempts < 0:
+        raise UserError(f"attempts is {options.attempts}; a model makes so many at each problem, or 0")
     levels, training = options.asked.difficulty, options.training
     problems = draw(task, "train", levels, options.count)
     asked = draw(task, "validation", levels, options.validation, "validation")
@@ -52,6 +54,7 @@ def run_reward(options: Reward) -> int:
         "task": task.name,
         "text format": format.name,
         "problems": [list(levels), len(problems)],
+        "attempts": [options.attempts, asdict(options.decoding)] if options.learner.model else [],
         "epochs": options.epochs,
         "weights": base.fingerprint,
     }
@@ -59,38 +62,57 @@ def run_reward(options: Reward) -> int:
     if begun and not options.resume:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
     claim(options.out / IDENTITY, identity, "model")
-    examples = labelled(task, problems, training.seed)
+    examples, judged = (_labelled(options, task, base, part) for part in (problems, asked))
     model = ProcessRewardModel(base.module)
     result = train_process_reward(
-        model, examples, base.tokenizer, format, training, options.out, epochs=options.epochs, resume=begun
+        model,
+        [one for part in examples.values() for one in part],
+        base.tokenizer,
+        format,
+        training,
+        options.out,
+        epochs=options.epochs,
+        resume=begun,
     )
     model.eval()
     if first_process():
         base.save(options.out)
         model.save(options.out / WEIGHTS)
-        judged = labelled(task, asked, training.seed)
         scorer = ProcessScorer(model, base.tokenizer, format)
-        scores = scorer.score_steps([(one.problem, one.steps) for one in judged])
-        told = [score for path in scores for score in path]
-        print(summary(step_quality(told, [label for one in judged for label in one.labels])))
+        print(summary({name: _quality(scorer, part) for name, part in judged.items() if part}))
     say(f"judge in {options.out}; ask it: mnemonist reason solve {options.task} --method beam --scorer {options.out}")
     return INTERRUPTED if result.interrupted else 0
 
 
-def labelled(task: StepTask, problems: Sequence[Problem], seed: int) -> list[Labelled]:
-    """A path of each problem, right up to some step and astray from there, with the truth about every step."""
-    paths = [(problem, random_path(task, problem, seed)) for problem in problems]
-    return [gold_labels(task, problem, steps) for problem, steps in paths if steps]
+def _labelled(options: Reward, task: StepTask, base: Model, problems: Sequence[Problem]) -> dict[str, list[Labelled]]:
+    """Paths with the truth about them, by where they come from."""
+    format = find_format(options.asked.format)
+    found = {"paths astray": path_labels(task, format, problems, options.training.seed)}
+    if options.learner.model is not None and options.attempts:
+        to_device(base, options.training.device)
+        sampler = base.sampler(options.batch_size)
+        found["attempts"] = attempt_labels(sampler, task, format, problems, options.decoding, count=options.attempts)
+    return found
 
 
-def summary(quality: StepQuality) -> str:
-    """How good a judge is, as a table."""
-    auc = "-" if quality.auc is None else f"{quality.auc:.3f}"
-    head = ("steps", "of them right", "accuracy", "F1 right", "F1 wrong", "AUC", "calibration error")
-    shares = (quality.right, quality.accuracy, quality.f1_right, quality.f1_wrong)
-    return aligned(
-        [head, (f"{quality.steps:,}", *(f"{one:.3f}" for one in shares), auc, f"{quality.calibration_error:.3f}")]
-    )
+def _quality(scorer: ProcessScorer, judged: Sequence[Labelled]) -> StepQuality:
+    scores = scorer.score_steps([(one.problem, one.steps) for one in judged])
+    told = [score for path in scores for score in path]
+    return step_quality(told, [label for one in judged for label in one.labels])
+
+
+def summary(qualities: Mapping[str, StepQuality]) -> str:
+    """How good a judge is about steps, and ends, of some kinds of paths, as a table."""
+    rows: list[Sequence[str]] = [
+        ("judged", "steps", "of them right", "accuracy", "F1 right", "F1 wrong", "AUC", "calibration error")
+    ]
+    for name, one in qualities.items():
+        auc = "-" if one.auc is None else f"{one.auc:.3f}"
+        shares = (one.right, one.accuracy, one.f1_right, one.f1_wrong)
+        rows.append(
+            (name, f"{one.steps:,}", *(f"{share:.3f}" for share in shares), auc, f"{one.calibration_error:.3f}")
+        )
+    return aligned(rows)
 
 
 def open_scorer(folder: Path, format: str) -> Scorer:

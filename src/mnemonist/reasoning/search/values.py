@@ -100,7 +100,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Model:
-    """A `PathScorer`'s opinion."""
+    """A `PathScorer`'s opinion; where there is no step yet it has none, and a path is worth 1."""
 
     def scores(self, search: Search, paths: Sequence[Path]) -> list[float]:
         """See `Judge.scores`.
@@ -109,10 +109,11 @@ class Model:
             ValueError: the scorer gave something else than one number from 0 to 1 for each path.
         """
         assert search.scorer is not None
-        scores = [math.nan] * len(paths)
+        scores = [1.0] * len(paths)
         places: dict[int, list[int]] = {}
         for place, path in enumerate(paths):
-            places.setdefault(id(path.tree), []).append(place)
+            if path.steps:
+                places.setdefault(id(path.tree), []).append(place)
         for own in places.values():
             tree = paths[own[0]].tree
             given = search.scorer.score(tree.problem, [paths[place].steps for place in own], tree.ledger)
@@ -235,9 +236,8 @@ def combine(scores: Sequence[float], aggregate: str) -> float:
 
 def units(format: Format, text: str) -> list[str]:
     """The steps in a piece of a policy's text: its lines without empty ones, then its end as one, if it has come."""
-    thought, opened, rest = text.partition(format.close_thought or format.open_answer)
-    lines = [line for line in thought.split(LINE_END) if line.strip()]
-    return [*lines, (opened + rest).strip()] if opened else lines
+    lines, end = format.pieces(text)
+    return lines if end is None else [*lines, end]
 
 
 def read_opinion(text: str) -> float | None:
