@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from toy_policies import TOKENIZER, make_policy
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt, Decoding, draw_numbers
@@ -18,6 +19,7 @@ from mnemonist.reasoning.budget import (
 )
 from mnemonist.reasoning.formats import FORMATS, Format
 from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.sampling import LocalSampler
 
 THINK, PLAIN = FORMATS["think"], FORMATS["plain"]
 END = "$"
@@ -149,6 +151,20 @@ def test_a_policy_without_room_is_not_asked_for_ever():
 
     thought = think(Full(), THINK, Budget(most=100, answer=3))
     assert (thought.closed, thought.thinking_tokens) == ("budget", 3)
+
+
+@pytest.mark.parametrize("extensions", [0, 3])
+def test_a_model_with_few_positions_answers_in_any_case(extensions):
+    sampler = LocalSampler(make_policy(), TOKENIZER, end_ids=())  # of 64 positions, one a byte
+    budget = Budget(most=100, answer=9, extensions=extensions)
+    thoughts = BudgetForcing(sampler, THINK, budget).think(["Q?\n", "Q" * 35 + "?\n"], Decoding(seed=1))
+    for thought, written in zip(thoughts, (64 - 3, 64 - 37), strict=True):
+        assert thought.closed == "budget" and thought.answer_tokens == 9
+        assert thought.attempt.text.endswith("</answer>") and "</think>\n<answer>" in thought.attempt.text
+        assert thought.thinking_tokens <= written - 9 - len("</think>\n<answer>")
+    assert thoughts[0].thinking_tokens > 20 and thoughts[1].thinking_tokens == 0
+    with pytest.raises(UserError, match="shorten it"):
+        BudgetForcing(sampler, THINK, budget).think(["Q" * 60], Decoding())
 
 
 def test_a_loop_is_closed_between_pieces():

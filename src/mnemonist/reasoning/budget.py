@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,6 +136,15 @@ class EachSampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A sampler that knows how much its policy can read."""
+
+    def room(self, prompt: str) -> int | None:
+        """Tokens that can follow a prompt; None if there is no end."""
+        ...
+
+
 @dataclass
 class _Open:
     """A thought on its way."""
@@ -150,6 +160,11 @@ class _Open:
     """Tokens that were asked for last."""
     extensions: int = 0
     closed: Closed | None = None
+
+    def ended(self, format: Format) -> str:
+        """The text with its thought closed and its answer opened."""
+        newline = "\n" if self.text and not self.text.endswith("\n") else ""
+        return self.text + newline + format.close_thought + format.open_answer
 
 
 class BudgetForcing:
@@ -178,7 +193,8 @@ class BudgetForcing:
     def think(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Thought]:
         """A thought and an answer for each prompt, in their order.
 
-        Every text is whole: a closed thought, and a closed answer, which is blank only if the policy left it so.
+        Every text is whole: a closed thought, and a closed answer, which is blank only if the policy left it so. Where
+        a policy in this process has few positions, thoughts end early enough to leave room for the answer.
 
         Args:
             prompts: as in `Sampler.sample`.
@@ -194,22 +210,34 @@ class BudgetForcing:
         mark = self.format.close_thought or self.format.open_answer
         end = mark.strip() or mark
         while unfinished := [number for number, thought in enumerate(thoughts) if thought.closed is None]:
-            for number in unfinished:
-                thoughts[number].limit = self._limit(thoughts[number])
-            pieces = self._ask(thoughts, unfinished, dataclasses.replace(decoding, stop=(end,)), ledger)
-            for number, piece in zip(unfinished, pieces, strict=True):
+            for thought in (thoughts[number] for number in unfinished):
+                thought.limit = self._limit(thought)
+                if thought.limit < 1:
+                    thought.closed = "budget"
+            asked = [number for number in unfinished if thoughts[number].closed is None]
+            pieces = self._ask(thoughts, asked, dataclasses.replace(decoding, stop=(end,)), ledger)
+            for number, piece in zip(asked, pieces, strict=True):
                 self._think_on(thoughts[number], piece, end)
         for thought in thoughts:
-            newline = "\n" if thought.text and not thought.text.endswith("\n") else ""
-            thought.text += newline + self.format.close_thought + self.format.open_answer
+            # Tokens that spell no text are more of them when they are read again.
+            while thought.text and (lacking := self.budget.answer - self._room(thought)) > 0:
+                thought.text = thought.text[:-lacking]
+            thought.text = thought.ended(self.format)
             thought.limit = self.budget.answer
         stop = dataclasses.replace(decoding, stop=(self.format.close_answer,))
         answers = self._ask(thoughts, range(len(thoughts)), stop, ledger)
         return [self._thought(thought, answer) for thought, answer in zip(thoughts, answers, strict=True)]
 
     def _limit(self, thought: _Open) -> int:
-        left = self.budget.most - thought.tokens
+        left = min(self.budget.most - thought.tokens, self._room(thought) - self.budget.answer)
         return left if self.budget.loops is None else min(left, self.budget.piece)
+
+    def _room(self, thought: _Open) -> int:
+        """Tokens that can follow if the thought ends here."""
+        if not isinstance(self.sampler, Bounded):
+            return sys.maxsize
+        room = self.sampler.room(thought.prompt + thought.ended(self.format))
+        return sys.maxsize if room is None else room
 
     def _think_on(self, thought: _Open, piece: Attempt, end: str) -> None:
         """Take in what was written, and close the thought or make it go on."""
@@ -240,6 +268,8 @@ class BudgetForcing:
     ) -> list[Attempt]:
         """What these thoughts go on with. Draws follow from the prompt, and how often it was asked, alone."""
         asked = [thoughts[number] for number in numbers]
+        if not asked:
+            return []
         prompts = [thought.prompt + thought.text for thought in asked]
         limits = [thought.limit for thought in asked]
         draws = [thought.number + thought.asked for thought in asked]

@@ -119,6 +119,10 @@ class LocalSampler:
             for prompt, row in zip(prompts, run.done(), strict=True)
         ]
 
+    def room(self, prompt: str) -> int | None:
+        """Tokens that can follow a prompt, below 1 if it fills all positions; None if the model has no end."""
+        return None if self.max_positions is None else self.max_positions - len(self.tokenizer.encode(prompt))
+
     def _encoded(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
         known: dict[str, tuple[int, ...]] = {}
         for number, prompt in enumerate(prompts):
