@@ -191,12 +191,22 @@ def test_more_can_be_asked_for_in_the_same_folder(tmp_path, capsys) -> None:
     assert len(trees(out / "beam-beams=4,width=2.jsonl")) == 9
 
 
-def test_a_budget_closes_thoughts(adder, tmp_path) -> None:
-    options = {"model": adder, "count": 4, "thinking": 6, "extensions": 1, "difficulty": 4}
-    assert main(reason("solve", SUMS, out=tmp_path / "out", **options)) == 0
-    for tree in trees(tmp_path / "out" / "chain-of-thought.jsonl"):
-        (node,) = tree.nodes[1:]
-        assert node.text.count("answer: ") == 1 and "6 tokens, 1 x 'Wait'" in tree.settings["sampler"]
+def test_a_budget_closes_thoughts(adder, tmp_path, capsys) -> None:
+    options = {"model": adder, "count": 4, "extensions": 1, "wait": "Hm", "difficulty": 4}
+    command = reason("solve", SUMS, "--thinking", "6", "12", "--close-loops", out=tmp_path / "out", **options)
+    assert main(command) == 0
+    for most in (6, 12):
+        for tree in trees(tmp_path / "out" / f"chain-of-thought,thinking={most}.jsonl"):
+            (node,) = tree.nodes[1:]
+            assert node.text.count("answer: ") == 1
+            assert (tree.settings["thinking"], tree.settings["extensions"], tree.settings["wait"]) == (most, 1, "Hm")
+            assert tree.settings["loops"]["times"] > 1
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"chain-of-thought: [+-]\d+\.\d+ for 1,000 tokens more \(scaling\), .* at best \(performance\)", told
+    )
+    assert main([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
 
 
 class Unmarked:
@@ -270,7 +280,8 @@ MOVES = "beam:proposer=moves,value=gold"
         (["countdown", "--method", MOVES, "--difficulty", "3", "3"], "a difficulty is named twice"),
         (["countdown", "--method", MOVES, "--count", "0"], "count is 0; ask for at least 1 problem"),
         (["countdown", "--method", MOVES, "--piece", "0"], "piece is 0; solve at least 1 problem at a time"),
-        (["countdown", "--method", MOVES, "--extensions", "2"], "extensions belong to a budget"),
+        (["countdown", "--method", MOVES, "--extensions", "2"], "extensions and the like belong to a budget"),
+        (["countdown", "--model", "ADDER", "--thinking", "9", "9"], "name each number of tokens once"),
         (["countdown", "--method", MOVES, "--temperature", "-1"], "temperature is -1.0"),
         (["countdown"], "method chain-of-thought asks a policy; name one with --model or --server"),
         (["countdown", "--method", "uct:proposer=moves"], "method uct asks a policy"),

@@ -206,8 +206,8 @@ def test_it_is_a_sampler():
     forcing = BudgetForcing(Scripted("a$", "4</answer>"), THINK, Budget(most=20, extensions=0))
     (attempt,) = forcing.sample(["Q"], Decoding(max_tokens=1), Ledger())
     assert attempt.text == "a\n</think>\n<answer>4</answer>"
-    assert forcing.name == "script (0-20 tokens)"
-    assert BudgetForcing(Scripted(), THINK, Budget(extensions=2)).name == "script (0-512 tokens, 2 x 'Wait')"
+    assert forcing.name == "script under a budget"
+    assert forcing.settings["thinking"] == 20 and forcing.settings["wait"] == "Wait"
 
 
 def test_stop_strings_are_refused():

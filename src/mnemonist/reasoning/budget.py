@@ -19,8 +19,8 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, Sampler, draw_numbers
@@ -182,9 +182,14 @@ class BudgetForcing:
     @property
     def name(self) -> str:
         """What tables and ledgers call it."""
+        return f"{self.sampler.name} under a budget"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The budget, as trees remember it."""
         budget = self.budget
-        waits = f", {budget.extensions} x {budget.wait.strip()!r}" if budget.extensions else ""
-        return f"{self.sampler.name} ({budget.least}-{budget.most} tokens{waits})"
+        given = {"thinking": budget.most, "least": budget.least, "extensions": budget.extensions, "wait": budget.wait}
+        return {**given, "answer": budget.answer, "loops": None if budget.loops is None else asdict(budget.loops)}
 
     def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
         """The attempts of `think`; see `Sampler`."""

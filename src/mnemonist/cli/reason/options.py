@@ -66,6 +66,24 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """Budget forcing: how long a policy thinks."""
+
+    thinking: tuple[int, ...] = ()
+    """Tokens after which a thought is closed and the answer asked for; every method is tried with each of several."""
+    least_thinking: int = 0
+    """Tokens before which the policy cannot end its thought."""
+    extensions: int = 0
+    """How often the policy is kept from ending its thought, besides."""
+    wait: str = "Wait"
+    """What is put where it would have ended."""
+    close_loops: bool = False
+    """Close thoughts that run in circles."""
+    answer_tokens: int = 64
+    """Of the answer, at most."""
+
+
+@dataclass(frozen=True)
 class Solve:
     """Solve problems by one or several methods: accuracy and cost side by side, trees as JSONL, one HTML page.
 
@@ -91,10 +109,7 @@ class Solve:
     """Who values paths, for all methods that ask: model (see --scorer), self, gold, outcome, rollouts, any-rollout."""
     scorer: Path | None = None
     """Folder of a process reward model that `mnemonist reason reward` has trained, for value=model."""
-    thinking: int | None = None
-    """Budget forcing: tokens after which a thought is closed and the answer asked for."""
-    extensions: int = 0
-    """Budget forcing: how often the policy is kept from ending its thought, by the word Wait."""
+    budget: Annotated[Thinking, Flat] = field(default_factory=Thinking)
     decoding: Annotated[Decoding, Flat] = field(default_factory=Decoding)
     piece: int = 16
     """Problems that are solved side by side and saved together."""

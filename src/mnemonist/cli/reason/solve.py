@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
 from mnemonist.cli.reason.material import claim, draw, in_context, warn_of_hidden_token
-from mnemonist.cli.reason.options import Solve
+from mnemonist.cli.reason.options import Solve, Thinking
 from mnemonist.cli.reason.pages import aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
 from mnemonist.cli.reason.reward import Scorer, open_scorer
@@ -20,8 +22,7 @@ from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
 from mnemonist.cli.train import prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
-from mnemonist.reasoning.attempts import Sampler
-from mnemonist.reasoning.budget import Budget, BudgetForcing
+from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, performance, scaling
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.search import Method, find_method
 from mnemonist.reasoning.search.proposers import require_steps
@@ -73,18 +74,22 @@ def solve(options: Solve) -> Outcome:
     if model is not None:
         warn_of_hidden_token(model.tokenizer, format)
         to_device(model, options.policy.device)
-    sampler = budgeted(sampler_of(options.policy, model), format, options)
-    setting = Setting(task, format, sampler, options.decoding, scorer, options.piece)
+    setting = Setting(task, format, sampler_of(options.policy, model), options.decoding, scorer, options.piece)
+    budgets = choose_budgets(options)
     require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity(setting, model, scorer), "solutions")
 
     solved: list[Solved] = []
     with stop_on_signals() as stop:
-        for label, method in methods.items():
+        for (spec, method), (budget_label, budget) in itertools.product(methods.items(), budgets.items()):
+            label = spec + budget_label
             path = options.out / f"{file_name(label)}.jsonl"
+            own = (
+                setting if budget is None else replace(setting, sampler=BudgetForcing(setting.sampler, format, budget))
+            )
             with steps_bar(label) as (advance, on_step):
                 trees = solve_in_pieces(
-                    method, problems, setting, path, on_step=on_step, advance=advance, stop=lambda: stop.requested
+                    method, problems, own, path, on_step=on_step, advance=advance, stop=lambda: stop.requested
                 )
             if trees:
                 solved.append(
@@ -105,7 +110,7 @@ def tell(
     as_json: bool = False,
 ) -> None:
     """Print the table and write the page."""
-    print(json.dumps([figures(one) for one in solved]) if as_json else table(solved))
+    print(json.dumps([figures(one) for one in solved]) if as_json else table(solved) + "".join(budget_lines(solved)))
     write_reasoning(out / PAGE, solve_page(solved, problems, facts, journeys))
     say(f"trees and page in {out}; open {out / PAGE} in a browser")
 
@@ -169,7 +174,7 @@ def require(method: Method, options: Solve, task: Task) -> None:
             f"method {method.name} needs values: name a process reward model with --scorer (`mnemonist reason reward` "
             "trains one), or take --value self, or one that knows the truth: --value gold"
         )
-    if options.thinking is not None and hasattr(method, "proposer") and not moves:
+    if options.budget.thinking and hasattr(method, "proposer") and not moves:
         raise UserError(
             f"a budget is for whole thoughts, and {method.name} grows them step by step: leave out --thinking"
         )
@@ -194,19 +199,28 @@ def choose_format(options: Solve, task: Task, model: Model | None) -> Format:
     return in_context(format, task, policy.shots, level, chat)
 
 
-def budgeted(sampler: Sampler, format: Format, options: Solve) -> Sampler:
-    """The sampler, kept to a budget if one is given.
+def choose_budgets(options: Solve) -> dict[str, Budget | None]:
+    """Budgets that each method is tried with, by what they add to its label; if none is given, one that is none.
 
     Raises:
-        UserError: the budget is none, or the sampler is a chat.
+        UserError: a budget is none or there twice, or the policy is a chat.
     """
-    if options.thinking is None:
-        if options.extensions:
-            raise UserError("extensions belong to a budget; give one with --thinking")
-        return sampler
+    given = options.budget
+    if not given.thinking:
+        if given != Thinking():
+            raise UserError("extensions and the like belong to a budget; give one with --thinking")
+        return {"": None}
     if options.policy.chat and options.policy.server is not None:
         raise UserError("a thought cannot be begun for a chat server, which a budget needs; leave out --chat")
-    return BudgetForcing(sampler, format, Budget(most=options.thinking, extensions=options.extensions))
+    if len(set(given.thinking)) < len(given.thinking):
+        raise UserError(f"thinking is {', '.join(map(str, given.thinking))}; name each number of tokens once")
+    loops = LoopDetector() if given.close_loops else None
+    return {
+        f",thinking={most}": Budget(
+            most, given.least_thinking, given.extensions, given.wait, given.answer_tokens, loops
+        )
+        for most in given.thinking
+    }
 
 
 def identity(setting: Setting, model: Model | None, scorer: Scorer | None) -> dict[str, Any]:
@@ -273,3 +287,18 @@ def table(solved: Sequence[Solved]) -> str:
             )
         )
     return "costs are means of a problem\n\n" + aligned(lines)
+
+
+def budget_lines(solved: Sequence[Solved]) -> list[str]:
+    """Of methods that were tried with several budgets: what these are good for, as s1 measures it (section 3.2)."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in solved:
+        spec, budget, _ = one.label.rpartition(",thinking=")
+        if budget:
+            points.setdefault(spec, []).append((one.point.cost, one.point.accuracy))
+    return [
+        f"\n{spec}: {1000 * scaling(own):+.3f} for 1,000 tokens more (scaling), {performance(own):.3f} at best "
+        "(performance)"
+        for spec, own in points.items()
+        if len({cost for cost, _ in own}) > 1
+    ]

@@ -85,7 +85,8 @@ class Method(ABC):
     def _settings(self, search: Search) -> dict[str, Any]:
         drawn = {**asdict(search.decoding), "stop": list(search.decoding.stop)}
         choices = {name: value for name, value in asdict(self).items() if name != "name"}
-        return {**choices, "format": search.format.name, "sampler": search.sampler.name, "decoding": drawn}
+        asked = {"format": search.format.name, "sampler": search.sampler.name, "decoding": drawn}
+        return {**choices, **asked, **getattr(search.sampler, "settings", {})}
 
 
 @dataclass

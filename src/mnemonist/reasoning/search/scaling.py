@@ -23,7 +23,7 @@ from mnemonist.reasoning.search.independent import coverage
 from mnemonist.reasoning.search.lockstep import check_choice, check_least
 from mnemonist.reasoning.tree import Tree
 
-BUDGETS = ("attempts", "beams", "breadth", "expansions", "simulations")
+BUDGETS = ("attempts", "beams", "breadth", "expansions", "simulations", "thinking")
 """Choices that say how much a method may spend; runs that differ in others belong to different curves."""
 COSTS = ("tokens", *(field.name for field in dataclasses.fields(Ledger)))
 """What can be counted as cost: all tokens read or written, or a line of the ledger."""
