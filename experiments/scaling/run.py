@@ -19,7 +19,7 @@ from study import Study, found, main, paired, seeds_of
 
 from mnemonist.evals.results import Result, Row
 from mnemonist.reasoning import Decoding, find_method
-from mnemonist.reasoning.budget import Budget, BudgetForcing, control
+from mnemonist.reasoning.budget import Budget, BudgetForcing, control, performance, scaling
 from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
 from mnemonist.reasoning.search.scaling import Run, compute_optimal, difficulty_bins
 from mnemonist.reasoning.step_labels import attempt_labels, path_labels
@@ -130,6 +130,14 @@ def write_page(study: Study) -> str:
             cells = [paired(mean(forced, {"thinking": most, "extensions": n})) for n in EXTENSIONS]
             lines.append("| " + " | ".join([str(most), *cells]) + " |")
         parts += ["### Budget forcing, greedy", "\n".join(lines)]
+        lines = ["| extensions | control | scaling, for 1,000 tokens | performance |", "|--:|--:|--:|--:|"]
+        for n in EXTENSIONS:
+            curves = [[row for row in result.rows if row.setting["extensions"] == n] for result in forced]
+            points = [[(row.more["tokens"], row.mean) for row in rows] for rows in curves]
+            kept = [float(np.mean([row.more["control"] for row in rows])) for rows in curves]
+            rises, bests = [1000 * scaling(own) for own in points], [performance(own) for own in points]
+            lines.append(f"| {n} | {paired(kept)} | {paired(rises, signed=True)} | {paired(bests)} |")
+        parts += ["As s1 measures it (its section 3.2), over all budgets:", "\n".join(lines)]
         means = found(study, ["forcing"])["forcing"].lines()
         plot = [
             Line(label, *([row.setting["thinking"] if part == "x" else getattr(row, part) for row in rows]
