@@ -29,8 +29,8 @@ from mnemonist.reasoning.completions import Row, RowMaker, log_probs_of
 from mnemonist.reasoning.fitting import Fit, config_for, likelihood_fit, preference_fit
 from mnemonist.reasoning.on_policy import learn_on_policy
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, measure, propose, propose_all
-from mnemonist.reasoning.round_folder import IDENTITY, Weights, claim, identity, put_weights, weights_of
-from mnemonist.reasoning.rounds import Round
+from mnemonist.reasoning.round_folder import Weights, claim, identity, put_weights, weights_of
+from mnemonist.reasoning.rounds import IDENTITY, Round
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.rows import preference_row
 from mnemonist.reasoning.weighing import Judged

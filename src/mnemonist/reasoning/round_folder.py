@@ -21,14 +21,12 @@ from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.proposing import Material, Policy, agreed
-from mnemonist.reasoning.rounds import Round
+from mnemonist.reasoning.rounds import IDENTITY, Round
 from mnemonist.reasoning.tasks.rewards import Reward
 from mnemonist.tensors import content_hash
 from mnemonist.training import TrainingConfig
 
 FORMAT = "mnemonist-round/2"
-IDENTITY = "round.json"
-"""Name of the file that says whose folder it is."""
 
 Weights = Mapping[str, Tensor]
 """By the names of parameters."""
