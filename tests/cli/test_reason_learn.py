@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import interrupt_at, refuses, same_weights
-from reason_runs import SMALLEST, SUMS, learn, lines, reason, save_llama, serve, trees
+from reason_runs import SMALL, SMALLEST, SUMS, learn, lines, reason, save_llama, serve, trees
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +23,7 @@ from mnemonist.reasoning.rounds import RECIPES
 from mnemonist.reasoning.tasks import build_task, load_rows
 from mnemonist.reasoning.weighing import load_judged
 from mnemonist.report import ReasoningPage
+from mnemonist.training import load_checkpoint
 
 SHORT = "max_tokens=40"
 
@@ -213,6 +214,19 @@ def test_another_model_teaches(adder, tmp_path) -> None:
     assert len(judged) == 128 and {one.right for one in judged} == {True, False}
 
 
+def test_what_one_model_gets_right_is_fitted_to_from_another(adder, tmp_path, capsys) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    assert main(learn("distil:epochs=1", base, preset=SMALL, count=4, validation=0)) == 0
+    round_, same = f"rejection-sampling:attempts=8,{SHORT}", {"model": adder, "count": 32, "validation": 0}
+    assert main(learn(round_, out, "--training.learning-rate", 1e-12, base=base, **same)) == 0
+    begun, ended = (load_file(folder / "model.safetensors") for folder in (base, out))
+    assert all(torch.allclose(begun[name], ended[name], atol=1e-6) for name in begun)
+    assert any(one.right for one in load_judged(out / "0" / "attempts" / "00000.jsonl"))  # which the base never is
+    small = tmp_path / "small"
+    assert main(learn("distil:epochs=1", small, preset=SMALLEST, count=4, validation=0)) == 0
+    refuses(learn(round_, tmp_path / "x", base=small, **same), "has another shape than the learner", capsys)
+
+
 def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:
     cold, policy, *_ = RECIPES["r1"]
     draws = replace(policy.decoding, max_tokens=40)
@@ -223,7 +237,69 @@ def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) ->
     rates = [json.loads((tmp_path / "out" / name / "round.json").read_text())["config"]["learning_rate"]
              for name in ("1-cold-start", "2-reasoning")]  # fmt: skip
     assert rates == [1e-2, pytest.approx(1e-3)]
+    rewards = json.loads((tmp_path / "out" / "2-reasoning" / "round.json").read_text())["rewards"]
+    assert len(rewards) == 2 and "worth=1.0" in rewards[1]  # right answers, and texts that are well-formed
     assert LanguageModel.load(tmp_path / "out").config.width == 48
+
+
+# Ends that come early.
+
+
+def sure_after(times: int, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second attempt at a sum is right; after so many calls all are, or none is."""
+    sample, calls = LocalSampler.sample, []
+
+    def answered(self: LocalSampler, prompts: Sequence[str], *rest: object) -> list[Attempt]:
+        calls.append(len(prompts))
+        texts = []
+        for number, prompt in enumerate(prompts):
+            is_right = right if len(calls) > times else number % 2 == 0
+            total = sum(map(int, re.findall(r"\d+", prompt)))
+            texts.append(f"answer: {total if is_right else total + 1}\n")
+        drawn = sample(self, prompts, *rest)  # type: ignore[arg-type]
+        return [replace(one, text=text, finish="end") for one, text in zip(drawn, texts, strict=True)]
+
+    monkeypatch.setattr(LocalSampler, "sample", answered)
+
+
+DAPO = f"dapo:iterations=9,problems=4,attempts=4,draws=1,{SHORT}"
+
+
+def test_a_run_that_has_nothing_left_to_learn_ends_well(adder, tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    sure_after(2, True, monkeypatch)
+    assert main(learn(DAPO, out, model=adder, count=16, validation=0)) == 0
+    told = capsys.readouterr()
+    assert "iteration 2: all attempts are right; nothing is left to learn from these problems\n" in told.err
+    assert "dapo: 2 iterations\nthe doctor says: no-comparison: in 4 of 4 groups" in told.out
+    assert not same_weights(adder, out) and (out / "learn.html").exists()
+
+
+def test_a_run_that_cannot_go_on_leaves_what_it_learned(adder, tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    sure_after(2, False, monkeypatch)
+    assert main(learn(DAPO, out, model=adder, count=16, validation=0)) == 2
+    told = capsys.readouterr()
+    assert "mnemonist: none of the 4 problems of iteration 2 has attempts of different worth" in told.err
+    assert f"model so far in {out}" in told.err
+    assert "the doctor says: no-comparison: in 4 of 4 groups all rewards are equal (4 of them all wrong)" in told.out
+    assert "dynamic" not in told.out
+    assert (out / "learn.html").exists()
+    assert load_checkpoint(out / "fit" / "checkpoint").step == 2  # though only every fourth step is saved
+    assert not same_weights(adder, out)
+
+
+def test_the_doctor_is_asked_about_a_folder(tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(learn("distil:epochs=1", out, preset=SMALLEST, count=8, validation=8)) == 0
+    capsys.readouterr()
+    assert main(["reason", "doctor", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("in validation, ")
+    assert main(learn("distil:epochs=1", tmp_path / "quiet", preset=SMALLEST, count=8, validation=0)) == 0
+    capsys.readouterr()
+    assert main(["reason", "doctor", str(tmp_path / "quiet")]) == 0
+    assert capsys.readouterr().out == "nothing looks wrong in the latest attempts and in the metrics\n"
+    refuses(["reason", "doctor", str(tmp_path)], "there is no round in", capsys)
 
 
 # Interruptions.
@@ -262,6 +338,7 @@ def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -
         patch.setattr(LocalSampler, "sample", interrupted)
         assert main(command()) == 130
     assert "--resume goes on" in capsys.readouterr().err
+    assert "the doctor says (1)" in (tmp_path / "out" / "learn.html").read_text()
     assert main(command("--resume")) == 0
     assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
 
@@ -335,6 +412,8 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["grpo:atempts=3", "countdown"], "'atempts=3' is not a change to a round (did you mean 'attempts'?)"),
         (["grpo", "countdwn"], "there is no task 'countdwn' (did you mean 'countdown'?)"),
         (["r1:epochs=2", "countdown"], "the rounds of recipe r1 have choices of their own"),
+        (["grpo", "countdown", "--base", "x"], "round grpo takes no base of its own"),
+        (["rest-em", "countdown", "--base", "x", "--lora", "1"], "leave out --lora or --base"),
         (["grpo", "countdown", "--objective", "dappo"], "there is no objective 'dappo' (did you mean 'dapo'?)"),
         (["distil", "countdown", "--objective", "dapo"], "round distil has no objective to replace"),
         (["grpo", "countdown", "--data", "x.jsonl"], "learns from attempts; leave out --data"),
@@ -374,10 +453,14 @@ def test_bad_input_ends_in_one_sentence(words, sentence, adder, tmp_path, capsys
 
 
 def test_a_policy_that_is_never_right_has_nothing_to_learn_from(tmp_path, capsys) -> None:
-    command = learn("rest-em:attempts=2,max_tokens=4", tmp_path / "out", preset=SMALLEST, count=2, validation=1)
+    command = learn("rest-em:attempts=4,max_tokens=4", tmp_path / "out", preset=SMALLEST, count=2, validation=1)
     capsys.readouterr()
     assert main(command) == 2
-    assert "none of the 4 attempts of iteration 0 is right" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "none of the 8 attempts of iteration 0 is right" in told.err
+    assert "the doctor says: unreadable: 100% of attempts" in told.out
+    assert (tmp_path / "out" / "learn.html").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()  # nothing was learned
 
 
 def test_runs_of_others_are_refused(adder, tmp_path, capsys) -> None:
@@ -385,6 +468,8 @@ def test_runs_of_others_are_refused(adder, tmp_path, capsys) -> None:
     assert main(learn("distil:epochs=1", out, preset=SMALLEST, count=4, validation=0)) == 0
     command = learn("distil:epochs=2", out, "--resume", preset=SMALLEST, count=4, validation=0)
     refuses(command, "is another one: its round differ; take the same, or another folder", capsys)
+    command = learn("distil:epochs=1", out, "--resume", preset=SMALLEST, count=4, validation=0, format_reward=0.5)
+    refuses(command, "is another one: its rewards differ", capsys)
     command = learn("distil:epochs=1", out, "--resume", model=adder, count=4, validation=0)
     refuses(command, "is another one: its weights differ", capsys)
     model = tmp_path / "model"

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.doctor import FEW, Finding, examine, examine_folder, examine_targets
+from mnemonist.reasoning.doctor import (
+    FEW,
+    Finding,
+    examine,
+    examine_folder,
+    examine_targets,
+    examine_validation,
+    rounds_in,
+)
 
 Row = dict[str, Any]
 
@@ -161,11 +169,48 @@ def test_rounds_with_long_fits_have_a_folder_for_each_iteration(tmp_path: Path) 
     assert names(examine_folder(tmp_path)) == ["unreadable"]
 
 
+def test_dynamic_sampling_is_advised_where_it_can_be_turned_on(tmp_path: Path) -> None:
+    write(tmp_path / "attempts" / "000001.jsonl", attempts(lambda p, n: {"right": False}))
+    write(
+        tmp_path / "metrics.jsonl", metrics(reward=lambda t: 0.0, accuracy=lambda t: 0.0, zero_variance=lambda t: 1.0)
+    )
+    for objective, advised in (({"dynamic": False}, True), ({"dynamic": True}, False), (None, False)):
+        (tmp_path / "round.json").write_text(json.dumps({"round": {"name": "x", "objective": objective}}))
+        found = examine_folder(tmp_path)
+        assert names(found) == ["no-comparison", "no-rise"]
+        assert all(("turn dynamic sampling on" in finding.advice) == advised for finding in found)
+        assert "take easier problems, distil first, raise the temperature, or give more attempts" in found[0].advice
+
+
+def test_the_latest_validation_of_a_round_is_looked_at(tmp_path: Path) -> None:
+    assert examine_validation(tmp_path) == []
+    write(tmp_path / "base" / "validation.jsonl", attempts(lambda p, n: {"thought": False}))
+    write(tmp_path / "9" / "validation.jsonl", attempts(lambda p, n: {"answer": "7"}))
+    write(tmp_path / "10" / "validation.jsonl", attempts(lambda p, n: {"parsed": False}))
+    assert names(examine_validation(tmp_path)) == ["unreadable"]
+    write(tmp_path / "validation.jsonl", attempts(lambda p, n: {"finish": "length"}))  # of a policy gradient
+    assert names(examine_validation(tmp_path)) == ["never-ends"]
+
+
+def test_a_run_is_a_round_or_several(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no round in"):
+        rounds_in(tmp_path)
+    for name in ("2-grpo", "1-distil"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "round.json").write_text(json.dumps({"round": {"name": name[2:]}}))
+    assert rounds_in(tmp_path) == {"distil": tmp_path / "1-distil", "grpo": tmp_path / "2-grpo"}
+    assert rounds_in(tmp_path / "1-distil") == {"distil": tmp_path / "1-distil"}
+
+
 def test_what_is_no_round_or_damaged_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no round in"):
         examine_folder(tmp_path)
     (tmp_path / "round.json").write_text("{}")
     assert examine_folder(tmp_path) == []
+    (tmp_path / "round.json").write_text("[")
+    with pytest.raises(UserError, match=r"round.json cannot be read"):
+        examine_folder(tmp_path)
+    (tmp_path / "round.json").write_text("{}")
     for damage in ("{", "7\n"):
         (tmp_path / "metrics.jsonl").write_text(damage)
         with pytest.raises(UserError, match=r"metrics.jsonl cannot be read"):

@@ -22,7 +22,7 @@ from toy_policies import (
     with_changes,
 )
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.reasoning import learning, proposing
 from mnemonist.reasoning.adapters import with_adapters
 from mnemonist.reasoning.attempts import Attempt, Decoding
@@ -30,6 +30,7 @@ from mnemonist.reasoning.learning import learn, learn_recipe, right_and_wrong
 from mnemonist.reasoning.proposing import Material, Policy, Solver, measure
 from mnemonist.reasoning.round_folder import put_weights, weights_of
 from mnemonist.reasoning.rounds import ROUNDS, Round
+from mnemonist.reasoning.tasks.rewards import accuracy_reward, format_reward
 from mnemonist.reasoning.weighing import load_judged
 from mnemonist.training import load_checkpoint
 
@@ -120,11 +121,11 @@ def test_of_easy_problems_few_attempts_are_kept(tmp_path: Path) -> None:
 
 
 def test_rest_em_fits_from_the_base_and_keeps_the_best(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """With a learning rate of nearly zero every fit ends at the base, so that the second does not rise."""
+    """With a learning rate of nearly zero every fit ends at the base, wherever the one before ended."""
     policy = policy_with(warm)
-    end = learn(REST_EM, policy, material(), tmp_path, with_changes(batch_size=25, learning_rate=1e-12), progress=False)
-    assert (end.iterations, end.best) == (2, 0)
-    assert not (tmp_path / "2").exists()
+    still, row = with_changes(batch_size=25, learning_rate=1e-12), replace(REST_EM, iterations=2, until_worse=False)
+    end = learn(row, policy, material(), tmp_path, still, progress=False)
+    assert (end.iterations, end.best) == (2, 1)
     for name, value in weights_of(policy.model).items():
         torch.testing.assert_close(value, warm[name], rtol=0, atol=1e-7)
     # The second iteration sampled with other seeds.
@@ -135,7 +136,7 @@ def test_rest_em_fits_from_the_base_and_keeps_the_best(warm: dict[str, torch.Ten
 def test_when_validation_falls_the_weights_of_the_best_iteration_are_left(
     warm: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = iter([0.4, 0.5, 0.5])
+    accuracies = iter([0.3, 0.4, 0.5, 0.5])
     monkeypatch.setattr(learning, "validate", lambda *arguments: next(accuracies))
     policy = policy_with(warm)
     end = learn(replace(REST_EM, epochs=1), policy, material(), tmp_path, CONFIG, progress=False)
@@ -144,6 +145,21 @@ def test_when_validation_falls_the_weights_of_the_best_iteration_are_left(
     best, last = (load_checkpoint(tmp_path / str(i) / "fit" / "checkpoint").model for i in (1, 2))
     assert all(torch.equal(value, best[name]) for name, value in weights_of(policy.model).items())
     assert any(not torch.equal(value, last[name]) for name, value in weights_of(policy.model).items())
+
+
+def test_where_no_iteration_is_better_the_policy_before_the_first_is_left(
+    warm: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One fit at a rate that ruins the policy; going on with it finds the same."""
+    policy, ruin = policy_with(warm), replace(CONFIG, learning_rate=1.0, clip_norm=None)
+    end = learn(REST_EM, policy, material(), tmp_path, ruin)
+    assert (end.iterations, end.best, end.checkpoint) == (1, None, None)
+    assert end.validation == pytest.approx(accuracy(policy)) and end.validation > 0
+    assert all(torch.equal(value, warm[name]) for name, value in weights_of(policy.model).items())
+    assert "no iteration is better in validation than the policy before the first fit" in capsys.readouterr().err
+    again = policy_with(warm)
+    assert learn(REST_EM, again, material(), tmp_path, ruin, resume=True, progress=False) == end
+    assert again.sampler.calls == 0  # type: ignore[union-attr]
 
 
 def test_without_the_base_a_fit_goes_on_where_the_last_one_ended(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -255,7 +271,14 @@ def test_a_round_that_was_stopped_anywhere_goes_on_exactly(
 ) -> None:
     monkeypatch.setattr(proposing, "SHARD", 18)  # three files an iteration
     row = replace(REST_EM if name == "rest-em" else ROUNDS["dpo"], attempts=6, iterations=2, epochs=2, decoding=SHORT)
-    row = replace(row, until_worse=False)
+    if name == "rest-em":  # whose policy is validated once more, before all else
+        validate = learning.validate
+
+        def rising(path: Path, *rest: Any) -> float:
+            validate(path, *rest)
+            return {"base": 0.1, "0": 0.2, "1": 0.3}[path.parent.name]
+
+        monkeypatch.setattr(learning, "validate", rising)
     straight = speller()
     learn(row, straight, VOWELS, tmp_path / "straight", CONFIG, progress=False)
     expected, weights = outcome(tmp_path / "straight"), weights_of(straight.model)
@@ -291,6 +314,32 @@ def test_all_wrong_attempts_are_kept_and_it_is_said_what_to_change(tmp_path: Pat
     row = replace(ROUNDS["dpo"], attempts=2, decoding=SHORT)
     with pytest.raises(UserError, match=r"is right where another at its problem is wrong"):
         learn(row, policy, material(), tmp_path / "dpo", CONFIG, progress=False)
+
+
+class LaterWrong(ToySampler):
+    """Draws from the model once; from then on every attempt is wrong."""
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+        drawn = super().sample(prompts, decoding)
+        return drawn if self.calls == len(prompts) else [replace(one, text="=b.") for one in drawn]
+
+
+def test_a_round_that_cannot_go_on_leaves_its_last_iteration(tmp_path: Path) -> None:
+    row = replace(REST_EM, until_worse=False)
+    policy = speller()
+    policy = replace(policy, sampler=LaterWrong(policy.model))
+    with pytest.raises(CannotGoOn, match="attempts of iteration 1 is right"):
+        learn(row, policy, replace(VOWELS, validation=()), tmp_path, CONFIG, progress=False)
+    kept = load_checkpoint(tmp_path / "0" / "fit" / "checkpoint").model
+    assert all(torch.equal(value, kept[name]) for name, value in weights_of(policy.model).items())
+
+
+def test_a_fit_that_diverges_leaves_its_last_step(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    policy = policy_with(warm)
+    with pytest.raises(CannotGoOn, match=r"of step \d+ is (nan|inf)"):
+        learn(DISTIL, policy, material(), tmp_path, replace(CONFIG, learning_rate=1e30, clip_norm=None), progress=False)
+    kept = load_checkpoint(tmp_path / "0" / "fit" / "checkpoint")
+    assert all(torch.equal(value, kept.model[name]) for name, value in weights_of(policy.model).items())
 
 
 @pytest.mark.parametrize(
@@ -331,13 +380,35 @@ def test_a_folder_of_another_round_is_refused(warm: dict[str, torch.Tensor], tmp
         go_on(given=material(problems=PROBLEMS[:9], validation=PROBLEMS[9:]))
     with pytest.raises(UserError, match="its config differ"):
         go_on(config=replace(CONFIG, learning_rate=1.0))
+    with pytest.raises(UserError, match="its rewards differ"):
+        go_on(given=material(rewards=[accuracy_reward(TASK, FORMAT)]))
     with pytest.raises(UserError, match="already has a round: go on with --resume"):
         learn(row, policy_with(warm), material(), tmp_path, CONFIG)
     with pytest.raises(UserError, match="there is no round in .* to resume; start without --resume"):
         learn(row, policy_with(warm), material(), tmp_path / "new", CONFIG, resume=True)
-    (tmp_path / "round.json").write_text("{")
+    path = tmp_path / "round.json"
+    path.write_text(path.read_text().replace("mnemonist-round/2", "mnemonist-round/1"))
+    with pytest.raises(UserError, match="was begun by another version of mnemonist; finish it with that one"):
+        go_on()
+    path.write_text("{")
     with pytest.raises(UserError, match=r"round.json is damaged"):
         go_on()
+
+
+def test_other_rewards_and_other_teachers_are_another_round(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    def teacher(weights: Any) -> Material:
+        return material(teacher=policy_with(weights).sampler, validation=())
+
+    def paid(worth: float) -> Material:
+        return material(rewards=[accuracy_reward(TASK, FORMAT), format_reward(FORMAT, worth)], validation=())
+
+    row, draws = replace(DISTIL, epochs=1), replace(SHORT, temperature=0.9)
+    for name, one, other in (("teacher", teacher(warm), teacher(None)), ("rewards", paid(0.5), paid(0.1))):
+        chosen = replace(row, attempts=8, decoding=draws)
+        learn(chosen, policy_with(warm), one, tmp_path / name, CONFIG, progress=False)
+        learn(chosen, policy_with(warm), one, tmp_path / name, CONFIG, resume=True, progress=False)
+        with pytest.raises(UserError, match=f"its {name} differ"):
+            learn(chosen, policy_with(warm), other, tmp_path / name, CONFIG, resume=True, progress=False)
 
 
 def test_a_damaged_file_of_attempts_is_refused(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:

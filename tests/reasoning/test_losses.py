@@ -99,6 +99,16 @@ def test_how_lengths_weigh(length: Length, mean: float) -> None:
     assert float(total.loss) / float(total.targets) == pytest.approx(mean)
 
 
+@pytest.mark.parametrize("length", ["sequence", "token", "constant"])
+def test_rows_that_only_fill_a_batch_up_count_for_nothing(length: Length) -> None:
+    loss, mask = torch.tensor([1.0, 4.0, 1.0, 1.0])[:, None].expand(4, 6), loss_cases.mask()
+    filled = sum_over_attempts(
+        torch.cat([loss, loss[:1]]), torch.cat([mask, 0 * mask[:1]]), length, LIMIT, torch.tensor(4)
+    )
+    alone = sum_over_attempts(loss, mask, length, LIMIT)
+    assert (float(filled.loss), float(filled.targets)) == (float(alone.loss), float(alone.targets))
+
+
 def test_k3_is_never_negative_and_its_mean_is_the_divergence() -> None:
     policy, reference = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.3, 0.3, 0.4]).log()
     estimate = k3(policy, reference)

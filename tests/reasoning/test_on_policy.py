@@ -14,7 +14,7 @@ import torch
 from sharing_processes import main, run_in_two
 from toy_policies import FORMAT, TOKENIZER, ToySampler, VowelTask, problems_of, speller, speller_weights, with_changes
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.reasoning import on_policy
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.learning import Learned, learn
@@ -22,6 +22,7 @@ from mnemonist.reasoning.objective import OBJECTIVES
 from mnemonist.reasoning.proposing import Material, Policy
 from mnemonist.reasoning.round_folder import weights_of
 from mnemonist.reasoning.rounds import ROUNDS, Round
+from mnemonist.reasoning.shuffling import endless, mix
 from mnemonist.reasoning.tasks.rows import problem_of
 from mnemonist.reasoning.weighing import load_judged
 from mnemonist.training import TrainingConfig, load_checkpoint
@@ -142,6 +143,24 @@ class Scripted:
         return [float(i % 2) if question in self.teaching else 0.0 for i, question in enumerate(questions)]
 
 
+class Spelling(ToySampler):
+    """Draws from the model for the first so many times; from then on every attempt is the same text."""
+
+    def __init__(self, model: torch.nn.Module, times: int, text: str) -> None:
+        super().__init__(model)
+        self.times, self.text = times, text
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+        drawn = super().sample(prompts, decoding)
+        self.times -= 1
+        return drawn if self.times >= 0 else [replace(one, text=self.text) for one in drawn]
+
+
+def spelling(times: int, text: str) -> Policy:
+    policy = speller()
+    return replace(policy, sampler=Spelling(policy.model, times, text))
+
+
 def test_groups_that_teach_nothing_are_replaced(tmp_path: Path) -> None:
     material = replace(VOWELS, rewards=[Scripted("abcd")])
     run(tmp_path, row("dapo", iterations=2, problems=4, attempts=2), material=material)
@@ -170,6 +189,62 @@ def test_when_nothing_teaches_it_is_said_and_kept(tmp_path: Path) -> None:
     run(tmp_path / "plain", row("dr-grpo", iterations=1), policy, material=material)
     assert records(tmp_path / "plain")[0]["zero_variance"] == 1
     assert all(torch.equal(value, speller_weights()[name]) for name, value in weights_of(policy.model).items())
+
+
+def test_a_run_ends_well_where_everything_is_right(tmp_path: Path) -> None:
+    """After two iterations, between two checkpoints; and going on with it finds it ended."""
+    choices = row("dapo", attempts=16, draws=1, iterations=9)
+    policy = spelling(2, "=a.")
+    material = replace(VOWELS, validation=PROBLEMS)
+    end = run(tmp_path, choices, policy, material=material)
+    assert (end.iterations, end.best, end.interrupted, end.validation) == (2, 1, False, 1.0)
+    assert end.checkpoint == tmp_path / "fit" / "checkpoint"
+    kept = load_checkpoint(end.checkpoint)
+    assert kept.step == 2
+    assert all(torch.equal(value, kept.model[name]) for name, value in weights_of(policy.model).items())
+    again = spelling(0, "=b.")
+    assert run(tmp_path, choices, again, material=material, resume=True) == end
+    assert again.sampler.calls == 0  # type: ignore[union-attr]
+    assert all(torch.equal(value, kept.model[name]) for name, value in weights_of(again.model).items())
+
+
+def test_a_run_may_have_nothing_to_learn_from_the_start(tmp_path: Path) -> None:
+    policy = spelling(0, "=a.")
+    end = run(tmp_path, row("dapo"), policy)
+    assert (end.iterations, end.best, end.checkpoint, end.interrupted) == (0, None, None, False)
+    assert all(torch.equal(value, speller_weights()[name]) for name, value in weights_of(policy.model).items())
+
+
+def test_a_run_that_cannot_go_on_keeps_its_last_step(tmp_path: Path) -> None:
+    policy = spelling(2, "=b.")
+    with pytest.raises(CannotGoOn, match="none of the 4 problems of iteration 2 has attempts of different worth"):
+        run(tmp_path, row("dapo", attempts=16, draws=1, iterations=9), policy)
+    kept = load_checkpoint(tmp_path / "fit" / "checkpoint")
+    assert kept.step == 2
+    assert all(torch.equal(value, kept.model[name]) for name, value in weights_of(policy.model).items())
+
+
+def test_a_minibatch_whose_attempts_were_all_cut_off_is_passed_over(tmp_path: Path) -> None:
+    second = endless(4, mix(CONFIG.seed, "minibatch", 0, 0), 0, 4)[1::2]
+
+    class Cut(ToySampler):
+        def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+            drawn = super().sample(prompts, decoding)
+            return [replace(one, finish="length" if i in second else "end") for i, one in enumerate(drawn)]
+
+    policy = speller()
+    choices = row("dapo", iterations=1, problems=1, attempts=4, minibatches=2, dynamic=False)
+    one = replace(VOWELS, problems=PROBLEMS[:1], rewards=[Scripted("abcdefgh")])
+    run(tmp_path, choices, replace(policy, sampler=Cut(policy.model)), material=one)
+    assert [record["grad_norm"] > 0 for record in records(tmp_path)] == [True, False]
+
+
+def test_a_minibatch_without_attempts_is_passed_over(tmp_path: Path) -> None:
+    """One group teaches where four were wanted, so that two minibatches of four have nothing to read."""
+    material = replace(VOWELS, problems=PROBLEMS[:4], rewards=[Scripted("a")])
+    choices = row("dr-grpo", iterations=1, attempts=2, minibatches=4, draws=1, dynamic=True)
+    run(tmp_path, choices, material=material)
+    assert [record["grad_norm"] > 0 for record in records(tmp_path)] == [True, True, False, False]
 
 
 def test_attempts_that_were_cut_off_do_not_count(tmp_path: Path) -> None:

@@ -36,6 +36,22 @@ def test_the_recipe_of_r1_has_four_stages() -> None:
         find_recipe("r2")
 
 
+def test_what_the_rounds_of_a_recipe_share_can_be_set_for_all() -> None:
+    stages = find_recipe("r1:max_tokens=512,iterations=50,attempts=8,problems=4")
+    assert [stage.decoding.max_tokens for stage in stages] == [512] * 4
+    assert [stage.iterations for stage in stages] == [1, 50, 1, 50]
+    assert [stage.attempts for stage in stages] == [1, 8, 8, 8]  # a teacher that thinks by rule has one solution
+    assert [stage.problems for stage in stages] == [0, 4, 0, 4]
+    with pytest.raises(UserError, match="run them one by one to change epochs"):
+        find_recipe("r1:epochs=2")
+    with pytest.raises(UserError, match="iterations is 0; it must be a whole number from 1"):
+        find_recipe("r1:iterations=0")
+
+
+def test_the_stages_of_a_recipe_are_rounds_of_their_own() -> None:
+    assert find_recipe("r1")[2] is ROUNDS["rejection-sampling"]
+
+
 def test_a_round_is_found_by_name_and_changed_by_text() -> None:
     found = find_round("rest-em:iterations=2,temperature=1,until_worse=false,max_tokens=9")
     expected = replace(ROUNDS["rest-em"], iterations=2, until_worse=False)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from toy_training import CONFIG, batches, course, loss_of, make_model, noisy_loss_of, run_program
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.checkpoint import load_checkpoint
 from mnemonist.training.configuration import TrainingConfig
@@ -37,6 +37,7 @@ def run(
     resume: bool = False,
     extra: dict[str, Any] | None = None,
     on_step: OnStep | None = None,
+    **more: Any,
 ) -> TrainingResult:
     model = make_model(dropout) if model is None else model
     return train(
@@ -49,6 +50,7 @@ def run(
         extra=extra,
         progress=False,
         on_step=on_step,
+        **more,
     )
 
 
@@ -308,20 +310,66 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, what: str) -> No
     model = make_model()
     weights: list[torch.Tensor] = []
     copy = stop_after(6, lambda: weights.extend(p.detach().clone() for p in model.parameters()))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(CannotGoOn) as caught:
         run(tmp_path, model=model, loss=loss, on_step=copy)
     message = str(caught.value)
     assert f"the {what} of step 7 is" in message
-    assert "still holds step 5" in message
+    assert "checkpoint holds step 6" in message
     assert "learning_rate" in message
     assert "\n" not in message
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
-    assert load_checkpoint(tmp_path / "checkpoint").step == 5
+    kept = load_checkpoint(tmp_path / "checkpoint")
+    assert kept.step == 6  # though only every fifth step is saved
+    assert all(torch.equal(p, kept.model[name]) for name, p in model.named_parameters())
 
 
 def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step 1 has no targets"):
         run(tmp_path, loss=lambda model, batch: LossSum(loss_of(model, batch).loss, 0))
+
+
+def test_a_step_without_targets_can_be_skipped(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: Any) -> LossSum:
+        calls.append(1)
+        part = loss_of(model, batch)
+        return LossSum(0 * part.loss, 0) if 2 < len(calls) <= 4 else part
+
+    calls: list[int] = []
+    model = make_model(0.0)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def on_step(metrics: StepMetrics) -> None:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    run(tmp_path, with_changes(steps=3, accumulation=2), model=model, loss=loss, on_step=on_step, skip_empty=True)
+    first, second, third = seen
+    assert all(torch.equal(first[name], second[name]) for name in first)  # the optimiser's memory moves nothing either
+    assert not all(torch.equal(second[name], third[name]) for name in first)
+    assert [metrics.loss == 0 for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [False, True, False]
+
+
+def test_a_run_ends_well_where_no_more_is_wanted(tmp_path: Path) -> None:
+    end = run(tmp_path, more=lambda step: step < 7)
+    assert (end.step, end.interrupted) == (7, False)
+    assert load_checkpoint(tmp_path / "checkpoint").step == 7
+    again = run(tmp_path, resume=True, more=lambda step: step < 7)
+    assert (again.step, again.interrupted) == (7, False)
+    nothing = run(tmp_path / "nothing", more=lambda step: False)
+    assert (nothing.step, nothing.interrupted) == (0, False)
+    assert not (tmp_path / "nothing" / "checkpoint").exists()
+
+
+def test_a_run_that_cannot_go_on_keeps_what_it_has_learned(tmp_path: Path, straight: Path) -> None:
+    def more(step: int) -> bool:
+        if step == 7:
+            raise CannotGoOn("there is nothing to read")
+        return True
+
+    with pytest.raises(CannotGoOn, match="there is nothing to read"):
+        run(tmp_path, more=more)
+    assert load_checkpoint(tmp_path / "checkpoint").step == 7
+    run(tmp_path, resume=True)
+    assert same_weights(tmp_path, straight)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnemonist.errors import UserError
+from mnemonist.reasoning.rounds import IDENTITY
 
 Row = Mapping[str, Any]
 """A line of a file of attempts (`weighing.Judged.to_json`), or of metrics."""
@@ -44,6 +45,8 @@ NO_RISE = 0.02
 MUCH_CLIPPED = 0.3
 """Share of tokens whose gradient was cut off."""
 
+_DYNAMIC = ", or turn dynamic sampling on (dynamic=true)"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -60,18 +63,19 @@ class Finding:
         return f"{self.name}: {self.what}; {self.advice}"
 
 
-def examine(attempts: Sequence[Row] = (), metrics: Sequence[Row] = ()) -> list[Finding]:
+def examine(attempts: Sequence[Row] = (), metrics: Sequence[Row] = (), *, static: bool = False) -> list[Finding]:
     """All findings about attempts of one moment, and about the metrics of all moments so far.
 
     Args:
         attempts: weighed ones, groups side by side.
         metrics: lines in the order of steps.
+        static: whether they are of a policy gradient without dynamic sampling, which may be turned on.
     """
     found: list[Finding | None] = []
     if len(attempts) >= FEW:
-        found += [check(attempts) for check in _OF_ATTEMPTS]
+        found += [_no_comparison(attempts, static), *(check(attempts) for check in _OF_ATTEMPTS)]
     if len(metrics) >= FEW:
-        found += [check(metrics) for check in _OF_METRICS]
+        found += [_collapse(metrics), _no_rise(metrics, static), *(check(metrics) for check in _OF_METRICS)]
     return [one for one in found if one is not None]
 
 
@@ -82,15 +86,54 @@ def examine_folder(folder: str | Path) -> list[Finding]:
         UserError: there is no round, or a file of it cannot be read.
     """
     folder = Path(folder)
-    if not (folder / "round.json").exists():
-        raise UserError(f"there is no round in {folder}; give the folder of a run")
+    objective = _round(folder).get("objective") or {}
     files = sorted((folder / "attempts").glob("[0-9]*.jsonl"))[-1:]  # of a policy gradient
     if not files:
-        iterations = sorted((p for p in folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name))
-        files = next((own for p in reversed(iterations) if (own := sorted((p / "attempts").glob("*.jsonl")))), [])
+        files = next((own for p in _iterations(folder) if (own := sorted((p / "attempts").glob("*.jsonl")))), [])
     attempts = [row for path in files for row in _lines(path)]
     metrics = folder / "metrics.jsonl"
-    return examine(attempts, _lines(metrics) if metrics.exists() else [])
+    static = not objective.get("dynamic", True)
+    return examine(attempts, _lines(metrics) if metrics.exists() else [], static=static)
+
+
+def examine_validation(folder: str | Path) -> list[Finding]:
+    """All findings about what was answered in the latest validation of a round.
+
+    Raises:
+        UserError: a file of it cannot be read.
+    """
+    places = (Path(folder), *_iterations(Path(folder)))
+    path = next((own for place in places if (own := place / "validation.jsonl").exists()), None)
+    return [] if path is None else examine(_lines(path))
+
+
+def rounds_in(folder: str | Path) -> dict[str, Path]:
+    """Folders of the rounds of a run, by name and in their order: the folder itself, or those in that of a recipe.
+
+    Raises:
+        UserError: there is no round, or a file of it cannot be read.
+    """
+    folder = Path(folder)
+    files = [*folder.glob(IDENTITY), *sorted(folder.glob(f"[0-9]-*/{IDENTITY}"))]
+    if not files:
+        raise UserError(f"there is no round in {folder}; give the folder of a run")
+    return {_round(path.parent).get("name", path.parent.name): path.parent for path in files}
+
+
+def _round(folder: Path) -> Row:
+    """The choices of a round."""
+    path = folder / IDENTITY
+    if not path.exists():
+        raise UserError(f"there is no round in {folder}; give the folder of a run")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("round", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+
+
+def _iterations(folder: Path) -> list[Path]:
+    """Folders of the iterations of a round with long fits, the latest first."""
+    return sorted((p for p in folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: -int(p.name))
 
 
 def _lines(path: Path) -> list[Row]:
@@ -127,7 +170,7 @@ def examine_targets(targets: Iterable[Sequence[int]], end: int) -> list[Finding]
 # Of attempts.
 
 
-def _no_comparison(attempts: Sequence[Row]) -> Finding | None:
+def _no_comparison(attempts: Sequence[Row], static: bool) -> Finding | None:
     groups = [list(group) for _, group in itertools.groupby(attempts, key=lambda row: row["problem"])]
     groups = [group for group in groups if len(group) > 1]
     equal = [group for group in groups if len({round(row["reward"], 6) for row in group}) == 1]
@@ -135,15 +178,15 @@ def _no_comparison(attempts: Sequence[Row]) -> Finding | None:
         return None
     wrong = sum(not group[0]["right"] for group in equal)
     advice = (
-        "take easier problems, distil first, or give more attempts to each"
+        "take easier problems, distil first, raise the temperature, or give more attempts to each"
         if 2 * wrong >= len(equal)
-        else "take harder problems"
+        else "take harder problems, or raise the temperature"
     )
     return Finding(
         "no-comparison",
         f"in {len(equal)} of {len(groups)} groups all rewards are equal ({wrong} of them all wrong), so they teach "
         "nothing",
-        f"{advice}, or turn dynamic sampling on (dynamic=true)",
+        f"{advice}{_DYNAMIC if static else ''}",
     )
 
 
@@ -262,7 +305,7 @@ def _collapse(metrics: Sequence[Row]) -> Finding | None:
     )
 
 
-def _no_rise(metrics: Sequence[Row]) -> Finding | None:
+def _no_rise(metrics: Sequence[Row], static: bool) -> Finding | None:
     rewards = [row["reward"] for row in metrics if "reward" in row]
     if len(rewards) < 2 * FEW:
         return None
@@ -273,7 +316,8 @@ def _no_rise(metrics: Sequence[Row]) -> Finding | None:
     return Finding(
         "no-rise",
         f"the reward was {first:.3g} at first and is {last:.3g} after {len(rewards)} steps",
-        "most groups teach nothing: take easier problems or a policy that was distilled first, or dynamic=true"
+        "most groups teach nothing: take easier problems or a policy that was distilled first"
+        + (_DYNAMIC if static else "")
         if idle
         else "raise the learning rate, draw more attempts at each problem, or begin with a policy that was distilled",
     )
@@ -320,5 +364,5 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-_OF_ATTEMPTS = (_no_comparison, _unreadable, _cut_off, _never_ends, _loops, _no_thought, _copied, _constant)
-_OF_METRICS = (_collapse, _no_rise, _hacked, _clipped)
+_OF_ATTEMPTS = (_unreadable, _cut_off, _never_ends, _loops, _no_thought, _copied, _constant)
+_OF_METRICS = (_hacked, _clipped)

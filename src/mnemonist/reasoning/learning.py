@@ -5,6 +5,7 @@
     folder/0/fit/                   the fit to what had weight,
     folder/0/validation.jsonl       and what the policy then answered
     folder/metrics.jsonl            a line for each iteration
+    folder/base/validation.jsonl    what it answered before the first fit, where validation says when to end
 
 Each stage leaves a file, whole or not at all, and begins by looking for it. To resume is therefore to run again: what
 is there is read, what is not is done, and the outcome is that of a run that never stopped. Policy gradients, whose
@@ -22,14 +23,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import write_atomically
 from mnemonist.reasoning.completions import Row, RowMaker, log_probs_of
 from mnemonist.reasoning.fitting import Fit, config_for, likelihood_fit, preference_fit
 from mnemonist.reasoning.on_policy import learn_on_policy
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, measure, propose, propose_all
-from mnemonist.reasoning.round_folder import IDENTITY, Weights, claim, identity, put_weights, weights_of
-from mnemonist.reasoning.rounds import Round
+from mnemonist.reasoning.round_folder import Weights, claim, identity, put_weights, weights_of
+from mnemonist.reasoning.rounds import IDENTITY, Round
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.rows import preference_row
 from mnemonist.reasoning.weighing import Judged
@@ -46,10 +47,10 @@ class Learned:
     folder: Path
     iterations: int
     """Iterations done."""
-    best: int
-    """The iteration whose weights are left, counted from 0."""
-    checkpoint: Path
-    """Where these weights are."""
+    best: int | None
+    """The iteration whose weights are left, counted from 0; None for the weights that the round began with."""
+    checkpoint: Path | None
+    """Where the weights of that iteration are."""
     validation: float | None
     """Accuracy in validation with them; None without problems for it."""
     interrupted: bool
@@ -81,8 +82,10 @@ def learn(
         progress: show on stderr how far it is.
 
     Raises:
+        CannotGoOn: no attempt has any weight (they are kept); the loss is not finite. The policy has the weights of the
+            last iteration that was done then; in the first one, those of the last step.
         UserError: ``folder`` has a round and ``resume`` is false, or none and it is true, or another one; what the
-            round needs is missing; no attempt has any weight (they are kept); a file of attempts is damaged.
+            round needs is missing; a file of attempts is damaged.
     """
     _require(round_, policy, material)
     accelerator = start_accelerator(config.device)
@@ -97,7 +100,12 @@ def learn(
         fitted = learn_on_policy(round_, policy, material, folder, config, accelerator, progress)
         accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
         done = fitted.step // round_.steps_per_iteration
-        return Learned(folder, done, done - 1, fitted.checkpoint, accuracy, fitted.interrupted)
+        if done < round_.iterations and not fitted.interrupted and progress:
+            _tell(
+                f"iteration {done}: all attempts are right; nothing is left to learn from these problems", accelerator
+            )
+        best, checkpoint = (done - 1, fitted.checkpoint) if fitted.step else (None, None)
+        return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted)
     run = _Run(round_, policy, material, folder, config, accelerator, progress)
     return run.iterate(base if base is not None else weights_of(policy.model))
 
@@ -170,25 +178,46 @@ class _Run:
 
     def iterate(self, base: Weights) -> Learned:
         """Propose, weigh and fit, until it is enough."""
-        best, best_accuracy, records = 0, None, []
+        start = weights_of(self._policy.model)
+        best: int | None = None
+        best_accuracy = self._validated("base") if self._round.until_worse else None
+        records: list[Mapping[str, Any]] = []
         for iteration in range(self._round.iterations):
             place = self._folder / str(iteration)
             groups = self._propose(place, iteration)
-            fitted = self._fit(place, iteration, groups, base)
+            try:
+                fitted = self._fit(place, iteration, groups, base)
+            except CannotGoOn:
+                if iteration or not has_checkpoint(place / "fit" / CHECKPOINT):
+                    self._put_back(best, start)
+                raise
             if fitted.interrupted:
                 return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True)
-            accuracy = validate(place / "validation.jsonl", self._round, self._policy, self._material)
+            accuracy = self._validated(place.name)
             proposed = measure(groups) if groups else {}
             records.append({"iteration": iteration, **proposed, "loss": fitted.loss, "validation": accuracy})
             self._log(records)
-            if self._round.until_worse and iteration and (accuracy or 0) <= (best_accuracy or 0):
-                restore_model(self._policy.model, load_checkpoint(self._checkpoint(best)))
+            if self._round.until_worse and (accuracy or 0) <= (best_accuracy or 0):
+                self._put_back(best, start)
                 break
             best, best_accuracy = iteration, accuracy
+        if best is None:
+            self._say("no iteration is better in validation than the policy before the first fit, which is kept")
         return Learned(self._folder, len(records), best, self._checkpoint(best), best_accuracy, False)
 
-    def _checkpoint(self, iteration: int) -> Path:
-        return self._folder / str(iteration) / "fit" / CHECKPOINT
+    def _checkpoint(self, iteration: int | None) -> Path | None:
+        return None if iteration is None else self._folder / str(iteration) / "fit" / CHECKPOINT
+
+    def _put_back(self, iteration: int | None, start: Weights) -> None:
+        """Give the policy the weights of an iteration, or those that the round began with."""
+        checkpoint = self._checkpoint(iteration)
+        if checkpoint is None:
+            put_weights(self._policy.model, start)
+        else:
+            restore_model(self._policy.model, load_checkpoint(checkpoint))
+
+    def _validated(self, place: str) -> float | None:
+        return validate(self._folder / place / "validation.jsonl", self._round, self._policy, self._material)
 
     def _propose(self, place: Path, iteration: int) -> list[Group]:
         """What the iteration's proposer has to say; nothing where texts are given."""
@@ -209,7 +238,11 @@ class _Run:
         return groups
 
     def _fit(self, place: Path, iteration: int, groups: list[Group], base: Weights) -> TrainingResult:
-        """Fit the policy to what has weight; go on with the fit if it has begun."""
+        """Fit the policy to what has weight; go on with the fit if it has begun.
+
+        Raises:
+            CannotGoOn: nothing has weight, or the loss is not finite.
+        """
         if self._round.from_base:
             put_weights(self._policy.model, base)
         if self._round.weight == "pairs":
@@ -231,21 +264,25 @@ class _Run:
         """Attempts that have weight, at most `Round.keep` of a problem.
 
         Raises:
-            UserError: there is none.
+            CannotGoOn: there is none.
         """
         round_ = self._round
         kept = [[one for one in group if one.right or round_.weight == "one"][: round_.keep] for group in groups]
         if not any(kept):
-            raise UserError(self._nothing(place, iteration, groups, "is right"))
+            raise CannotGoOn(self._nothing(place, iteration, groups, "is right"))
         if round_.proposer == "teacher":  # whose tokens need not be ours
             return [self._maker.of_text(one.attempt.prompt, one.attempt.text) for group in kept for one in group]
         return [self._maker.of_attempt(one.attempt) for group in kept for one in group]
 
     def _preference_fit(self, place: Path, iteration: int, groups: list[Group]) -> tuple[TrainingConfig, Fit]:
-        """Pairs of right and wrong attempts, with what the policy thought of them before the fit."""
+        """Pairs of right and wrong attempts, with what the policy thought of them before the fit.
+
+        Raises:
+            CannotGoOn: there is none.
+        """
         pairs = [pair for group in groups for pair in right_and_wrong(group, self._round.keep)]
         if not pairs:
-            raise UserError(self._nothing(place, iteration, groups, "is right where another at its problem is wrong"))
+            raise CannotGoOn(self._nothing(place, iteration, groups, "is right where another at its problem is wrong"))
         rows = [
             (self._maker.of_attempt(right.attempt), self._maker.of_attempt(wrong.attempt)) for right, wrong in pairs
         ]
@@ -282,8 +319,13 @@ class _Run:
         self._say(f"iteration {last['iteration']}: " + ", ".join([f"loss {last['loss']:.4f}", *told]))
 
     def _say(self, line: str) -> None:
-        if self._progress and self._accelerator.is_main_process:
-            print(line, file=sys.stderr, flush=True)
+        if self._progress:
+            _tell(line, self._accelerator)
+
+
+def _tell(line: str, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        print(line, file=sys.stderr, flush=True)
 
 
 def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -98,7 +98,9 @@ def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
-def sum_over_attempts(loss_BT: Tensor, mask_BT: Tensor, length: Length, limit: int) -> LossSum:
+def sum_over_attempts(
+    loss_BT: Tensor, mask_BT: Tensor, length: Length, limit: int, attempts: Tensor | None = None
+) -> LossSum:
     """Add up the losses of tokens, weighing lengths in one of three ways.
 
     Args:
@@ -106,13 +108,15 @@ def sum_over_attempts(loss_BT: Tensor, mask_BT: Tensor, length: Length, limit: i
         mask_BT: 1 on what counts. An attempt that is masked whole still counts as an attempt, as in TRL.
         length: see `PolicyObjective`.
         limit: tokens that an attempt may have at most.
+        attempts: how many rows are attempts, where some only fill the batch up; left out, all are.
     """
     loss_BT = loss_BT * mask_BT
+    count = len(loss_BT) if attempts is None else attempts
     if length == "token":  # DAPO
         return LossSum(loss_BT.sum(), mask_BT.sum())
     if length == "constant":  # Dr. GRPO
-        return LossSum(loss_BT.sum() / limit, len(loss_BT))
-    return LossSum((loss_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)).sum(), len(loss_BT))
+        return LossSum(loss_BT.sum() / limit, count)
+    return LossSum((loss_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)).sum(), count)
 
 
 # Preferences.

@@ -10,6 +10,9 @@ as it is then proposes; the attempts are written to a file and only then used:
 What a step reads follows from those files and from nothing else, so a run that was killed goes on exactly. Attempts of
 iterations that began after the checkpoint are deleted then: they are of weights that are lost.
 
+With dynamic sampling, a run ends early where the policy is right in all that was drawn, and cannot go on where it is
+not and still no group teaches. Either way it leaves a checkpoint of its last step.
+
 Does not include: sampling while the last step is still being taken, and models that FSDP has cut into parts.
 """
 
@@ -26,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn
 from mnemonist.reasoning.advantages import advantages, draw_groups, overlong_penalty, teaching
 from mnemonist.reasoning.completions import Batch, Row, RowMaker, read, stack
 from mnemonist.reasoning.losses import policy_losses, sum_over_attempts
@@ -79,7 +82,7 @@ def learn_on_policy(
     """Run all iterations, from wherever they have come to.
 
     Raises:
-        UserError: as `learning.learn`.
+        CannotGoOn, UserError: as `learning.learn`.
     """
     config = policy_config(round_, len(material.problems), config)
     fit = folder / "fit"
@@ -161,23 +164,35 @@ class _Run:
             resume=done > 0,
             progress=progress,
             on_step=on_step,
+            more=self.more,
+            skip_empty=True,  # minibatches of attempts that were all cut off
         )
 
     # Propose and weigh.
 
-    def batch_of(self, step: int, micro: int, rank: int, world: int) -> Batch:
-        """The attempts of one micro-batch; the first one of an iteration proposes them."""
-        iteration, place = divmod(step, self._round.steps_per_iteration)
+    def more(self, step: int) -> bool:
+        """Propose and weigh, if an iteration begins with this step; no more steps where all there was is right.
+
+        Raises:
+            CannotGoOn: nothing is left to learn from.
+        """
+        iteration = step // self._round.steps_per_iteration
         if iteration != self._iteration:
             groups = self._groups(iteration)
             self._rows = self._weighed(groups, iteration)
             self._iteration = iteration
-        epoch, minibatch = divmod(place, self._round.minibatches)
-        order = endless(len(self._rows), mix(self._config.seed, "minibatch", iteration, epoch), 0, len(self._rows))
+        return bool(self._rows)
+
+    def batch_of(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """The attempts of one micro-batch."""
+        epoch, minibatch = divmod(step % self._round.steps_per_iteration, self._round.minibatches)
+        seed = mix(self._config.seed, "minibatch", self._iteration, epoch)
+        order = endless(len(self._rows), seed, 0, len(self._rows))
         own = [self._rows[n] for n in order[minibatch :: self._round.minibatches]]
         own = own[micro * world + rank :: self._config.accumulation * world]
         # A part without attempts still has to be a part: one that counts for nothing.
-        return stack(own or [replace(self._rows[0], counts=False, weight=0.0)])
+        batch = stack(own or [replace(self._rows[0], counts=False, weight=0.0)])
+        return {**batch, "attempts": torch.tensor(len(own))}
 
     def _groups(self, iteration: int) -> list[Group]:
         """What an iteration proposed, in the order of the draws."""
@@ -216,25 +231,27 @@ class _Run:
         return propose(path, problems, self._round.attempts, self._sampler, self._material, decoding, self._policy)
 
     def _weighed(self, groups: list[Group], iteration: int) -> list[Row]:
-        """Attempts as rows with their advantages for weights.
+        """Attempts as rows with their advantages for weights; none where dynamic sampling found all of them right.
 
         Raises:
-            UserError: nothing is left to learn from.
+            CannotGoOn: nothing is left to learn from.
         """
         objective, limit = self._objective, self._round.decoding.max_tokens
         self._proposed = measure(groups)
         if objective.dynamic:
             groups = teaching(groups, _rewards, self._wanted)
         kept = f"they are kept in {self._folder / 'attempts'}"
+        if not groups and self._proposed["accuracy"] == 1:
+            return []
         if not groups:
-            raise UserError(
+            raise CannotGoOn(
                 f"none of the {self._proposed['problems']} problems of iteration {iteration} has attempts of different "
                 f"worth, so there is nothing to learn from ({kept}): take easier or harder problems, more attempts at "
                 "each, or a policy that was distilled first"
             )
         lost = [[one.attempt.finish == "length" and objective.skip_overlong for one in group] for group in groups]
         if all(map(all, lost)):
-            raise UserError(
+            raise CannotGoOn(
                 f"every attempt of iteration {iteration} was cut off at {limit} tokens, and the objective leaves those "
                 f"out ({kept}): raise max_tokens, or take skip_overlong=false"
             )
@@ -269,7 +286,8 @@ class _Run:
         kl_BT = torch.zeros_like(mask_BT) if losses.kl_BT is None else losses.kl_BT.detach()
         parts = (torch.ones_like(mask_BT), opinion.entropy_BT, losses.clipped_BT, kl_BT)
         self._sums += torch.stack([(part * mask_BT).sum().double() for part in parts]).cpu()
-        return sum_over_attempts(losses.loss_BT, mask_BT, self._objective.length, self._round.decoding.max_tokens)
+        limit = self._round.decoding.max_tokens
+        return sum_over_attempts(losses.loss_BT, mask_BT, self._objective.length, limit, batch["attempts"])
 
     def _measured(self, metrics: StepMetrics) -> PolicyMetrics:
         """What the step has come to, over all processes; the sums begin anew."""

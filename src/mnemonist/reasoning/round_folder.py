@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
+from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.proposing import Material, Policy, agreed
-from mnemonist.reasoning.rounds import Round
+from mnemonist.reasoning.rounds import IDENTITY, Round
+from mnemonist.reasoning.tasks.rewards import Reward
 from mnemonist.tensors import content_hash
 from mnemonist.training import TrainingConfig
 
-FORMAT = "mnemonist-round/1"
-IDENTITY = "round.json"
-"""Name of the file that says whose folder it is."""
+FORMAT = "mnemonist-round/2"
 
 Weights = Mapping[str, Tensor]
 """By the names of parameters."""
@@ -58,11 +58,26 @@ def identity(
         "problems": _digest([problem.to_json() for problem in material.problems]),
         "validation": _digest([problem.to_json() for problem in material.validation]),
         "pairs": _digest(list(material.pairs)),
-        "teacher": None if material.teacher is None else material.teacher.name,
+        "rewards": [_reward(reward) for reward in material.rewards],
+        "teacher": None if material.teacher is None else _teacher(material.teacher),
         "weights": content_hash("", dict(policy.model.named_parameters())),
         "base": None if base is None else content_hash("", base),
     }
     return json.loads(json.dumps(values))
+
+
+def _reward(reward: Reward) -> str:
+    """What it pays for, as far as can be told: all choices of ours, the name of a plain function."""
+    if is_dataclass(reward):
+        return repr(reward)
+    kind = reward if hasattr(reward, "__qualname__") else type(reward)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _teacher(teacher: Sampler) -> list[str]:
+    """Its name and, where it is a model in this process, what tells its weights from others."""
+    model = getattr(teacher, "model", None)
+    return [teacher.name, content_hash("", model.state_dict()) if isinstance(model, nn.Module) else ""]
 
 
 def _digest(values: Any) -> str:
@@ -85,7 +100,13 @@ def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelera
         if accelerator.is_main_process:
             write_atomically(path, json.dumps(own, indent=1))
         return
-    if differing := differing_fields(path, own):
+    differing = differing_fields(path, own)
+    if "format" in differing:
+        raise UserError(
+            f"the round in {folder} was begun by another version of mnemonist; finish it with that one, or take "
+            "another folder"
+        )
+    if differing:
         raise UserError(
             f"the round in {folder} is another one: its {', '.join(differing)} differ; take the same, or another folder"
         )

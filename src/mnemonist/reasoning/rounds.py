@@ -15,7 +15,7 @@ Nothing here needs torch, so the command line can show the choices at once. `lea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,9 @@ from mnemonist.choices import parse_choices
 from mnemonist.errors import UserError, nearest
 from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.objective import OBJECTIVES, PolicyObjective
+
+IDENTITY = "round.json"
+"""Name of the file in which the folder of a round says what it is."""
 
 Proposer = Literal["given", "teacher", "self"]
 Weight = Literal["one", "right", "advantage", "pairs"]
@@ -157,6 +160,13 @@ ROUNDS: Mapping[str, Round] = {
         _policy("dapo", attempts=16),
         _policy("gspo", minibatches=4),
         _policy("lite-ppo"),
+        Round(
+            "rejection-sampling",
+            "DeepSeek-R1 (arXiv 2501.12948), section 2.3.3: own right attempts, fitted to from the base, 2 epochs",
+            attempts=16,
+            epochs=2,
+            from_base=True,
+        ),
     )
 }
 """Named rounds, each with its source."""
@@ -168,17 +178,15 @@ RECIPES: Mapping[str, tuple[Round, ...]] = {
     "r1": (
         replace(ROUNDS["distil"], name="cold-start", source="DeepSeek-R1, section 2.3.1: long thoughts of a teacher"),
         replace(_R1_POLICY, name="reasoning", source="DeepSeek-R1, section 2.3.2"),
-        Round(
-            "rejection-sampling",
-            "DeepSeek-R1, section 2.3.3: right attempts of the policy so far, fitted to from the base, 2 epochs",
-            attempts=16,
-            epochs=2,
-            from_base=True,
-        ),
+        ROUNDS["rejection-sampling"],
         replace(_R1_POLICY, name="all-scenarios", source="DeepSeek-R1, section 2.3.4: rewards of other kinds as well"),
     ),
 }
 """Named recipes: rounds one after the other. What `from_base` means is the policy before the first of them."""
+
+FORMAT_REWARDS: Mapping[str, float] = {"r1": 1.0}
+"""What recipes pay for a well-formed text besides 1 for a right answer, unless told otherwise; DeepSeek-R1 (Nature
+2025) adds the two with the same weight."""
 
 
 def find_round(text: str) -> Round:
@@ -214,12 +222,34 @@ def change_round(row: Round, changes: str) -> Round:
     return replace(row, decoding=decoding, **{name: value for name, value in values.items() if name in own})
 
 
-def find_recipe(name: str) -> tuple[Round, ...]:
-    """The row of `RECIPES` with this name.
+def find_recipe(text: str) -> tuple[Round, ...]:
+    """The row of `RECIPES` with this name, changed as the text says: ``"r1:iterations=50,max_tokens=512"``.
+
+    What can be changed are choices that its rounds share: ``max_tokens`` of all, ``attempts`` of those in which the
+    policy itself proposes, ``iterations`` and ``problems`` of policy gradients.
 
     Raises:
-        UserError: there is none; the message suggests the nearest one.
+        UserError: there is none, and the message suggests the nearest one; or a choice is not shared or does not fit.
     """
+    name, _, changes = text.partition(":")
     if name not in RECIPES:
         raise UserError(f"there is no recipe {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    rows = RECIPES[name]
+    for change in filter(None, changes.split(",")):
+        choice = change.partition("=")[0].strip()
+        if choice not in _SHARED:
+            raise UserError(
+                f"the rounds of recipe {name} have choices of their own, of which {', '.join(_SHARED)} can be set for "
+                f"all; run them one by one to change {choice}"
+            )
+        rows = tuple(change_round(row, change) if _SHARED[choice](row) else row for row in rows)
+    return rows
+
+
+_SHARED: Mapping[str, Callable[[Round], bool]] = {
+    "max_tokens": lambda row: True,
+    "attempts": lambda row: row.proposer == "self",
+    "iterations": lambda row: row.on_policy,
+    "problems": lambda row: row.on_policy,
+}
+"""Choices that can be set for all rounds of a recipe, and which of them they reach."""

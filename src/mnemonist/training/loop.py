@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
     Checkpoint,
@@ -75,11 +75,13 @@ def train(
     extra: Mapping[str, Any] | None = None,
     progress: bool = True,
     on_step: Callable[[StepMetrics], None] | None = None,
+    more: Callable[[int], bool] | None = None,
+    skip_empty: bool = False,
 ) -> TrainingResult:
     """Train `model` in place.
 
     Seeds the random generators of Python, numpy and torch. Ctrl-C or SIGTERM ends the run after the current
-    step, with a checkpoint.
+    step, with a checkpoint; so does a `CannotGoOn`, before it goes on to the caller.
 
     Args:
         model: any module; it is moved to the device, and set to training mode before every step.
@@ -93,11 +95,15 @@ def train(
         extra: JSON values kept in every checkpoint; None keeps those of the checkpoint resumed from.
         progress: show a bar or lines on stderr.
         on_step: called after every step, on every process, before a checkpoint that is due.
+        more: `more(step)` is called before every step, on every process; the run ends well, with a checkpoint,
+            where it says no. It may raise `CannotGoOn`, if it does so on every process.
+        skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
 
     Raises:
+        CannotGoOn: the loss or the gradient is not finite; or as `more`. The model is as the step before left it.
         UserError: `folder` has a checkpoint and `resume` is false, or has none and it is true; the
-            checkpoint is damaged, of another model, or of a run with other settings; the loss or the gradient
-            is not finite; the disk refuses.
+            checkpoint is damaged, of another model, or of a run with other settings; a step has no targets; the disk
+            refuses.
     """
     accelerator = start_accelerator(config.device)
     settings = _settings(config, accelerator)
@@ -117,8 +123,8 @@ def train(
         if checkpoint.step == config.steps:
             return _result(place, config.steps, False, checkpoint.seconds)
         extra = checkpoint.extra if extra is None else extra
-    run = _Run(accelerator, model, optimiser, config, settings, extra, place)
-    return _go(run, checkpoint, batch_of, loss_of, progress, on_step)
+    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty)
+    return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class _Run:
     settings: dict[str, Any]
     extra: Mapping[str, Any]
     place: Path
+    skip_empty: bool
 
 
 def _go(
@@ -141,8 +148,9 @@ def _go(
     loss_of: LossOf,
     progress: bool,
     on_step: Callable[[StepMetrics], None] | None,
+    more: Callable[[int], bool] | None,
 ) -> TrainingResult:
-    """Take the steps from the checkpoint to the end, or until someone asks to stop."""
+    """Take the steps from the checkpoint to the end, or until someone asks to stop or no more are wanted."""
     accelerator, config, main = run.accelerator, run.config, run.accelerator.is_main_process
     step = saved = checkpoint.step if checkpoint else 0
     with ExitStack() as stack:
@@ -155,23 +163,34 @@ def _go(
             restore_random_state(checkpoint.rng[accelerator.process_index], accelerator.device)
         clock = _Clock(step, checkpoint.seconds if checkpoint else 0.0)
         stopping = False
-        while step < config.steps and not stopping:
-            loss, norm, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop, saved)
-            step += 1
-            metrics = clock.measure(step, loss, norm, config)
-            if step % config.log_every == 0 or step == config.steps:
-                clock.restart_rate(step)
-                if log is not None:
-                    log.write(metrics)
-            report(metrics)
-            if on_step is not None:
-                on_step(metrics)
-            if stopping or step % config.save_every == 0 or step == config.steps:
+
+        def save() -> None:
+            nonlocal saved
+            if step > saved:
                 if accelerator.is_fsdp2:
                     gather(wrapped, run.model, run.optimiser)
                 _save(run, step, clock.seconds())
                 saved = step
-    interrupted = step < config.steps
+
+        try:
+            while step < config.steps and not stopping and (more is None or more(step)):
+                loss, norm, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
+                step += 1
+                metrics = clock.measure(step, loss, norm, config)
+                if step % config.log_every == 0 or step == config.steps:
+                    clock.restart_rate(step)
+                    if log is not None:
+                        log.write(metrics)
+                report(metrics)
+                if on_step is not None:
+                    on_step(metrics)
+                if step % config.save_every == 0:
+                    save()
+        except CannotGoOn:
+            save()
+            raise
+        save()
+    interrupted = stopping and step < config.steps
     if interrupted and main:
         print(
             f"interrupted after step {step} of {config.steps}; saved in {run.place}: "
@@ -188,12 +207,12 @@ def _take_step(
     loss_of: LossOf,
     step: int,
     stop: StopRequest,
-    saved: int,
 ) -> tuple[float, float, bool]:
     """One optimiser step: loss per target, gradient norm, and whether any process was asked to stop.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the model is unchanged then.
+        CannotGoOn: the loss or the gradient is not finite; the model is unchanged then.
+        UserError: there are no targets.
     """
     model, optimiser = wrapped
     model.train()  # an evaluation in `on_step` may have left it in the other mode
@@ -204,12 +223,14 @@ def _take_step(
     # One transfer, since a GPU has to be waited for at each.
     loss_sum, targets, stops, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
     rate = learning_rate(step, run.config)
+    if not targets and run.skip_empty:
+        return 0.0, 0.0, bool(stops)
     if not targets:
         raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
     for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
         if not math.isfinite(value):
-            kept = f"{run.place} still holds step {saved}" if saved else "nothing has been saved yet"
-            raise UserError(
+            kept = f"{run.place} holds step {step}" if step else "there is none before it"
+            raise CannotGoOn(
                 f"the {name} of step {step + 1} is {value} and the step was not taken ({kept}): try a lower "
                 f"learning_rate (it was {rate:.3g}), a longer warm-up, or a smaller clip_norm"
             )

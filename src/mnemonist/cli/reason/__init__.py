@@ -8,6 +8,7 @@ tasks.py       `tasks`: what there is to reason about, and with
 solve.py       `solve`: methods side by side; solving.py: trees in files that grow chunk by chunk
 traces.py      `traces`: journeys and their shortcut twins
 learn.py       `learn` and the names of all rounds: from one's own attempts, a teacher's, or journeys
+doctor.py      `doctor`: what looks wrong in the folder of a run
 reward.py      `reward`: a judge of steps
 pages.py       the HTML pages
 """

@@ -9,31 +9,32 @@ from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
+from mnemonist.cli.reason.doctor import findings_of
 from mnemonist.cli.reason.material import draw, step_task, warn_of_hidden_token
 from mnemonist.cli.reason.options import Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
 from mnemonist.cli.reason.traces import SHOWN, check, journey_views, make_twins
 from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import require_writable
 from mnemonist.intervals import proportion
 from mnemonist.reasoning.arms import match_arms
 from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.completions import RowMaker
-from mnemonist.reasoning.doctor import examine, examine_folder
+from mnemonist.reasoning.doctor import rounds_in
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.learning import Learned, learn, learn_recipe
 from mnemonist.reasoning.objective import find_objective
 from mnemonist.reasoning.proposing import Material, Policy, Solver
-from mnemonist.reasoning.round_folder import IDENTITY
-from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
+from mnemonist.reasoning.round_folder import Weights, weights_of
+from mnemonist.reasoning.rounds import FORMAT_REWARDS, IDENTITY, RECIPES, ROUNDS, Round, find_recipe, find_round
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks import Problem, Task, accuracy_reward, build_task, format_reward, load_rows
 from mnemonist.reasoning.tasks.rows import pair_of
-from mnemonist.reasoning.weighing import load_judged
 from mnemonist.report import JourneyView, write_reasoning
 from mnemonist.training import TrainingConfig
+from mnemonist.training.loop import CHECKPOINT
 
 PAGE = "learn.html"
 
@@ -44,6 +45,8 @@ class Lesson:
 
     material: Material
     journeys: Sequence[JourneyView] = ()
+    base: Weights | None = None
+    """What fits from the base begin with, if not with the learner."""
 
 
 def run_learn(options: Learn) -> int:
@@ -61,19 +64,32 @@ def run_learn(options: Learn) -> int:
     warn_of_hidden_token(model.tokenizer, format)
     say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
     try:
-        learned = run_rounds(options, rounds, policy, lesson.material)
+        learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
+        if _has_run(options.out):
+            report(options, {}, lesson, model, time.perf_counter() - began)
         say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
         return INTERRUPTED
-    model.learner.eval()
-    if first_process():
-        model.save(options.out)
-        report(options, learned, lesson, model, time.perf_counter() - began)
+    except CannotGoOn:
+        if _has_learned(options.out):
+            keep(options, model)
+            say(f"model so far in {options.out}; ask it: mnemonist reason solve {options.task} --model {options.out}")
+        report(options, {}, lesson, model, time.perf_counter() - began)
+        raise
+    keep(options, model)
+    report(options, learned, lesson, model, time.perf_counter() - began)
     if any(one.interrupted for one in learned.values()):
         say(f"interrupted; the model so far is in {options.out}: --resume goes on")
         return INTERRUPTED
     say(f"model in {options.out}; ask it: mnemonist reason solve {options.task} --model {options.out}")
     return 0
+
+
+def keep(options: Learn, model: Model) -> None:
+    """Save the model as it is."""
+    model.learner.eval()
+    if first_process():
+        model.save(options.out)
 
 
 def rounds_of(options: Learn) -> tuple[Round, ...]:
@@ -83,14 +99,8 @@ def rounds_of(options: Learn) -> tuple[Round, ...]:
         UserError: there is none of this name, or a change does not fit.
     """
     name = options.round.partition(":")[0]
-    if name in RECIPES and name not in ROUNDS:
-        if name != options.round:
-            raise UserError(
-                f"the rounds of recipe {name} have choices of their own; run them one by one to change them"
-            )
-        rounds = find_recipe(name)
-    else:
-        rounds = (find_round(options.round),)
+    recipe = name in RECIPES and name not in ROUNDS
+    rounds = find_recipe(options.round) if recipe else (find_round(options.round),)
     if options.objective is None:
         return rounds
     if not any(row.on_policy for row in rounds):
@@ -118,7 +128,11 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         require_steps(task, f"round {options.round} without --data")
     if teacher and options.teacher is None and options.server is None:
         require_steps(task, f"round {options.round} without --teacher or --server")
-    if options.validation < 0 or options.format_reward < 0:
+    if options.base is not None and (len(rounds) > 1 or not rounds[0].from_base):
+        raise UserError(f"round {options.round} takes no base of its own; leave out --base")
+    if options.base is not None and options.lora is not None:
+        raise UserError("adapters are trained above the learner, not above another base; leave out --lora or --base")
+    if options.validation < 0 or (options.format_reward or 0) < 0:
         raise UserError(
             f"validation is {options.validation} and format_reward {options.format_reward}; both are numbers from 0"
         )
@@ -133,6 +147,11 @@ def _has_run(folder: Path) -> bool:
     return any(folder.glob(IDENTITY)) or any(folder.glob(f"*/{IDENTITY}"))
 
 
+def _has_learned(folder: Path) -> bool:
+    """Whether any step of any fit was saved."""
+    return any(folder.rglob(f"fit/{CHECKPOINT}"))
+
+
 def lesson_of(
     options: Learn, rounds: Sequence[Round], task: Task, format: Format, problems: Sequence[Problem], model: Model
 ) -> Lesson:
@@ -145,13 +164,15 @@ def lesson_of(
     if options.validation:
         asked = draw(task, "validation", options.asked.difficulty, options.validation, "validation")
         material = replace(material, validation=asked)
-    if options.format_reward:
-        rewards = (accuracy_reward(task, format), format_reward(format, options.format_reward))
-        material = replace(material, rewards=rewards)
+    worth = FORMAT_REWARDS.get(options.round.partition(":")[0], 0.0)
+    if options.format_reward is not None:
+        worth = options.format_reward
+    if worth:
+        material = replace(material, rewards=(accuracy_reward(task, format), format_reward(format, worth)))
     if any(row.proposer == "teacher" for row in rounds):
         material = replace(material, teacher=teacher_of(options, material))
     if not any(row.proposer == "given" for row in rounds):
-        return Lesson(material)
+        return Lesson(material, base=None if options.base is None else base_of(options.base, model))
     if options.data is not None:
         return Lesson(replace(material, pairs=read_pairs(options.data, options.arm, format)))
     steps = step_task(task, "making journeys")
@@ -178,6 +199,18 @@ def teacher_of(options: Learn, material: Material) -> Sampler:
     return Solver(step_task(material.task, "distilling"), material.problems, material.format)
 
 
+def base_of(path: Path, model: Model) -> Weights:
+    """The weights of a model that fits begin with.
+
+    Raises:
+        UserError: there is none, or its weights do not fit into the learner.
+    """
+    base, own = weights_of(open_model(path).module), weights_of(model.module)
+    if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in own.items()}:
+        raise UserError(f"the model in {path} has another shape than the learner; take the one that it was made from")
+    return base
+
+
 def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
     """Prompts and completions in a file of rows; of a file with two arms those of one.
 
@@ -196,18 +229,21 @@ def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
     return pairs
 
 
-def run_rounds(options: Learn, rounds: Sequence[Round], policy: Policy, material: Material) -> dict[str, Learned]:
+def run_rounds(options: Learn, rounds: Sequence[Round], policy: Policy, lesson: Lesson) -> dict[str, Learned]:
     """Run them, and say how each has ended.
 
     Raises:
-        UserError: see `learning.learn`.
+        CannotGoOn, UserError: see `learning.learn`.
     """
     if len(rounds) == 1:
-        row = rounds[0]
-        return {row.name: learn(row, policy, material, options.out, options.training, resume=options.resume)}
+        (row,) = rounds
+        ended = learn(
+            row, policy, lesson.material, options.out, options.training, resume=options.resume, base=lesson.base
+        )
+        return {row.name: ended}
     configs = [config_of(options.training, row) for row in rounds]
-    ended = learn_recipe(rounds, policy, material, options.out, configs, resume=options.resume)
-    return {row.name: one for row, one in zip(rounds, ended, strict=False)}
+    ends = learn_recipe(rounds, policy, lesson.material, options.out, configs, resume=options.resume)
+    return {row.name: one for row, one in zip(rounds, ends, strict=False)}
 
 
 def config_of(training: TrainingConfig, row: Round) -> TrainingConfig:
@@ -216,11 +252,23 @@ def config_of(training: TrainingConfig, row: Round) -> TrainingConfig:
 
 
 def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: Model, seconds: float) -> None:
-    """Print what came of it, and write the page."""
+    """Print what came of it and what the doctor thinks, and write the page.
+
+    Args:
+        options: what was asked for.
+        learned: how rounds ended, by name; empty if the run did not come to its end.
+        lesson: what was learned from.
+        model: who learned.
+        seconds: how long it took.
+    """
+    if not first_process():
+        return
     asked = len(lesson.material.validation)
     figures = []
     for name, one in learned.items():
         done = f"{one.iterations} iterations" if one.iterations != 1 else "1 iteration"
+        if one.iterations and one.best is None:
+            done += ", none of them better than the policy before, which is kept"
         if one.validation is None:
             figures.append((name, done))
             continue
@@ -228,7 +276,7 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
         figures.append((f"{name}, right in validation", f"{share(one.validation, low, high)} after {done}"))
     for label, value in figures:
         print(f"{label}: {value}")
-    findings = doctors_findings(learned)
+    findings = findings_of(options.out)
     for finding in findings:
         print(f"the doctor says: {finding}")
     facts = {
@@ -239,20 +287,6 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
         "time": duration(seconds),
         **{f"the doctor says ({number})": finding for number, finding in enumerate(findings, 1)},
     }
-    page = learn_page(f"Learning {lesson.material.task.name}", learned, figures, lesson.journeys, facts)
+    page = learn_page(f"Learning {lesson.material.task.name}", rounds_in(options.out), figures, lesson.journeys, facts)
     write_reasoning(options.out / PAGE, page)
     print(f"page: {options.out / PAGE} (open it in a browser)")
-
-
-def doctors_findings(learned: dict[str, Learned]) -> list[str]:
-    """What is wrong with the attempts and metrics of each round, and with what was answered in validation."""
-    found = []
-    for name, one in learned.items():
-        prefix = f"{name}, " if len(learned) > 1 else ""
-        found += [f"{prefix}{finding}" for finding in examine_folder(one.folder)]
-        validations = [one.folder / str(one.best) / "validation.jsonl", one.folder / "validation.jsonl"]
-        for path in validations:
-            if path.exists():
-                rows = [judged.to_json() for judged in load_judged(path)]
-                found += [f"{prefix}in validation, {finding}" for finding in examine(rows)]
-    return found

@@ -237,12 +237,14 @@ class Learn:
     """Learn by a round or a recipe; `mnemonist reason grpo ...` is short for `mnemonist reason learn grpo ...`.
 
     distil (a teacher's right attempts), journey (thoughts with their dead ends), rest-em (own right attempts, again and
-    again), dpo (right above wrong ones), grpo, dr-grpo, dapo, gspo, lite-ppo (policy gradients), r1 (a recipe of four).
-    Ctrl-C leaves a model; --resume goes on as if it had never stopped.
+    again), rejection-sampling (own right attempts, once), dpo (right above wrong ones), grpo, dr-grpo, dapo, gspo,
+    lite-ppo (policy gradients), r1 (a recipe of four). Ctrl-C leaves a model; --resume goes on as if it had never
+    stopped.
     """
 
     round: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROUND")]
-    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128"""
+    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128. Of a recipe,
+    max_tokens, attempts, iterations and problems can be set for all rounds that have them: r1:iterations=50"""
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
     """What to learn, with changes if wanted: countdown:largest=50"""
     learner: Annotated[Learner, Flat] = field(default_factory=Learner)
@@ -259,8 +261,11 @@ class Learn:
     """Go on with the run in this folder, with the same options."""
     objective: str | None = None
     """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3"""
-    format_reward: float = 0.0
-    """Paid for a well-formed text, besides 1 for a right answer."""
+    format_reward: float | None = None
+    """Paid for a well-formed text, besides 1 for a right answer; left out, 1 in recipe r1 and otherwise nothing."""
+    base: Path | None = None
+    """Model of the same shape that fits begin with where a round fits "from the base" (rest-em, rejection-sampling);
+    left out, the learner as it is given."""
     teacher: Path | None = None
     """Model whose attempts are distilled; left out, the task's own solutions are, if it has any."""
     server: str | None = None
@@ -282,6 +287,20 @@ class Learn:
         from mnemonist.cli.reason.learn import run_learn
 
         return run_learn(self)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what looks wrong in the folder of a run, finished or not, and what to change."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run of `mnemonist reason learn`."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.reason.doctor import run_doctor
+
+        return run_doctor(self)
 
 
 @dataclass(frozen=True)
@@ -325,7 +344,7 @@ class Reward:
 class Reason:
     """Propose, search, and learn from attempts: the outer loop."""
 
-    command: Demo | Tasks | Solve | Traces | Learn | Reward
+    command: Demo | Tasks | Solve | Traces | Learn | Doctor | Reward
 
     def run(self) -> int:
         """Exit code."""
@@ -341,6 +360,7 @@ def reason_type(arguments: Sequence[str]) -> type[Reason]:
         | Annotated[Solve, tyro.conf.subcommand("solve")]
         | Annotated[Traces, tyro.conf.subcommand("traces")]
         | Annotated[Learn, tyro.conf.subcommand("learn", default=learn)]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Reward, tyro.conf.subcommand("reward")]
     )
     return make_dataclass("Reason", [("command", Annotated[commands, Flat])], bases=(Reason,))

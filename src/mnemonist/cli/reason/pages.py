@@ -16,7 +16,6 @@ import torch
 
 from mnemonist import __version__
 from mnemonist.cli.reason.solving import Solved
-from mnemonist.reasoning.learning import Learned
 from mnemonist.reasoning.search.scaling import Point, curves
 from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.reasoning.tree import ROOT, Tree
@@ -147,7 +146,7 @@ def _writes_whole_texts(tree: Tree) -> bool:
 
 def learn_page(
     title: str,
-    rounds: Mapping[str, Learned],
+    folders: Mapping[str, Path],
     figures: Sequence[tuple[str, str]],
     journeys: Sequence[JourneyView],
     facts: Mapping[str, str],
@@ -156,19 +155,19 @@ def learn_page(
 
     Args:
         title: heading.
-        rounds: by name.
+        folders: of the rounds, by name.
         figures: headline figures.
         journeys: of what was learned from.
         facts: what was run.
     """
     rollouts: list[Rollout] = []
-    for name, learned in rounds.items():
-        for when, path in _ends_of(learned.folder).items():
+    for name, folder in folders.items():
+        for when, path in _ends_of(folder).items():
             rollouts += [_rollout(one, f"{name}, {when}") for one in load_judged(path)]
     return ReasoningPage(
         title=title,
         figures=tuple(figures),
-        curves=curves_of({name: learned.folder for name, learned in rounds.items()}),
+        curves=curves_of(folders),
         journeys=tuple(journeys),
         rollouts=tuple(rollouts),
         facts=facts_of(facts),

@@ -43,7 +43,8 @@ def run_tasks() -> int:
             },
         },
         "All of them can be changed choice by choice: countdown:largest=50, beam:beams=8,width=2,\n"
-        "o1-journey:trials=2, rest-em:iterations=2,temperature=1, dapo:dynamic=false (formats and recipes cannot).\n"
+        "o1-journey:trials=2, rest-em:iterations=2,temperature=1, dapo:dynamic=false (formats cannot; of\n"
+        "recipes, what their rounds share: r1:max_tokens=512,iterations=50,attempts=8,problems=4).\n"
         "hinted+ before the name of a task gives its problems false hints: hinted+countdown.",
     )
     return 0

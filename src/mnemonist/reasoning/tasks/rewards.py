@@ -9,6 +9,7 @@ be farmed. Rows come from `prompt_row`, whose column ``problem`` says what was a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,9 +30,25 @@ def accuracy_reward(task: Task | None, format: Format) -> Reward:
         task: judges; None takes for each problem the task that it names, so that one reward serves a mixture.
         format: how completions are written.
     """
+    return _Accuracy(task, format)
 
-    def accuracy(
-        prompts: Sequence[Any] = (), completions: Sequence[Any] = (), problem: Any = None, **columns: Any
+
+def format_reward(format: Format, worth: float = 1.0) -> Reward:
+    """``worth`` for a completion that is a closed thought, then a closed answer, and nothing else; 0 for any other."""
+    return _WellFormed(format, worth)
+
+
+# Values rather than closures, so that a run that is resumed can tell whether it has the same rewards.
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    task: Task | None
+    format: Format
+    __name__ = "accuracy"  # by which TRL logs it
+
+    def __call__(
+        self, prompts: Sequence[Any] = (), completions: Sequence[Any] = (), problem: Any = None, **columns: Any
     ) -> list[float | None]:
         if problem is None:
             raise UserError("there is no column 'problem' to judge by; make the rows with prompt_row")
@@ -41,21 +58,22 @@ def accuracy_reward(task: Task | None, format: Format) -> Reward:
                 rewards.append(None)
                 continue
             asked = problem_of({"problem": told})
-            answer = format.parse(said(completion, format)).answer
-            judge = task or _task(asked.task)
+            answer = self.format.parse(said(completion, self.format)).answer
+            judge = self.task or _task(asked.task)
             rewards.append(float(answer is not None and judge.judge(asked, answer).right))
         return rewards
 
-    return accuracy
 
+@dataclass(frozen=True)
+class _WellFormed:
+    format: Format
+    worth: float
+    __name__ = "well_formed"
 
-def format_reward(format: Format, worth: float = 1.0) -> Reward:
-    """``worth`` for a completion that is a closed thought, then a closed answer, and nothing else; 0 for any other."""
-
-    def well_formed(prompts: Sequence[Any] = (), completions: Sequence[Any] = (), **columns: Any) -> list[float | None]:
-        return [worth * format.parse(said(completion, format)).well_formed for completion in completions]
-
-    return well_formed
+    def __call__(
+        self, prompts: Sequence[Any] = (), completions: Sequence[Any] = (), **columns: Any
+    ) -> list[float | None]:
+        return [self.worth * self.format.parse(said(completion, self.format)).well_formed for completion in completions]
 
 
 def said(completion: Any, format: Format) -> str:
