@@ -93,8 +93,11 @@ def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size) -> Path:
 
 
 @contextmanager
-def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a server that has one model, called small; and what it is asked, as it comes."""
+def serve(answer: Callable[[dict[str, Any]], str | None]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server that has one model, called small; and what it is asked, as it comes.
+
+    Where the answer is None, it refuses.
+    """
     asked: list[dict[str, Any]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -104,12 +107,15 @@ def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[d
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             text = answer(asked[-1])
+            if text is None:
+                self._give({"error": "out of credit"}, 402)
+                return
             choice = {"index": 0, "text": text, "message": {"content": text}, "finish_reason": "stop"}
             self._give({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
 
-        def _give(self, values: object) -> None:
+        def _give(self, values: object, status: int = 200) -> None:
             content = json.dumps(values).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

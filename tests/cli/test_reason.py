@@ -262,6 +262,34 @@ def test_a_server_is_asked(server, tmp_path, capsys) -> None:
     assert f"| {sum(right)} of 3 " in capsys.readouterr().out and any(right)
 
 
+def test_a_piece_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
+    credit = 10**9
+
+    def answer(asked: dict) -> str | None:
+        nonlocal credit
+        credit -= 1
+        return f"answer: {asked['seed'] % 10}\n" if credit >= 0 else None
+
+    with serve(answer) as (url, asked):
+
+        def command(out: str) -> list[str]:
+            options = {"server": url, "server_model": "small", "count": 5, "piece": 3, "batch_size": 1}
+            return reason("solve", SUMS, method="self-consistency:attempts=4", out=tmp_path / out, **options)
+
+        assert main(command("whole")) == 0
+        credit = 16
+        assert main(command("cut")) == 2
+        told = capsys.readouterr().err
+        assert "the same command goes on with what is missing" in told and "4 of 8 attempts are kept in" in told
+        credit, before = 10**9, len(asked)
+        assert main(command("cut")) == 0
+        assert len(asked) - before == 4
+    name = "self-consistency-attempts=4.jsonl"
+    whole, cut = (trees(tmp_path / out / name) for out in ("whole", "cut"))
+    assert timeless(whole) == timeless(cut)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [name, "solve.html", "solve.json"]
+
+
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.
 
 MOVES = "beam:proposer=moves,value=gold"

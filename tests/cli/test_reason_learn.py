@@ -266,6 +266,34 @@ def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -
     assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
 
 
+def test_a_proposal_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
+    credit = 10**9
+
+    def answer(asked: dict) -> str | None:
+        nonlocal credit
+        credit -= 1
+        return f"answer: {asked['seed'] % 9 + 5}\n" if credit >= 0 else None
+
+    with serve(answer) as (url, asked):
+
+        def command(out: str, *more: str) -> list[str]:
+            options = {"preset": SMALLEST, "server": url, "server_model": "small", "count": 8, "batch_size": 1}
+            return learn("distil:epochs=1,attempts=8", tmp_path / out, *more, validation=0, **options)
+
+        assert main(command("whole")) == 0
+        credit = 50
+        assert main(command("cut")) == 2
+        told = capsys.readouterr().err
+        assert "50 of 64 attempts are kept in" in told and "--resume goes on" in told
+        credit, before = 10**9, len(asked)
+        assert main(command("cut", "--resume")) == 0
+        assert len(asked) - before == 14
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    attempts = [tmp_path / out / "0" / "attempts" for out in ("whole", "cut")]
+    assert [path.name for path in attempts[1].iterdir()] == ["00000.jsonl"]
+    assert len({(place / "00000.jsonl").read_bytes() for place in attempts}) == 1
+
+
 # Judges of steps.
 
 

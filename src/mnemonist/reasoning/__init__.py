@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
     from mnemonist.reasoning.prompting import Example, Prompting, instruction_for, solved_examples
     from mnemonist.reasoning.proposing import Material, Policy, Solver
+    from mnemonist.reasoning.remembering import Remembering
     from mnemonist.reasoning.rewriting import rewrite
     from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
     from mnemonist.reasoning.sampling import LocalSampler, SamplingFailed, ServerSampler
@@ -81,6 +82,7 @@ __getattr__, __dir__, __all__ = attach(
         "Prompting": ".prompting",
         "RECIPES": ".rounds",
         "ROUNDS": ".rounds",
+        "Remembering": ".remembering",
         "Round": ".rounds",
         "Sampler": ".attempts",
         "SamplingFailed": ".sampling",

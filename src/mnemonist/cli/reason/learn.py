@@ -28,6 +28,7 @@ from mnemonist.reasoning.objective import find_objective
 from mnemonist.reasoning.proposing import Material, Policy, Solver
 from mnemonist.reasoning.round_folder import IDENTITY
 from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks import Problem, Task, accuracy_reward, build_task, format_reward, load_rows
 from mnemonist.reasoning.tasks.rows import pair_of
@@ -65,6 +66,9 @@ def run_learn(options: Learn) -> int:
     except KeyboardInterrupt:
         say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
         return INTERRUPTED
+    except SamplingFailed:
+        say(f"the server has failed; what it said is in {options.out}: --resume goes on")
+        raise
     model.learner.eval()
     if first_process():
         model.save(options.out)

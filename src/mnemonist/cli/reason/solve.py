@@ -24,6 +24,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, performance, scaling
 from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.search import Method, find_method
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.search.scaling import Run
@@ -54,7 +55,11 @@ class Outcome:
 
 def run_solve(options: Solve) -> int:
     """Solve by each method, print the table, write trees and page."""
-    outcome = solve(options)
+    try:
+        outcome = solve(options)
+    except SamplingFailed:
+        say("the server has failed; the same command goes on with what is missing")
+        raise
     if outcome.solved:
         tell(outcome.solved, outcome.problems, outcome.described, (), options.out, as_json=options.json)
     return exit_code(outcome.interrupted)

@@ -12,14 +12,16 @@ from mnemonist.cli.reason.policies import server_sampler
 from mnemonist.cli.train import prepare_torch, say
 from mnemonist.files import require_writable
 from mnemonist.reasoning.arms import MATCHES, Arms, match_arms
-from mnemonist.reasoning.attempts import Decoding, Sampler
+from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.growing import PREFERENCES
 from mnemonist.reasoning.journey import find_journey
 from mnemonist.reasoning.journey_text import Telling as Draft
 from mnemonist.reasoning.journey_text import Twin, find_phrases, make_twin, tell, tellings, twins
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.rewriting import REQUEST, STRAIGHT_REQUEST, Remembering, rewrite
+from mnemonist.reasoning.remembering import Remembering
+from mnemonist.reasoning.rewriting import REQUEST, STRAIGHT_REQUEST, rewrite
+from mnemonist.reasoning.sampling import ServerSampler
 from mnemonist.reasoning.search.lockstep import check_choice
 from mnemonist.reasoning.tasks import Problem, StepTask, build_task, save_rows
 from mnemonist.report import JourneyView, ReasoningPage, write_reasoning
@@ -107,7 +109,7 @@ def journey_views(
     return [JourneyView.of(told, format) for told in drafts_of(task, problems, telling, format, seed)]
 
 
-def rewritten(drafts: Sequence[Draft], server: Sampler, options: Traces) -> tuple[list[Draft], list[Draft]]:
+def rewritten(drafts: Sequence[Draft], server: ServerSampler, options: Traces) -> tuple[list[Draft], list[Draft]]:
     """Journeys and their shortcuts as a server's model puts them.
 
     What it says is kept beside the file of the traces: the same command goes on where it was stopped.
@@ -118,7 +120,7 @@ def rewritten(drafts: Sequence[Draft], server: Sampler, options: Traces) -> tupl
     asked, format = options.rewriter, find_format(options.asked.format)
     decoding = Decoding(max_tokens=asked.rewritten_tokens, temperature=asked.temperature, seed=options.seed)
     kept = options.out.with_name(f"{options.out.stem}.rewritten.jsonl")
-    remembering, ledger, results = Remembering(server, kept, 4 * asked.batch_size), Ledger(), []
+    remembering, ledger, results = Remembering(server, kept), Ledger(), []
     straight = [tell(draft.journey.shortcut(), format) for draft in drafts]
     for name, texts, request in (("journeys", drafts, REQUEST), ("shortcuts", straight, STRAIGHT_REQUEST)):
         with steps_bar(f"rewriting {name}") as (_, remembering.on_attempts):
