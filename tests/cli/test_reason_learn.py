@@ -213,6 +213,23 @@ def test_another_model_teaches(adder, tmp_path) -> None:
     assert len(judged) == 128 and {one.right for one in judged} == {True, False}
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_teacher_behind_a_server_is_told_what_is_wanted(chat, tmp_path) -> None:
+    task, think, out = build_task(SUMS), find_format("think"), tmp_path / "out"
+    with serve(lambda asked: "</think>\n<answer>9</answer>") as (url, asked):
+        options = {"preset": SMALLEST, "server": url, "server_model": "small", "format": "think", "count": 24}
+        words = ["--chat"] if chat else []
+        assert main(learn("distil:epochs=1", out, *words, validation=0, shots=1, **options)) == 0
+    shown = task.problem("train", 2, 24)  # behind those that are asked
+    for body in asked:
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]
+        assert prompt.startswith("Solve the problem step by step") and f"<answer>{shown.answer}</answer>" in prompt
+    judged = load_judged(out / "0" / "attempts" / "00000.jsonl")
+    assert [one.attempt.prompt for one in judged] == [think.prompt(one.problem.question) for one in judged]
+    assert any(one.right for one in judged)
+    assert json.loads((out / "round.json").read_text())["teacher"] == "small, asked in think (1 shots)"
+
+
 def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:
     cold, policy, *_ = RECIPES["r1"]
     draws = replace(policy.decoding, max_tokens=40)
@@ -369,6 +386,12 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
         (["distil", "countdown", "--teacher", "nowhere"], "There is no model at nowhere"),
+        (["distil", "countdown", "--shots", "1"], "there is no teacher to be shown anything; name one"),
+        (["distil", "countdown", "--teacher", "ADDER", "--chat"], "--chat needs a model of transformers"),
+        (
+            ["distil", "countdown", "--server", "http://h", "--server-model", "m", "--timeout", "0"],
+            "timeout is 0.0, retries 5",
+        ),
         (["distil", "reasoning-gym"], "round distil without --teacher or --server needs a task whose"),
         (["journey", "reasoning-gym"], "round journey without --data needs a task whose steps can be checked"),
         (["journey", "countdown", "--data", "nothing.jsonl"], "cannot read nothing.jsonl"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
-from mnemonist.cli.reason.material import draw, step_task, warn_of_hidden_token
+from mnemonist.cli.reason.material import draw, put, step_task, warn_of_hidden_token
 from mnemonist.cli.reason.options import Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
@@ -25,6 +25,7 @@ from mnemonist.reasoning.doctor import examine, examine_folder
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.learning import Learned, learn, learn_recipe
 from mnemonist.reasoning.objective import find_objective
+from mnemonist.reasoning.prompting import InContext
 from mnemonist.reasoning.proposing import Material, Policy, Solver
 from mnemonist.reasoning.round_folder import IDENTITY
 from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
@@ -118,6 +119,8 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         raise UserError(f"round {options.round} has no teacher; leave out --teacher and --server")
     if options.teacher is not None and options.server is not None:
         raise UserError("there are two teachers; give either --teacher or --server")
+    if (options.chat or options.shots) and options.teacher is None and options.server is None:
+        raise UserError("there is no teacher to be shown anything; name one, or leave out --chat and --shots")
     if given and options.data is None:
         require_steps(task, f"round {options.round} without --data")
     if teacher and options.teacher is None and options.server is None:
@@ -168,18 +171,33 @@ def lesson_of(
 
 
 def teacher_of(options: Learn, material: Material) -> Sampler:
-    """Who is distilled.
+    """Who is distilled, shown what it needs to see.
 
     Raises:
-        UserError: there is no such model, or the task has no solutions of its own.
+        UserError: there is no such model, the task has no solutions of its own, or these cannot be shown.
     """
+    sampler: Sampler
+    tokenizer = None
     if options.server is not None:
-        return server_sampler(options.server, options.server_model, options.batch_size)
-    if options.teacher is not None:
+        sampler = server_sampler(
+            options.server, options.server_model, options.batch_size, options.waiting, chat=options.chat
+        )
+    elif options.teacher is not None:
         teacher = open_model(options.teacher)
         to_device(teacher, options.training.device)
-        return teacher.sampler(options.batch_size)
-    return Solver(step_task(material.task, "distilling"), material.problems, material.format)
+        sampler, tokenizer = teacher.sampler(options.batch_size), teacher.tokenizer
+    else:
+        return Solver(step_task(material.task, "distilling"), material.problems, material.format)
+    shown = put(
+        options.asked,
+        material.task,
+        shots=options.shots,
+        chat=options.chat,
+        server=options.server is not None,
+        tokenizer=tokenizer,
+        first=options.count,  # none of those that it is asked
+    )
+    return sampler if shown == material.format else InContext(sampler, material.format, shown)
 
 
 def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:

@@ -44,6 +44,16 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """How long a server is waited for."""
+
+    timeout: float = 300.0
+    """Seconds that a server may be silent, as it is while it writes an attempt; after the second time it has failed."""
+    retries: int = 5
+    """Tries after the first one, where a server is busy, broken or not there."""
+
+
+@dataclass(frozen=True)
 class Policy:
     """Who writes."""
 
@@ -55,10 +65,12 @@ class Policy:
     OPENAI_API_KEY."""
     server_model: str | None = None
     """The model as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
     chat: bool = False
-    """Put questions as a user's message: in the chat template of the model, or for the server's chat endpoint."""
+    """Put questions as a user's message, after a sentence that says what is wanted: in the chat template of the model,
+    or for the server's chat endpoint."""
     shots: int = 0
-    """Solved problems that are shown before the question, after a sentence that says what is wanted."""
+    """Solved problems that are shown before the question, after that sentence."""
     batch_size: int = 32
     """Attempts that are written at a time, or asked of a server."""
     device: Device = "auto"
@@ -146,6 +158,7 @@ class Rewriter:
     it stays as it was. The server's key, if any, is read from the variable OPENAI_API_KEY."""
     server_model: str | None = None
     """The rewriter as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
     chat: bool = True
     """Ask the server's chat endpoint."""
     rewritten_tokens: int = 2048
@@ -267,13 +280,19 @@ class Learn:
     """Address of a server whose model is the teacher; its key, if any, is read from the variable OPENAI_API_KEY."""
     server_model: str | None = None
     """The teacher as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
+    chat: bool = False
+    """Put questions to the teacher as a user's message, after a sentence that says what is wanted: in its chat
+    template, or for the server's chat endpoint. What is learned has the question alone."""
+    shots: int = 0
+    """Solved problems that the teacher is shown before the question, after that sentence; they are not learned."""
     data: Path | None = None
     """Round journey: texts to learn, as `mnemonist reason traces` or TRL writes them; left out, they are made."""
     arm: Arm = "journey"
     """Round journey: which texts to learn, the journeys or their shortcut twins."""
     telling: Annotated[Telling, Flat] = field(default_factory=Telling)
     batch_size: int = 64
-    """Attempts that are written at a time."""
+    """Attempts that are written at a time, or asked of a server."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Of each fit; steps and row length follow from the round, and so does the batch size of a policy gradient."""
 

@@ -41,7 +41,7 @@ def run_traces(options: Traces) -> int:
     asked = options.rewriter
     server = None
     if asked.server is not None:
-        server = server_sampler(asked.server, asked.server_model, asked.batch_size, asked.chat)
+        server = server_sampler(asked.server, asked.server_model, asked.batch_size, asked.waiting, chat=asked.chat)
     prepare_torch()
     shown: Sequence[Draft] = ()
     if server is not None:

@@ -51,7 +51,7 @@ class Client:
     url: str
     """With scheme and host; a path is appended to it."""
     api_key: str | None = field(default=None, repr=False)
-    timeout: float = 600.0
+    timeout: float = 300.0
     """Seconds that the server may be silent."""
     retries: int = 5
     """Tries after the first one."""

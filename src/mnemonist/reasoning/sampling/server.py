@@ -90,7 +90,7 @@ class ServerSampler:
         api_key: str | None = None,
         chat: bool = False,
         concurrency: int = 8,
-        timeout: float = 600.0,
+        timeout: float = 300.0,
         retries: int = 5,
         patience: float = 1.0,
         stops: Stops = "auto",
