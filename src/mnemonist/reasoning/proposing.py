@@ -25,7 +25,7 @@ from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.remembering import remembering
 from mnemonist.reasoning.shuffling import mix
-from mnemonist.reasoning.tasks.rewards import Reward
+from mnemonist.reasoning.tasks.rewards import Reward, require_rewards
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
 from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 from mnemonist.training.randomness import capture_random_state, restore_random_state
@@ -51,7 +51,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned from."""
+    """What is learned from.
+
+    Raises:
+        UserError: a reward function needs what there is not.
+    """
 
     task: Task
     """Judges answers."""
@@ -66,6 +70,9 @@ class Material:
     """Prompts and completions, where it is "given"."""
     rewards: Sequence[Reward] = ()
     """Added up; none means 1 for a right answer."""
+
+    def __post_init__(self) -> None:
+        require_rewards(self.rewards)
 
 
 class Solver:
