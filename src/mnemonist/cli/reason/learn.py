@@ -13,14 +13,13 @@ from mnemonist.cli.reason.material import draw, put, step_task, warn_of_hidden_t
 from mnemonist.cli.reason.options import Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
-from mnemonist.cli.reason.traces import SHOWN, check, journey_views, make_twins
+from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
 from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.intervals import proportion
 from mnemonist.reasoning.arms import match_arms
 from mnemonist.reasoning.attempts import Sampler
-from mnemonist.reasoning.completions import RowMaker
 from mnemonist.reasoning.doctor import examine, examine_folder
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.learning import Learned, learn, learn_recipe
@@ -163,9 +162,9 @@ def lesson_of(
         return Lesson(replace(material, pairs=read_pairs(options.data, options.arm, format)))
     steps = step_task(task, "making journeys")
     seed, telling = options.training.seed, options.telling
-    twins = make_twins(steps, problems, telling, format, seed)
-    maker = RowMaker(model.tokenizer)
-    arms = match_arms(twins, telling.match, seed=seed, tokens=lambda *text: len(maker.of_text(*text).completion))
+    drafts = drafts_of(steps, problems, telling, format, seed)
+    twins = make_twins(beside_steps(drafts, format), len(problems), steps, format)
+    arms = match_arms(twins, telling.match, seed=seed, tokens=tokens_of(model.tokenizer))
     arm = arms.journey if options.arm == "journey" else arms.shortcut
     return Lesson(replace(material, pairs=arm.pairs), journey_views(steps, problems[:SHOWN], telling, format, seed))
 

@@ -208,6 +208,7 @@ class Demo:
 class Traces:
     """Make journeys, dead ends and returns included, and their shortcut twins: texts to learn from, as JSONL.
 
+    They lead through trees that are grown by rule, or through those that `mnemonist reason solve` has left (--trees).
     Rows have prompt and completion as TRL knows them, the arm they belong to, and where they come from. Every text is
     taken apart and judged again before it is written.
     """
@@ -216,12 +217,18 @@ class Traces:
     """One whose steps can be checked, with changes if wanted."""
     out: Path = Path("traces.jsonl")
     """File to write; both arms are in it."""
+    trees: Path | None = None
+    """METHOD.jsonl of a search: its trees are told, those with a right answer and of the split. Difficulty, count and
+    order are then those of the search."""
     asked: Annotated[Asked, Flat] = field(default_factory=Asked)
     split: Split = "train"
     """Which problems."""
     count: int = 1000
     """Problems, over all difficulties."""
     telling: Annotated[Telling, Flat] = field(default_factory=Telling)
+    tokenizer: Path | None = None
+    """Folder of a Hugging Face tokenizer whose tokens are counted where arms are matched: that of the model that will
+    learn from them. Without one bytes are."""
     seed: int = 0
     """Of the order in which steps are tried, and of the words."""
     rewriter: Annotated[Rewriter, Flat] = field(default_factory=Rewriter)
