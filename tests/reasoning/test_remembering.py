@@ -90,6 +90,8 @@ class Local:
 def test_only_servers_are_remembered(tmp_path: Path) -> None:
     local = Local()
     assert remembering(local, tmp_path / "said") is local
+    forced = BudgetForcing(local, PLAIN, Budget())
+    assert remembering(forced, tmp_path / "said") is forced
     kept = Remembering(Shaky(echo), tmp_path / "said")
     assert remembering(kept, tmp_path / "other") is kept
 

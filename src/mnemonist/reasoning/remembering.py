@@ -45,8 +45,11 @@ def remembering(sampler: Sampler, path: Path) -> Sampler:
         return Remembering(sampler, path)
     if not isinstance(sampler, Wrapping) or isinstance(sampler, Remembering):
         return sampler
+    inner = remembering(sampler.sampler, path)
+    if inner is sampler.sampler:
+        return sampler
     wrapper: Any = copy.copy(sampler)
-    wrapper.sampler = remembering(sampler.sampler, path)
+    wrapper.sampler = inner
     return wrapper
 
 
@@ -131,8 +134,9 @@ class Remembering:
         return [self._known[key].attempt for key in keys]
 
     def _key(self, prompt: str, limit: int, number: int, decoding: Decoding) -> str:
-        asked = [self.name, self.sampler.chat, *map(repr, dataclasses.astuple(decoding)), limit, number, prompt]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+        server = [self.sampler.model, self.sampler.chat, self.sampler.more]
+        asked = [*server, *map(repr, dataclasses.astuple(decoding)), limit, number, prompt]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
 
     @cached_property
     def _known(self) -> dict[str, _Said]:
