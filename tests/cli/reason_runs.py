@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,11 @@ def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size) -> Path:
 
 
 @contextmanager
-def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a server that has one model, called small; and what it is asked, as it comes."""
+def serve(answer: Callable[[dict[str, Any]], str | None]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server that has one model, called small; and what it is asked, as it comes.
+
+    Where the answer is None, it refuses.
+    """
     asked: list[dict[str, Any]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -104,15 +107,19 @@ def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[tuple[str, list[d
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             text = answer(asked[-1])
+            if text is None:
+                self._give({"error": "out of credit"}, 402)
+                return
             choice = {"index": 0, "text": text, "message": {"content": text}, "finish_reason": "stop"}
             self._give({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
 
-        def _give(self, values: object) -> None:
+        def _give(self, values: object, status: int = 200) -> None:
             content = json.dumps(values).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(OSError):  # whoever asked has gone
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -7,10 +7,11 @@ import re
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 from commands import environment, refuses
-from reason_runs import SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
+from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
 
 from mnemonist import files
 from mnemonist.cli import main
@@ -260,6 +261,58 @@ def test_a_server_is_asked(server, tmp_path, capsys) -> None:
     assert prompts == {build_task(SUMS).problem("train", 2, n).question + "\n" for n in range(3)}
     right = [tree.problem.answer == "6" for tree in trees(tmp_path / "out" / "chain-of-thought.jsonl")]
     assert f"| {sum(right)} of 3 " in capsys.readouterr().out and any(right)
+
+
+def test_a_chat_server_is_told_what_is_wanted(server, tmp_path) -> None:
+    url, asked = server
+    options = {"server": url, "server_model": "small", "format": "think", "count": 1}
+    assert main(reason("solve", SUMS, "--chat", out=tmp_path / "out", **options)) == 0
+    question = build_task(SUMS).problem("test", 2, 0).question
+    (message,) = asked[0]["messages"]
+    assert message["content"].startswith("Solve the problem step by step, one step a line.")
+    assert message["content"].endswith(f"\n\nQuestion: {question}\n<think>\n")
+
+
+@pytest.mark.parametrize("command", [["solve", SUMS], ["distil", SUMS], ["traces", "countdown"]])
+def test_a_slow_server_is_reported_as_soon_as_is_asked_for(command, tmp_path, capsys) -> None:
+    def answer(asked: dict) -> str:
+        time.sleep(0.3)
+        return "answer: 6\n"
+
+    with serve(answer) as (url, asked):
+        options = {"server": url, "server_model": "small", "timeout": 0.05, "retries": 0, "count": 1}
+        if command[0] == "distil":
+            options["preset"] = SMALLEST
+        refuses(reason(*command, out=tmp_path / "out", **options), "does not answer within 0.05 s; allow it", capsys)
+    assert len(asked) == 1
+
+
+def test_a_piece_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
+    credit = 10**9
+
+    def answer(asked: dict) -> str | None:
+        nonlocal credit
+        credit -= 1
+        return f"answer: {asked['seed'] % 10}\n" if credit >= 0 else None
+
+    with serve(answer) as (url, asked):
+
+        def command(out: str) -> list[str]:
+            options = {"server": url, "server_model": "small", "count": 5, "piece": 3, "batch_size": 1}
+            return reason("solve", SUMS, method="self-consistency:attempts=4", out=tmp_path / out, **options)
+
+        assert main(command("whole")) == 0
+        credit = 16
+        assert main(command("cut")) == 2
+        told = capsys.readouterr().err
+        assert "the same command goes on with what is missing" in told and "4 of 8 attempts are kept in" in told
+        credit, before = 10**9, len(asked)
+        assert main(command("cut")) == 0
+        assert len(asked) - before == 4
+    name = "self-consistency-attempts=4.jsonl"
+    whole, cut = (trees(tmp_path / out / name) for out in ("whole", "cut"))
+    assert timeless(whole) == timeless(cut)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [name, "solve.html", "solve.json"]
 
 
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.

@@ -13,13 +13,16 @@ import torch
 from commands import interrupt_at, refuses, same_weights
 from reason_runs import SMALL, SMALLEST, SUMS, learn, lines, reason, save_llama, serve, trees
 from safetensors.torch import load_file
+from tiny_tokenizers import save_tokenizer
 from transformers import AutoModelForCausalLM
 
 import mnemonist.cli.reason.learn
 from mnemonist.cli import main
+from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
 from mnemonist.reasoning import Attempt, LocalSampler, find_format
 from mnemonist.reasoning.rounds import RECIPES
+from mnemonist.reasoning.sampling import text_tokenizer
 from mnemonist.reasoning.tasks import build_task, load_rows
 from mnemonist.reasoning.weighing import load_judged
 from mnemonist.report import ReasoningPage
@@ -90,7 +93,9 @@ def test_a_server_rewrites_both_arms_and_is_asked_once(tmp_path, capsys) -> None
         problem = task.problem("train", 3, int(row["problem"].rpartition("/")[2]))
         assert "Let me see.\n" in row["completion"]
         assert task.judge(problem, format.parse(row["completion"]).answer).right
-    assert "Hmm, and then?" in page.read_text()
+    shortcut = next(row["completion"] for row in load_rows(out) if row["arm"] == "shortcut")
+    lines_of_it = json.dumps(shortcut.splitlines()[:-1], separators=(",", ":"))
+    assert f'"shortcut":{lines_of_it}' in page.read_text()  # as it is in the file
 
 
 def test_what_a_rewriter_loses_is_said(tmp_path, capsys) -> None:
@@ -98,6 +103,89 @@ def test_what_a_rewriter_loses_is_said(tmp_path, capsys) -> None:
         words = reason("traces", "countdown", out=tmp_path / "t.jsonl", count=2, server=url, server_model="small")
         assert main(words) == 0
     assert "0 of 2 journeys rewritten; kept as they were: 2 because a step is missing" in capsys.readouterr().err
+
+
+def test_arms_are_matched_by_the_tokens_of_who_will_learn(tmp_path, capsys) -> None:
+    folder = tmp_path / "tokenizer"
+    save_tokenizer("gpt2", folder)
+    counted = {}
+    for name, words in (("bytes", []), ("tokens", ["--tokenizer", str(folder)])):
+        out = tmp_path / f"{name}.jsonl"
+        options = {"count": 12, "match": "tokens-by-passes", "journey": "o1-journey:chance=1", "phrases": "spoken"}
+        assert main(reason("traces", "countdown", *words, out=out, **options)) == 0
+        counted[name] = capsys.readouterr().out
+    assert "tokens are bytes" in counted["bytes"] and f"tokens are those of {folder}" in counted["tokens"]
+    tokenizer = text_tokenizer(find_tokenizer(folder))
+    tokens = {"journey": 0, "shortcut": 0}
+    for row in load_rows(tmp_path / "tokens.jsonl"):
+        tokens[row["arm"]] += len(tokenizer.encode(row["completion"])) - len(tokenizer.encode("")) + 1
+    for arm, sum_ in tokens.items():
+        assert re.search(rf"^\| {arm} .*\| {sum_:,} ", counted["tokens"], flags=re.MULTILINE)
+    assert 0.95 < tokens["journey"] / tokens["shortcut"] < 1.05
+
+
+# Traces of searches.
+
+
+def search(out: Path, *words: str, **options: object) -> Path:
+    """The file of trees that a beam without a model leaves, which cannot know what is right before the end."""
+    method = "beam:beams=4,width=2,proposer=moves,value=outcome"
+    command = reason("solve", "countdown", *words, method=method, out=out, **{"count": 12, "split": "train", **options})
+    assert main(command) == 0
+    return out / f"{method.replace(':', '-')}.jsonl"
+
+
+def test_trees_of_a_search_are_told(tmp_path, capsys) -> None:
+    found = search(tmp_path / "solved")
+    solved = {tree.problem.id: tree for tree in trees(found) if any(node.right for node in tree.nodes)}
+    assert 0 < len(solved) < 12
+    capsys.readouterr()
+    out, page = tmp_path / "traces.jsonl", tmp_path / "page.html"
+    assert main(reason("traces", "countdown", trees=found, out=out, page=page, journey="o1-journey:chance=1")) == 0
+    told = capsys.readouterr()
+    assert f"left out of {found}: trees {12 - len(solved)} without a right answer" in told.err
+    rows, task, format = load_rows(out), build_task("countdown"), find_format("plain")
+    assert [row["problem"] for row in rows if row["arm"] == "journey"] == list(solved)
+    for row in rows:
+        tree = solved[row["problem"]]
+        assert (
+            row["tree"].startswith("beam/") and task.judge(tree.problem, format.parse(row["completion"]).answer).right
+        )
+        said = [line for line in format.parse(row["completion"]).steps if " = " in line]
+        assert set(said) <= {node.text for node in tree.nodes}
+    dead_ends = [line for row in rows for line in row["completion"].splitlines() if line.startswith("no: ")]
+    assert dead_ends and "no: this leads nowhere" not in dead_ends  # the task knows better
+    assert r"\u00b7 o1-journey" in page.read_text()
+    assert (
+        main(learn("journey:epochs=1", tmp_path / "out", task="countdown", data=out, preset=SMALLEST, validation=0))
+        == 0
+    )
+
+
+def test_whole_attempts_of_a_policy_are_told_too(adder, tmp_path) -> None:
+    solved = tmp_path / "solved"
+    options = {"method": "self-consistency:attempts=8", "model": adder, "max_tokens": 40, "split": "train"}
+    assert main(reason("solve", SUMS, count=8, out=solved, **options)) == 0
+    found = solved / "self-consistency-attempts=8.jsonl"
+    assert main(reason("traces", SUMS, trees=found, out=tmp_path / "t.jsonl")) == 0
+    rows, task = load_rows(tmp_path / "t.jsonl"), build_task(SUMS)
+    problems = {tree.problem.id: tree.problem for tree in trees(found)}
+    assert rows and all(
+        task.judge(problems[row["problem"]], find_format("plain").parse(row["completion"]).answer).right for row in rows
+    )
+
+
+def test_trees_that_cannot_be_told(adder, tmp_path, capsys) -> None:
+    found, out = search(tmp_path / "solved", split="test", count=4), tmp_path / "t.jsonl"
+    sentence = f"no tree in {found} can be told (4 of split test); search longer, solve problems of split train"
+    refuses(reason("traces", "countdown", trees=found, out=out), sentence, capsys)
+    refuses(reason("traces", SUMS, trees=found, out=out), f"are of task countdown, not {SUMS}; name theirs", capsys)
+    options = {"model": adder, "max_tokens": 4, "split": "train", "count": 1}
+    assert main(reason("solve", SUMS, out=tmp_path / "s", **options)) == 0
+    found = tmp_path / "s" / "chain-of-thought.jsonl"
+    refuses(reason("traces", SUMS, trees=found, out=out, format="think"), "take --format plain", capsys)
+    refuses(reason("traces", "countdown", trees=tmp_path / "no", out=out), "there is no file of trees", capsys)
+    assert not out.exists()
 
 
 # Rounds.
@@ -227,6 +315,23 @@ def test_what_one_model_gets_right_is_fitted_to_from_another(adder, tmp_path, ca
     refuses(learn(round_, tmp_path / "x", base=small, **same), "has another shape than the learner", capsys)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_teacher_behind_a_server_is_told_what_is_wanted(chat, tmp_path) -> None:
+    task, think, out = build_task(SUMS), find_format("think"), tmp_path / "out"
+    with serve(lambda asked: "</think>\n<answer>9</answer>") as (url, asked):
+        options = {"preset": SMALLEST, "server": url, "server_model": "small", "format": "think", "count": 24}
+        words = ["--chat"] if chat else []
+        assert main(learn("distil:epochs=1", out, *words, validation=0, shots=1, **options)) == 0
+    shown = task.problem("train", 2, 24)  # behind those that are asked
+    for body in asked:
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]
+        assert prompt.startswith("Solve the problem step by step") and f"<answer>{shown.answer}</answer>" in prompt
+    judged = load_judged(out / "0" / "attempts" / "00000.jsonl")
+    assert [one.attempt.prompt for one in judged] == [think.prompt(one.problem.question) for one in judged]
+    assert any(one.right for one in judged)
+    assert json.loads((out / "round.json").read_text())["teacher"] == ["small, asked in think (1 shots)", ""]
+
+
 def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:
     cold, policy, *_ = RECIPES["r1"]
     draws = replace(policy.decoding, max_tokens=40)
@@ -343,6 +448,34 @@ def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -
     assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
 
 
+def test_a_proposal_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
+    credit = 10**9
+
+    def answer(asked: dict) -> str | None:
+        nonlocal credit
+        credit -= 1
+        return f"answer: {asked['seed'] % 9 + 5}\n" if credit >= 0 else None
+
+    with serve(answer) as (url, asked):
+
+        def command(out: str, *more: str) -> list[str]:
+            options = {"preset": SMALLEST, "server": url, "server_model": "small", "count": 8, "batch_size": 1}
+            return learn("distil:epochs=1,attempts=8", tmp_path / out, *more, validation=0, **options)
+
+        assert main(command("whole")) == 0
+        credit = 50
+        assert main(command("cut")) == 2
+        told = capsys.readouterr().err
+        assert "50 of 64 attempts are kept in" in told and "--resume goes on" in told
+        credit, before = 10**9, len(asked)
+        assert main(command("cut", "--resume")) == 0
+        assert len(asked) - before == 14
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    attempts = [tmp_path / out / "0" / "attempts" for out in ("whole", "cut")]
+    assert [path.name for path in attempts[1].iterdir()] == ["00000.jsonl"]
+    assert len({(place / "00000.jsonl").read_bytes() for place in attempts}) == 1
+
+
 # Judges of steps.
 
 
@@ -420,6 +553,12 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
         (["distil", "countdown", "--teacher", "nowhere"], "There is no model at nowhere"),
+        (["distil", "countdown", "--shots", "1"], "there is no teacher to be shown anything; name one"),
+        (["distil", "countdown", "--teacher", "ADDER", "--chat"], "--chat needs a model of transformers"),
+        (
+            ["distil", "countdown", "--server", "http://h", "--server-model", "m", "--timeout", "0"],
+            "timeout is 0.0, retries 5",
+        ),
         (["distil", "reasoning-gym"], "round distil without --teacher or --server needs a task whose"),
         (["journey", "reasoning-gym"], "round journey without --data needs a task whose steps can be checked"),
         (["journey", "countdown", "--data", "nothing.jsonl"], "cannot read nothing.jsonl"),
@@ -438,7 +577,8 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["reward", "reasoning-gym"], "learning to judge steps needs a task whose steps can be checked"),
         (["reward", "countdown", "--epochs", "0"], "epochs is 0"),
         (["reward", "countdown", "--validation", "0"], "validation is 0; ask for at least 1 problem"),
-        (["traces", "reasoning-gym"], "making journeys needs a task whose steps can be checked"),
+        (["traces", "reasoning-gym"], "making journeys without --trees needs a task whose steps can be checked"),
+        (["traces", "countdown", "--tokenizer", "nowhere"], "nowhere"),
         (["traces", "countdown", "--journey", "depth-first:trails=1"], "'trails=1' is not a change to a journey"),
         (["traces", "countdown", "--split", "tests"], "invalid choice"),
     ],

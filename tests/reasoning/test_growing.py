@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.growing import PREFERENCES, grow, nearest_to_target
+from mnemonist.reasoning.formats import FORMATS
+from mnemonist.reasoning.growing import PREFERENCES, grow, nearest_to_target, with_truth
 from mnemonist.reasoning.journey import JOURNEYS, JourneyRules, walk
 from mnemonist.reasoning.tasks.countdown import Countdown
 from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask, Verdict
@@ -178,3 +179,40 @@ def test_steps_are_tried_as_listed():
         tree = grow(task.problem("train", 4, index), task, rules, prefer=PREFERENCES["listed"])
         steps = [node.text for node in tree.nodes[1:] if node.parent == ROOT]
         assert steps == task.moves(tree.problem, [])[: len(steps)]
+
+
+def test_a_tree_of_a_search_is_told_the_truth():
+    """Whatever the search thought of its steps."""
+    task = Countdown()
+    problem = Problem("countdown", "train", 3, 0, "?", "", {"numbers": [2, 3, 4], "target": 20})
+    tree = Tree(problem, "beam", {})
+    tree.add(ROOT, "2 * 3 = 6, left 4 6", value=0.9)  # looks good, and is not
+    tree.add(ROOT, "2 * 3 = 7, left 4 7", value=0.9)
+    tree.add(ROOT, "2 + 3 = 5, left 4 5", value=0.1)
+    tree.add(3, "4 * 5 = 20, left 20", value=0.1)
+    tree.add(4, "answer: (2 + 3) * 4", finished=True, answer="(2 + 3) * 4", right=True)
+    tree.add(1, "answer: 2 * 3 + 4", finished=True, answer="2 * 3 + 4", right=False)
+    before = tree.to_json()
+    known = with_truth(tree, task, FORMATS["plain"])
+    assert tree.to_json() == before
+    assert [node.hopeful for node in known.nodes] == [None, False, False, True, True, None, None]
+    assert all(known.nodes[number].reason for number in (1, 2, 6)) and not known.nodes[5].reason
+    journey = walk(known, JourneyRules("all", trials=0, below=0))
+    assert journey.path == (3, 4, 5) and journey.dead_ends == 2
+    assert [move.node for move in journey.moves if move.kind == "step"] == [1, 6, 2, 3, 4, 5]
+
+
+def test_of_a_task_that_only_judges_answers_alone_are_known():
+    class Judging:
+        name = "judging"
+
+        def judge(self, problem, answer):
+            return Verdict(False, reason="it is too long")
+
+    tree = Tree(Problem("judging", "train", 1, 0, "?", ""), "beam")
+    tree.add(ROOT, "a step", value=0.2)
+    tree.add(1, "answer: no", finished=True, answer="no", right=False)
+    tree.add(1, "", finished=True, right=False)
+    known = with_truth(tree, Judging(), FORMATS["plain"])
+    assert known.nodes[:2] == tree.nodes[:2] and known.nodes[3] == tree.nodes[3]
+    assert known.nodes[2].reason == "it is too long"

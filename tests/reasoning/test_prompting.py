@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mnemonist.errors import UserError
+from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.formats import FORMATS
-from mnemonist.reasoning.prompting import Example, Prompting, instruction_for, solved_examples
+from mnemonist.reasoning.prompting import Example, InContext, Prompting, in_context, instruction_for, solved_examples
+from mnemonist.reasoning.tasks import build_task
 from mnemonist.reasoning.tasks.task import Problem
 
 EXAMPLES = (Example("1 + 1?", ("1 + 1 = 2",), "2"), Example("2 + 3?", ("2 + 3 = 5", "5"), "5"))
@@ -77,3 +79,43 @@ def test_what_does_not_fit():
         Prompting(FORMATS["s1"], chat=Chat())
     with pytest.raises(UserError, match="no chat to give the system's words to"):
         Prompting(FORMATS["think"], system="Be brief.")
+
+
+SUMS = build_task("chain-arithmetic:digits=1,minus=false")
+
+
+def test_what_is_shown_before_every_question_becomes_a_format():
+    think = FORMATS["think"]
+    examples = solved_examples(SUMS, 2, 3, first=7)
+    format = in_context(think, SUMS, 2, 3, first=7)
+    assert format.prompt("7 + 1?") == Prompting(think, instruction_for(think), examples).prompt("7 + 1?")
+    assert format.name == "think (2 shots)" and format.write(["8"], "8") == think.write(["8"], "8")
+    assert in_context(think, SUMS, 0, 3) is think
+    told = in_context(think, SUMS, 0, 3, told=True)
+    assert told.prompt("7?") == f"{instruction_for(think)}\n\n{think.prompt('7?')}" and told.name == "think (told)"
+    chat = in_context(think, SUMS, 0, 3, Chat())
+    assert chat.prompt("7?") == Prompting(think, instruction_for(think), chat=Chat()).prompt("7?")
+    with pytest.raises(UserError, match="shots is -1"):
+        in_context(think, SUMS, -1, 3)
+    with pytest.raises(UserError, match="showing solved problems needs a task whose steps can be checked"):
+        in_context(think, build_task("reasoning-gym:family=leg_counting"), 1, 3)
+
+
+class Echo:
+    name = "echo"
+
+    def sample(self, prompts, decoding, ledger=None):
+        self.prompts = list(prompts)
+        return [Attempt(prompt, "8", prompt_ids=(1, 2), ids=(3,), finish="end") for prompt in prompts]
+
+
+def test_a_teacher_sees_more_than_its_student_learns():
+    think = FORMATS["think"]
+    echo, shown = Echo(), in_context(think, SUMS, 1, 2)
+    teacher = InContext(echo, think, shown)
+    prompts = [think.prompt("7 + 1?"), think.prompt("2 + 6?")]
+    assert teacher.sample(prompts, Decoding()) == [Attempt(one, "8", ids=(3,), finish="end") for one in prompts]
+    assert echo.prompts == [shown.prompt("7 + 1?"), shown.prompt("2 + 6?")]
+    assert teacher.name == "echo, asked in think (1 shots)"
+    with pytest.raises(UserError, match="is no prompt of format think"):
+        teacher.sample(["7 + 1?\n"], Decoding())

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shaky_server import Shaky
 from toy_policies import FORMAT, TOKENIZER, SumTask, ToySampler, make_policy, problems_of
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning import proposing
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.proposing import Material, Policy, Solver, measure, propose, propose_all, undisturbed
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.shuffling import endless, mix
 from mnemonist.reasoning.weighing import load_judged, weigh
 
@@ -61,6 +63,24 @@ def test_many_problems_take_several_files_with_seeds_of_their_own(
     (tmp_path / "00001.jsonl").unlink()
     again = list(propose_all(tmp_path, same, 2, sampler, MATERIAL, SHORT, policy))
     assert again == files and sampler.calls == 8
+
+
+def test_what_a_server_said_before_it_failed_is_not_asked_again(tmp_path: Path) -> None:
+    policy, _ = make()
+
+    def propose_with(server: Shaky, folder: str) -> bytes:
+        propose(tmp_path / folder / "a.jsonl", PROBLEMS, 2, server, MATERIAL, SHORT, policy)
+        return (tmp_path / folder / "a.jsonl").read_bytes()
+
+    def guess(prompt: str, chance: random.Random) -> str:
+        return f"={chance.randrange(10)}."
+
+    whole = propose_with(Shaky(guess), "whole")
+    with pytest.raises(SamplingFailed, match=r"4 of 6 attempts are kept in .*\.a\.0\.part"):
+        propose_with(Shaky(guess, left=4), "cut")
+    server = Shaky(guess)
+    assert propose_with(server, "cut") == whole and len(server.asked) == 2
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["a.jsonl"]
 
 
 def test_sampling_disturbs_neither_random_numbers_nor_the_mode() -> None:

@@ -10,8 +10,7 @@ from mnemonist.reasoning.formats import FORMATS
 from mnemonist.reasoning.journey import JourneyRules, walk
 from mnemonist.reasoning.journey_text import tell
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.rewriting import Remembering, rewrite
-from mnemonist.reasoning.sampling.server import SamplingFailed
+from mnemonist.reasoning.rewriting import rewrite
 from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.reasoning.tree import Tree
 
@@ -99,46 +98,3 @@ def test_marks_are_those_of_the_format_that_is_asked_for():
     text = GOOD + "</think>\n"
     assert rewrite([draft()], Script(text), PLAIN).rewritten == 1
     assert rewrite([draft()], Script(text), THINK).kept == {"it has marks of the format": 1}
-
-
-def test_what_was_said_once_is_not_asked_again(tmp_path):
-    path = tmp_path / "said.jsonl"
-    how = Decoding(max_tokens=9)
-    told = []
-    first = Remembering(Script("one", "two"), path, on_attempts=lambda *counts: told.append(counts))
-    assert [a.text for a in first.sample(["a", "b", "a"], how)] == ["one", "two", "one"]
-    assert told == [(1, 3), (3, 3)]
-    with path.open("ab") as file:  # killed while it wrote
-        file.write(b'{"asked": "half')
-    again = Remembering(Script("three", finish="length"), path)
-    made = again.sample(["b", "c", "a"], how)
-    assert [(a.prompt, a.text, a.finish) for a in made] == [
-        ("b", "two", "end"), ("c", "three", "length"), ("a", "one", "end")
-    ]  # fmt: skip
-    assert again.sampler.prompts == ["c"]
-    other = Remembering(Script("other"), path)
-    assert other.sample(["a"], Decoding(max_tokens=10))[0].text == "other"
-    assert Remembering(Script(), path).sample(["c"], how)[0].text == "three"
-
-
-def test_what_was_said_before_a_failure_is_kept(tmp_path):
-    class Broken(Script):
-        def sample(self, prompts, decoding, ledger=None):
-            if "c" in prompts:
-                raise SamplingFailed("it is down", {1: Attempt("d", "last", finish="end")})
-            return super().sample(prompts, decoding, ledger)
-
-    path = tmp_path / "said.jsonl"
-    with pytest.raises(UserError, match="it is down"):
-        Remembering(Broken("one", "two"), path, piece=2).sample(["a", "b", "c", "d", "e"], Decoding())
-    script = Script("three", "five")
-    texts = [a.text for a in Remembering(script, path).sample(["a", "b", "c", "d", "e"], Decoding())]
-    assert texts == ["one", "two", "three", "last", "five"] and script.prompts == ["c", "e"]
-
-
-def test_another_kind_of_file_is_refused_and_left_alone(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "1"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl is no file of rewritten drafts .*move it away"):
-        Remembering(Script(), path)
-    assert path.read_text() == '{"prompt": "1"}\n'

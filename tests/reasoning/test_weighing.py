@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from toy_policies import FORMAT, SumTask
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt
-from mnemonist.reasoning.tasks.rewards import accuracy_reward, format_reward
+from mnemonist.reasoning.proposing import Material
+from mnemonist.reasoning.tasks.rewards import GIVEN, accuracy_reward, format_reward
 from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 
 TASK = SumTask()
@@ -44,8 +47,68 @@ def test_rewards_are_added_and_none_is_no_opinion() -> None:
     rewards = [accuracy_reward(TASK, FORMAT), format_reward(FORMAT, 0.1), short]
     found = weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, rewards)
     assert [one.reward for one in found] == pytest.approx([1.1, 1.6, 0.6, 0.6, 0.0, 1.0])
-    assert seen.keys() == {"prompts", "completion_ids", "problem", "answer", "difficulty"}
+    assert {"completions", *seen} == set(GIVEN)
     assert (seen["answer"][0], seen["completion_ids"][0], seen["prompts"][0]) == ("3", [1, 2], "2+1\n")
+
+
+def test_rewards_that_are_coroutines_run_side_by_side_and_log_as_in_trl() -> None:
+    met = threading.Barrier(2, timeout=5)
+    loops = set()
+
+    async def judge(completions: list[str], log_metric: Any, **columns: Any) -> list[float | None]:
+        loops.add(asyncio.get_running_loop())
+        await asyncio.get_running_loop().run_in_executor(None, met.wait)
+        log_metric("judged", 1.0)
+        columns["log_extra"]("text", completions)
+        return [1.0 if text == "=3." else None for text in completions]
+
+    def steady(completions: list[str], **columns: Any) -> list[float]:
+        return [0.5] * len(completions)
+
+    async def both() -> list[Judged]:
+        return weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, [judge, steady, judge])
+
+    found = weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, [judge, steady, judge])
+    assert [one.reward for one in found] == [0.5, 2.5, 0.5, 0.5, 0.5, 0.5]
+    assert asyncio.run(both()) == found  # as in a notebook, whose loop is running
+    assert len(loops) == 1
+
+
+def needs_the_state(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+    return [trainer_state.global_step] * len(completions)
+
+
+def needs_a_column(completions: list[str], ground_truth: list[str]) -> list[float]:
+    return []
+
+
+def takes_the_state(completions: list[str], **columns: Any) -> list[float]:
+    return [columns["trainer_state"].global_step] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (needs_the_state, "reward function needs_the_state needs trainer_state, which there is not here; it is given"),
+        (needs_a_column, "reward function needs_a_column needs ground_truth, which there is not here"),
+        ("some/reward-model", "'some/reward-model' is no reward function"),
+    ],
+)
+def test_rewards_that_need_what_there_is_not_are_refused_at_once(reward: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Material(TASK, FORMAT, [PROBLEM], rewards=[reward])
+    with pytest.raises(UserError, match=message):
+        weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, [reward])
+
+
+async def awaits_the_state(**columns: Any) -> list[float]:
+    return takes_the_state(**columns)
+
+
+@pytest.mark.parametrize("reward", [takes_the_state, awaits_the_state])
+def test_rewards_that_look_for_what_there_is_not_are_refused(reward: Any) -> None:
+    with pytest.raises(UserError, match="_the_state needs trainer_state, which there is not here"):
+        weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, [reward])
 
 
 @pytest.mark.parametrize(

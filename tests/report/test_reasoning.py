@@ -42,7 +42,8 @@ def tree(text="8 * 7 = 56", **of_problem):
 
 def journey():
     rules = JourneyRules("all", trials=0, below=0)
-    return JourneyView.of(tell(walk(tree(), rules), FORMATS["plain"]), FORMATS["plain"])
+    walked = walk(tree(), rules)
+    return JourneyView.of(tell(walked, FORMATS["plain"]), tell(walked.shortcut(), FORMATS["plain"]))
 
 
 def plot(label="journey", **keys):

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from mnemonist.reasoning.ledger import Ledger
     from mnemonist.reasoning.objective import OBJECTIVES, PolicyObjective, find_objective
     from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
-    from mnemonist.reasoning.prompting import Example, Prompting, instruction_for, solved_examples
+    from mnemonist.reasoning.prompting import (
+        Example,
+        InContext,
+        Prompting,
+        in_context,
+        instruction_for,
+        solved_examples,
+    )
     from mnemonist.reasoning.proposing import Material, Policy, Solver
+    from mnemonist.reasoning.remembering import Remembering
     from mnemonist.reasoning.rewriting import rewrite
     from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find_round
     from mnemonist.reasoning.sampling import LocalSampler, SamplingFailed, ServerSampler
@@ -55,6 +63,7 @@ __getattr__, __dir__, __all__ = attach(
         "FORMATS": ".formats",
         "Finding": ".doctor",
         "Format": ".formats",
+        "InContext": ".prompting",
         "JOURNEYS": ".journey",
         "Journey": ".journey",
         "JourneyRules": ".journey",
@@ -81,6 +90,7 @@ __getattr__, __dir__, __all__ = attach(
         "Prompting": ".prompting",
         "RECIPES": ".rounds",
         "ROUNDS": ".rounds",
+        "Remembering": ".remembering",
         "Round": ".rounds",
         "Sampler": ".attempts",
         "SamplingFailed": ".sampling",
@@ -107,6 +117,7 @@ __getattr__, __dir__, __all__ = attach(
         "find_round": ".rounds",
         "gold_labels": ".step_labels",
         "grow": ".growing",
+        "in_context": ".prompting",
         "instruction_for": ".prompting",
         "learn": ".learning",
         "learn_recipe": ".learning",

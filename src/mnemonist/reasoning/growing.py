@@ -3,6 +3,8 @@
 A depth-first search that can see which steps are hopeful never has to look far: it goes down the right path and enters
 dead ends only where a journey will. So a tree costs what its journey is long, not what the problem is wide, and
 teaching texts come by the hundred thousand.
+
+Trees that a search has grown, who may not know which steps are hopeful, can be told so afterwards (`with_truth`).
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from mnemonist.errors import UserError
+from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.journey import Draws, Excursions, JourneyRules
-from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask
-from mnemonist.reasoning.tree import ROOT, Tree
+from mnemonist.reasoning.tasks.task import Problem, StepLabel, StepTask, Task
+from mnemonist.reasoning.tree import ROOT, Node, Tree
 
 METHOD = "grown"
 """What trees made here give as their method."""
@@ -49,6 +53,29 @@ def as_listed(problem: Problem, steps: Sequence[str], move: str) -> float:
 
 PREFERENCES: Mapping[str, Prefer | None] = {"any": None, "nearest": nearest_to_target, "listed": as_listed}
 """Named rules of thumb."""
+
+
+def with_truth(tree: Tree, task: Task, format: Format) -> Tree:
+    """A tree whose nodes know the truth about themselves as far as the task can say it: of answers, and of steps if it
+    knows its steps.
+
+    Args:
+        tree: of a search.
+        task: its.
+        format: of the texts in it.
+    """
+
+    def known(node: Node) -> Node:
+        if node.finished:
+            wrong = node.right is False and node.answer is not None and not node.reason
+            return replace(node, reason=task.judge(tree.problem, node.answer or "").reason) if wrong else node
+        steps = [line for text in tree.steps(node.number) for line in format.parse(text).steps]
+        if not steps or not isinstance(task, StepTask):
+            return node
+        label = task.label(tree.problem, steps)
+        return replace(node, hopeful=label.valid and label.hopeful, reason=label.reason)
+
+    return replace(tree, nodes=[known(node) for node in tree.nodes])
 
 
 def grow(

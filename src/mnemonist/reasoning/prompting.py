@@ -3,16 +3,26 @@
 Chain of thought (Wei et al. 2022, arXiv 2201.11903) shows a few problems with their solutions before the question;
 zero-shot prompting says in words what is wanted. A policy that was tuned for chats gets either in its own template.
 The thought is opened in every case: whatever the policy writes next is parsed like any other text of the format.
+
+What stays the same for every question becomes part of a format (`in_context`), so that whoever takes formats can ask
+that way. A teacher is asked so without its student learning more than the question and the attempt (`InContext`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mnemonist.errors import UserError
+from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.tasks.task import Split, StepTask
+from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.search.proposers import require_steps
+from mnemonist.reasoning.tasks.task import Split, StepTask, Task
+
+BORDER = "\N{SYMBOL FOR START OF TEXT}"
+"""Put in a question's place to see what a prompt has before and behind it."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +107,79 @@ class Prompting:
 
     def _solution(self, example: Example) -> str:
         return self.format.write(example.steps, example.answer)
+
+
+def in_context(
+    format: Format,
+    task: Task,
+    shots: int,
+    difficulty: int,
+    chat: Any = None,
+    *,
+    told: bool = False,
+    first: int = 0,
+) -> Format:
+    """A format that shows solved problems before each question, or puts it into a chat, or both.
+
+    Args:
+        format: of the texts.
+        task: solves what is shown.
+        shots: problems that are shown, of the split train.
+        difficulty: of these.
+        chat: a tokenizer of transformers with a chat template; None puts plain text.
+        told: whether the policy is told in words what is wanted where nothing is shown and there is no template: for
+            chat servers, which have the template themselves.
+        first: number of the first problem that is shown.
+
+    Raises:
+        UserError: the task cannot solve its problems, or there is no chat template.
+    """
+    if shots < 0:
+        raise UserError(f"shots is {shots}; show some problems, or 0 for none")
+    if not (shots or told or chat is not None):
+        return format
+    examples: tuple[Example, ...] = ()
+    if shots:
+        require_steps(task, "showing solved problems")
+        assert isinstance(task, StepTask)
+        examples = solved_examples(task, shots, difficulty, first=first)
+    prompt = Prompting(format, instruction_for(format), examples, chat).prompt(BORDER)
+    before, _, after = prompt.rpartition(BORDER)
+    context = [f"{shots} shots"] * bool(shots) + ["chat"] * (chat is not None) or ["told"]
+    return replace(format, name=f"{format.name} ({', '.join(context)})", before=before, lead="", after=after)
+
+
+class InContext:
+    """A sampler that is shown more than it is asked: its attempts have the prompts as they were.
+
+    Args:
+        sampler: whom it asks.
+        format: of the prompts.
+        shown: how their questions are put, see `in_context`.
+    """
+
+    def __init__(self, sampler: Sampler, format: Format, shown: Format) -> None:
+        self.sampler, self.format, self.shown = sampler, format, shown
+
+    @property
+    def name(self) -> str:
+        """What tables and ledgers call it."""
+        return f"{self.sampler.name}, asked in {self.shown.name}"
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
+        """One attempt for each prompt, see `Sampler`; without the tokens of the prompt, which are those of another.
+
+        Raises:
+            UserError: a prompt is not of the format, or the sampler fails.
+        """
+        shown = [self.shown.prompt(self._question(prompt)) for prompt in prompts]
+        attempts = self.sampler.sample(shown, decoding, ledger)
+        return [
+            replace(attempt, prompt=prompt, prompt_ids=()) for prompt, attempt in zip(prompts, attempts, strict=True)
+        ]
+
+    def _question(self, prompt: str) -> str:
+        before, after = self.format.before_question, self.format.after
+        if len(prompt) < len(before + after) or not (prompt.startswith(before) and prompt.endswith(after)):
+            raise UserError(f"{prompt[-50:]!r} is no prompt of format {self.format.name}; ask with the format's own")
+        return prompt[len(before) : len(prompt) - len(after)]

@@ -2,7 +2,8 @@
 
 Sampling is dear, and it cannot be repeated once the policy has changed. So attempts go to a file first, whole or not
 at all, and are used as they stand there; a run that is resumed reads them and goes on as if it had never stopped.
-Seeds follow from the place of the file in its run. Several processes share the work.
+Seeds follow from the place of the file in its run. Several processes share the work. What a server says is kept beside
+the file until that is whole.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from mnemonist.errors import UserError
 from mnemonist.reasoning.advantages import teaches
 from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
+from mnemonist.reasoning.remembering import remembering
 from mnemonist.reasoning.shuffling import mix
-from mnemonist.reasoning.tasks.rewards import Reward
+from mnemonist.reasoning.tasks.rewards import Reward, require_rewards
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
 from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 from mnemonist.training.randomness import capture_random_state, restore_random_state
@@ -49,7 +51,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned from."""
+    """What is learned from.
+
+    Raises:
+        UserError: a reward function needs what there is not.
+    """
 
     task: Task
     """Judges answers."""
@@ -64,6 +70,9 @@ class Material:
     """Prompts and completions, where it is "given"."""
     rewards: Sequence[Reward] = ()
     """Added up; none means 1 for a right answer."""
+
+    def __post_init__(self) -> None:
+        require_rewards(self.rewards)
 
 
 class Solver:
@@ -107,18 +116,22 @@ def propose(
     """``count`` attempts at each problem, weighed, in one file; read from it if it is there.
 
     Raises:
-        UserError: the file is damaged or has attempts at other problems; the sampler fails.
+        UserError: the file is damaged or has attempts at other problems; the sampler fails. What a server said before
+            it failed is not asked again.
     """
     # The first process looks, and all do what it says: to read, or to sample together.
     if not agreed(path.exists()):
         asked = [problem for problem in problems for _ in range(count)]
         prompts = [material.format.prompt(problem.question) for problem in asked]
+        state = PartialState()
+        part = path.with_name(f".{path.stem}.{state.process_index}.part")
         with undisturbed(policy.model):
-            attempts = sample_together(sampler, prompts, decoding)
+            attempts = sample_together(remembering(sampler, part), prompts, decoding)
         judged = weigh(asked, attempts, material.task, material.format, material.rewards)
-        if PartialState().is_main_process:
+        if state.is_main_process:
             save_judged(path, judged)
-        PartialState().wait_for_everyone()
+        state.wait_for_everyone()
+        part.unlink(missing_ok=True)
     return groups_of(path, count, problems)
 
 

@@ -5,28 +5,21 @@ that is checked: a rewritten text counts only if every step of its draft, right 
 and in the same order; otherwise the draft is kept and counted. The answer is never left to the rewriter. Whoever
 compares journeys with shortcuts rewrites both, or the difference may be the rewriter's.
 
-Rewriting takes long or costs money, so `Remembering` writes down what a rewriter says as soon as it has said it.
+Rewriting takes long or costs money: `Remembering` around the rewriter writes down what it says.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mnemonist.errors import UserError
-from mnemonist.files import append_lines, cut_unfinished_line
-from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, Sampler
+from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.journey_text import Line, Telling
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.sampling.server import SamplingFailed
 
 _REQUEST = """\
 Below is the draft of a solution.{about}
@@ -96,75 +89,6 @@ def rewrite(
             kept[found] += 1
         tellings.append(draft if isinstance(found, str) else replace(draft, lines=found))
     return Rewriting(tuple(tellings), len(drafts) - kept.total(), dict(kept))
-
-
-class Remembering:
-    """A sampler that asks another one for what its file does not say yet, and adds to the file what it is told.
-
-    The file has a line of JSON for each attempt: a digest of what was asked, and how; the text, and how it ended.
-
-    Args:
-        sampler: who is asked.
-        path: the file; it need not be there.
-        piece: prompts that are asked at a time, and lost together if the process dies.
-        on_attempts: called with how many of how many prompts have their attempts.
-
-    Raises:
-        UserError: the file cannot be read, or is another kind of file.
-    """
-
-    def __init__(
-        self, sampler: Sampler, path: Path, piece: int = 32, on_attempts: Callable[[int, int], None] | None = None
-    ) -> None:
-        self.sampler, self.path, self.piece, self.on_attempts = sampler, path, piece, on_attempts
-        self.known: dict[str, tuple[str, Finish]] = {}
-        try:
-            if path.exists():
-                cut_unfinished_line(path)
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    row = json.loads(line)
-                    self.known[row["asked"]] = (row["text"], row["finish"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is no file of rewritten drafts ({type(error).__name__}: {error}); move it away"
-            ) from error
-
-    @property
-    def name(self) -> str:
-        """That of the sampler."""
-        return self.sampler.name
-
-    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
-        """One attempt for each prompt, see `Sampler`; equal prompts have the same one. Only new ones are charged."""
-        how = [self.name, *map(repr, dataclasses.astuple(decoding))]
-        keys = [hashlib.sha256(json.dumps([*how, prompt]).encode()).hexdigest()[:24] for prompt in prompts]
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self.known}
-        done = len(prompts) - len(missing)
-        waiting = iter(missing.items())
-        if self.on_attempts is not None:
-            self.on_attempts(done, len(prompts))
-        while piece := list(itertools.islice(waiting, self.piece)):
-            asked = [prompt for _, prompt in piece]
-            try:
-                self._keep(zip((key for key, _ in piece), self.sampler.sample(asked, decoding, ledger), strict=True))
-            except SamplingFailed as failed:
-                self._keep((piece[number][0], attempt) for number, attempt in failed.attempts.items())
-                raise
-            done += len(piece)
-            if self.on_attempts is not None:
-                self.on_attempts(done, len(prompts))
-        return [
-            Attempt(prompt, self.known[key][0], finish=self.known[key][1])
-            for key, prompt in zip(keys, prompts, strict=True)
-        ]
-
-    def _keep(self, told: Iterable[tuple[str, Attempt]]) -> None:
-        new = {key: (attempt.text, attempt.finish) for key, attempt in told}
-        self.known |= new
-        append_lines(
-            self.path,
-            (json.dumps({"asked": key, "text": text, "finish": finish}) for key, (text, finish) in new.items()),
-        )
 
 
 def _fill(request: str, draft: Telling) -> str:

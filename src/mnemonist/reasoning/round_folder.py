@@ -76,7 +76,10 @@ def _reward(reward: Reward) -> str:
 
 def _teacher(teacher: Sampler) -> list[str]:
     """Its name and, where it is a model in this process, what tells its weights from others."""
-    model = getattr(teacher, "model", None)
+    asked: Any = teacher
+    while hasattr(asked, "sampler"):  # one that asks another
+        asked = asked.sampler
+    model = getattr(asked, "model", None)
     return [teacher.name, content_hash("", model.state_dict()) if isinstance(model, nn.Module) else ""]
 
 

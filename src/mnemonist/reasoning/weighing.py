@@ -1,8 +1,8 @@
 """Weighing: what an attempt is worth, and attempts with their worth as files.
 
 An attempt is taken apart by its format and judged by the task of its problem. Its reward is 1 if it is right, or
-whatever functions say that have TRL's signature (see `tasks.rewards`), so that one written here trains there and one
-written there trains here. The rewards of several are added; None means that a function has no opinion.
+whatever functions say that have TRL's signature (see `tasks.rewards`). The rewards of several are added; None means
+that a function has no opinion.
 
 A file of attempts has one JSON object a line: `prompt` and `completion` as TRL's data sets name them, then the rest.
 """
@@ -21,7 +21,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import write_atomically
 from mnemonist.reasoning.attempts import Attempt
 from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.tasks.rewards import Reward
+from mnemonist.reasoning.tasks.rewards import Reward, ask
 from mnemonist.reasoning.tasks.rows import prompt_row
 from mnemonist.reasoning.tasks.task import Problem, Task, Verdict
 
@@ -88,7 +88,8 @@ def weigh(
     """Judge each attempt at its problem; without reward functions, the reward is 1 for a right answer and 0 otherwise.
 
     Raises:
-        UserError: a reward function gives another number of rewards than there are attempts, or one that is not finite.
+        UserError: a reward function needs what there is not, gives another number of rewards than there are attempts,
+            or one that is not finite.
     """
     judged = [_judge(*pair, task, format) for pair in zip(problems, attempts, strict=True)]
     if not rewards:
@@ -101,11 +102,7 @@ def weigh(
         "completion_ids": [list(attempt.ids) for attempt in attempts],
     }
     sums = [0.0] * len(attempts)
-    for function in rewards:
-        given = list(function(**columns))
-        if len(given) != len(attempts):
-            name = getattr(function, "__name__", type(function).__name__)
-            raise UserError(f"reward function {name} gave {len(given)} rewards for {len(attempts)} attempts")
+    for given in ask(rewards, columns):
         sums = [total + float(value or 0.0) for total, value in zip(sums, given, strict=True)]
     if not all(map(math.isfinite, sums)):
         raise UserError("a reward is not finite; a reward function that has no opinion gives None")

@@ -17,8 +17,7 @@ from html import escape
 from typing import Any, TypeVar
 
 from mnemonist.files import write_atomically
-from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.journey_text import Line, Telling, tell
+from mnemonist.reasoning.journey_text import Line, Telling
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.tree import Tree
 
@@ -64,12 +63,11 @@ class JourneyView:
     answer: str
 
     @classmethod
-    def of(cls, telling: Telling, format: Format) -> "JourneyView":
-        """A telling beside the steps alone."""
+    def of(cls, telling: Telling, shortcut: Telling) -> "JourneyView":
+        """A telling beside that of its shortcut."""
         journey = telling.journey
-        straight = tuple(tell(journey.shortcut(), format).texts)
         title = f"{telling.problem.id} · {journey.rules.spec} · seed {journey.seed}"
-        return cls(title, telling.problem.question, telling.lines, straight, journey.answer)
+        return cls(title, telling.problem.question, telling.lines, tuple(shortcut.texts), journey.answer)
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,26 @@ from pathlib import Path
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
 from mnemonist.cli.reason.doctor import findings_of
-from mnemonist.cli.reason.material import draw, step_task, warn_of_hidden_token
+from mnemonist.cli.reason.material import draw, put, step_task, warn_of_hidden_token
 from mnemonist.cli.reason.options import Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
-from mnemonist.cli.reason.traces import SHOWN, check, journey_views, make_twins
+from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
 from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
 from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import require_writable
 from mnemonist.intervals import proportion
 from mnemonist.reasoning.arms import match_arms
 from mnemonist.reasoning.attempts import Sampler
-from mnemonist.reasoning.completions import RowMaker
 from mnemonist.reasoning.doctor import rounds_in
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.learning import Learned, learn, learn_recipe
 from mnemonist.reasoning.objective import find_objective
+from mnemonist.reasoning.prompting import InContext
 from mnemonist.reasoning.proposing import Material, Policy, Solver
 from mnemonist.reasoning.round_folder import Weights, weights_of
 from mnemonist.reasoning.rounds import FORMAT_REWARDS, IDENTITY, RECIPES, ROUNDS, Round, find_recipe, find_round
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks import Problem, Task, accuracy_reward, build_task, format_reward, load_rows
 from mnemonist.reasoning.tasks.rows import pair_of
@@ -70,6 +71,9 @@ def run_learn(options: Learn) -> int:
             report(options, {}, lesson, model, time.perf_counter() - began)
         say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
         return INTERRUPTED
+    except SamplingFailed:
+        say(f"the server has failed; what it said is in {options.out}: --resume goes on")
+        raise
     except CannotGoOn:
         if _has_learned(options.out):
             keep(options, model)
@@ -124,6 +128,8 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         raise UserError(f"round {options.round} has no teacher; leave out --teacher and --server")
     if options.teacher is not None and options.server is not None:
         raise UserError("there are two teachers; give either --teacher or --server")
+    if (options.chat or options.shots) and options.teacher is None and options.server is None:
+        raise UserError("there is no teacher to be shown anything; name one, or leave out --chat and --shots")
     if given and options.data is None:
         require_steps(task, f"round {options.round} without --data")
     if teacher and options.teacher is None and options.server is None:
@@ -177,26 +183,41 @@ def lesson_of(
         return Lesson(replace(material, pairs=read_pairs(options.data, options.arm, format)))
     steps = step_task(task, "making journeys")
     seed, telling = options.training.seed, options.telling
-    twins = make_twins(steps, problems, telling, format, seed)
-    maker = RowMaker(model.tokenizer)
-    arms = match_arms(twins, telling.match, seed=seed, tokens=lambda *text: len(maker.of_text(*text).completion))
+    drafts = drafts_of(steps, problems, telling, format, seed)
+    twins = make_twins(beside_steps(drafts, format), len(problems), steps, format)
+    arms = match_arms(twins, telling.match, seed=seed, tokens=tokens_of(model.tokenizer))
     arm = arms.journey if options.arm == "journey" else arms.shortcut
     return Lesson(replace(material, pairs=arm.pairs), journey_views(steps, problems[:SHOWN], telling, format, seed))
 
 
 def teacher_of(options: Learn, material: Material) -> Sampler:
-    """Who is distilled.
+    """Who is distilled, shown what it needs to see.
 
     Raises:
-        UserError: there is no such model, or the task has no solutions of its own.
+        UserError: there is no such model, the task has no solutions of its own, or these cannot be shown.
     """
+    sampler: Sampler
+    tokenizer = None
     if options.server is not None:
-        return server_sampler(options.server, options.server_model, options.batch_size)
-    if options.teacher is not None:
+        sampler = server_sampler(
+            options.server, options.server_model, options.batch_size, options.waiting, chat=options.chat
+        )
+    elif options.teacher is not None:
         teacher = open_model(options.teacher)
         to_device(teacher, options.training.device)
-        return teacher.sampler(options.batch_size)
-    return Solver(step_task(material.task, "distilling"), material.problems, material.format)
+        sampler, tokenizer = teacher.sampler(options.batch_size), teacher.tokenizer
+    else:
+        return Solver(step_task(material.task, "distilling"), material.problems, material.format)
+    shown = put(
+        options.asked,
+        material.task,
+        shots=options.shots,
+        chat=options.chat,
+        server=options.server is not None,
+        tokenizer=tokenizer,
+        first=options.count,  # none of those that it is asked
+    )
+    return sampler if shown == material.format else InContext(sampler, material.format, shown)
 
 
 def base_of(path: Path, model: Model) -> Weights:

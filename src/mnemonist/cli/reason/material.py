@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mnemonist.cli.reason.options import Split
+from mnemonist.cli.reason.options import Asked, Split
 from mnemonist.cli.train import say
 from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
-from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
+from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.prompting import in_context
 from mnemonist.reasoning.sampling.text import text_tokenizer
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
-
-BORDER = "\N{SYMBOL FOR START OF TEXT}"
-"""Put in a question's place to see what a prompt has before and behind it."""
 
 
 def draw(task: Task, split: Split, difficulties: Sequence[int], count: int, what: str = "count") -> list[Problem]:
@@ -54,28 +50,28 @@ def step_task(task: Task, what: str) -> StepTask:
     return task
 
 
-def in_context(format: Format, task: Task, shots: int, difficulty: int, chat: Any = None) -> Format:
-    """A format that shows solved problems before each question, or puts it into a chat, or both.
+def put(asked: Asked, task: Task, *, shots: int, chat: bool, server: bool, tokenizer: Any, first: int = 0) -> Format:
+    """How questions are put: in the format that is asked for, behind what is shown besides.
 
     Args:
-        format: of the texts.
+        asked: names the format.
         task: solves what is shown.
-        shots: problems that are shown, of the split train.
-        difficulty: of these.
-        chat: a tokenizer of transformers with a chat template; None puts plain text.
+        shots: problems that are shown.
+        chat: whether questions are a user's message.
+        server: whether a server has the chat's template; otherwise the tokenizer has it.
+        tokenizer: of the model that is asked.
+        first: number of the first problem that is shown.
 
     Raises:
-        UserError: the task cannot solve its problems, or there is no chat template.
+        UserError: there is no such format, or it cannot be shown or put into a chat.
     """
-    if shots < 0:
-        raise UserError(f"shots is {shots}; show some problems, or 0 for none")
-    if not shots and chat is None:
-        return format
-    examples = solved_examples(step_task(task, "--shots"), shots, difficulty) if shots else ()
-    prompt = Prompting(format, instruction_for(format), examples, chat).prompt(BORDER)
-    before, _, after = prompt.rpartition(BORDER)
-    told = [f"{shots} shots"] * bool(shots) + ["chat"] * (chat is not None)
-    return replace(format, name=f"{format.name} ({', '.join(told)})", before=before, lead="", after=after)
+    template = None
+    if chat and not server:
+        if not hasattr(tokenizer, "apply_chat_template"):
+            raise UserError("--chat needs a model of transformers that has a chat template, or a server")
+        template = tokenizer
+    level = asked.difficulty[0] if asked.difficulty else task.difficulties[0]
+    return in_context(find_format(asked.format), task, shots, level, template, told=chat, first=first)
 
 
 def hides_first_token(tokenizer: Any, format: Format) -> bool:

@@ -44,6 +44,16 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """How long a server is waited for."""
+
+    timeout: float = 300.0
+    """Seconds that a server may be silent, as it is while it writes an attempt; after the second time it has failed."""
+    retries: int = 5
+    """Tries after the first one, where a server is busy, broken or not there."""
+
+
+@dataclass(frozen=True)
 class Policy:
     """Who writes."""
 
@@ -55,10 +65,12 @@ class Policy:
     OPENAI_API_KEY."""
     server_model: str | None = None
     """The model as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
     chat: bool = False
-    """Put questions as a user's message: in the chat template of the model, or for the server's chat endpoint."""
+    """Put questions as a user's message, after a sentence that says what is wanted: in the chat template of the model,
+    or for the server's chat endpoint."""
     shots: int = 0
-    """Solved problems that are shown before the question, after a sentence that says what is wanted."""
+    """Solved problems that are shown before the question, after that sentence."""
     batch_size: int = 32
     """Attempts that are written at a time, or asked of a server."""
     device: Device = "auto"
@@ -146,6 +158,7 @@ class Rewriter:
     it stays as it was. The server's key, if any, is read from the variable OPENAI_API_KEY."""
     server_model: str | None = None
     """The rewriter as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
     chat: bool = True
     """Ask the server's chat endpoint."""
     rewritten_tokens: int = 2048
@@ -195,6 +208,7 @@ class Demo:
 class Traces:
     """Make journeys, dead ends and returns included, and their shortcut twins: texts to learn from, as JSONL.
 
+    They lead through trees that are grown by rule, or through those that `mnemonist reason solve` has left (--trees).
     Rows have prompt and completion as TRL knows them, the arm they belong to, and where they come from. Every text is
     taken apart and judged again before it is written.
     """
@@ -203,12 +217,18 @@ class Traces:
     """One whose steps can be checked, with changes if wanted."""
     out: Path = Path("traces.jsonl")
     """File to write; both arms are in it."""
+    trees: Path | None = None
+    """METHOD.jsonl of a search: its trees are told, those with a right answer and of the split. Difficulty, count and
+    order are then those of the search."""
     asked: Annotated[Asked, Flat] = field(default_factory=Asked)
     split: Split = "train"
     """Which problems."""
     count: int = 1000
     """Problems, over all difficulties."""
     telling: Annotated[Telling, Flat] = field(default_factory=Telling)
+    tokenizer: Path | None = None
+    """Folder of a Hugging Face tokenizer whose tokens are counted where arms are matched: that of the model that will
+    learn from them. Without one bytes are."""
     seed: int = 0
     """Of the order in which steps are tried, and of the words."""
     rewriter: Annotated[Rewriter, Flat] = field(default_factory=Rewriter)
@@ -272,13 +292,19 @@ class Learn:
     """Address of a server whose model is the teacher; its key, if any, is read from the variable OPENAI_API_KEY."""
     server_model: str | None = None
     """The teacher as the server calls it."""
+    waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
+    chat: bool = False
+    """Put questions to the teacher as a user's message, after a sentence that says what is wanted: in its chat
+    template, or for the server's chat endpoint. What is learned has the question alone."""
+    shots: int = 0
+    """Solved problems that the teacher is shown before the question, after that sentence; they are not learned."""
     data: Path | None = None
     """Round journey: texts to learn, as `mnemonist reason traces` or TRL writes them; left out, they are made."""
     arm: Arm = "journey"
     """Round journey: which texts to learn, the journeys or their shortcut twins."""
     telling: Annotated[Telling, Flat] = field(default_factory=Telling)
     batch_size: int = 64
-    """Attempts that are written at a time."""
+    """Attempts that are written at a time, or asked of a server."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Of each fit; steps and row length follow from the round, and so does the batch size of a policy gradient."""
 

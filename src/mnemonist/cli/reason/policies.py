@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mnemonist.choices import parse_choices
-from mnemonist.cli.reason.options import Learner
+from mnemonist.cli.reason.options import Learner, Waiting
 from mnemonist.cli.reason.options import Policy as PolicyOptions
 from mnemonist.cli.train import load_model
 from mnemonist.data import ByteTokenizer, find_tokenizer
@@ -176,19 +176,31 @@ def sampler_of(options: PolicyOptions, model: Model | None) -> Sampler:
         UserError: the server's address is none, or its model has no name.
     """
     if options.server is not None:
-        return server_sampler(options.server, options.server_model, options.batch_size, options.chat)
+        return server_sampler(
+            options.server, options.server_model, options.batch_size, options.waiting, chat=options.chat
+        )
     return Nobody() if model is None else model.sampler(options.batch_size)
 
 
-def server_sampler(url: str, model: str | None, concurrency: int, chat: bool = False) -> ServerSampler:
+def server_sampler(
+    url: str, model: str | None, concurrency: int, waiting: Waiting, *, chat: bool = False
+) -> ServerSampler:
     """A server of the OpenAI protocol, which is there.
 
     Raises:
-        UserError: the address is none, nobody answers there, or the model has no name.
+        UserError: the address is none, nobody answers there, the model has no name, or there is no waiting like that.
     """
     if model is None:
         raise UserError("a server may have several models; name the one to ask with --server-model")
-    sampler = ServerSampler(url, model, api_key=os.environ.get("OPENAI_API_KEY"), chat=chat, concurrency=concurrency)
+    sampler = ServerSampler(
+        url,
+        model,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        chat=chat,
+        concurrency=concurrency,
+        timeout=waiting.timeout,
+        retries=waiting.retries,
+    )
     with suppress(Refusal):  # it need not be able to list its models
         dataclasses.replace(sampler.client, timeout=PATIENCE, retries=0).ask("/models", None)
     return sampler

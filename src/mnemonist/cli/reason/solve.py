@@ -13,7 +13,7 @@ from typing import Any
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
-from mnemonist.cli.reason.material import claim, draw, in_context, warn_of_hidden_token
+from mnemonist.cli.reason.material import claim, draw, put, warn_of_hidden_token
 from mnemonist.cli.reason.options import Solve, Thinking
 from mnemonist.cli.reason.pages import aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
@@ -23,7 +23,8 @@ from mnemonist.cli.train import prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, performance, scaling
-from mnemonist.reasoning.formats import Format, find_format
+from mnemonist.reasoning.formats import Format
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.search import Method, find_method
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.search.scaling import Run
@@ -54,7 +55,11 @@ class Outcome:
 
 def run_solve(options: Solve) -> int:
     """Solve by each method, print the table, write trees and page."""
-    outcome = solve(options)
+    try:
+        outcome = solve(options)
+    except SamplingFailed:
+        say("the server has failed; the same command goes on with what is missing")
+        raise
     if outcome.solved:
         tell(outcome.solved, outcome.problems, outcome.described, (), options.out, as_json=options.json)
     return exit_code(outcome.interrupted)
@@ -69,12 +74,15 @@ def solve(options: Solve) -> Outcome:
     problems = draw(task, options.split, options.asked.difficulty, options.count)
     prepare_torch()
     model = None if options.policy.model is None else open_model(options.policy.model)
-    format = choose_format(options, task, model)
+    policy = options.policy
+    tokenizer = None if model is None else model.tokenizer
+    server = policy.server is not None
+    format = put(options.asked, task, shots=policy.shots, chat=policy.chat, server=server, tokenizer=tokenizer)
     scorer = None if options.scorer is None else open_scorer(options.scorer, options.asked.format)
     if model is not None:
         warn_of_hidden_token(model.tokenizer, format)
-        to_device(model, options.policy.device)
-    setting = Setting(task, format, sampler_of(options.policy, model), options.decoding, scorer, options.piece)
+        to_device(model, policy.device)
+    setting = Setting(task, format, sampler_of(policy, model), options.decoding, scorer, options.piece)
     budgets = choose_budgets(options)
     require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity(setting, model, scorer), "solutions")
@@ -180,23 +188,6 @@ def require(method: Method, options: Solve, task: Task) -> None:
         )
     if options.piece < 1:
         raise UserError(f"piece is {options.piece}; solve at least 1 problem at a time")
-
-
-def choose_format(options: Solve, task: Task, model: Model | None) -> Format:
-    """How questions are put.
-
-    Raises:
-        UserError: there is no such format, or it cannot be shown or put into a chat.
-    """
-    format = find_format(options.asked.format)
-    policy = options.policy
-    chat = None
-    if policy.chat and policy.server is None:
-        if model is None or not hasattr(model.tokenizer, "apply_chat_template"):
-            raise UserError("--chat needs a model of transformers that has a chat template, or a server")
-        chat = model.tokenizer
-    level = options.asked.difficulty[0] if options.asked.difficulty else task.difficulties[0]
-    return in_context(format, task, policy.shots, level, chat)
 
 
 def choose_budgets(options: Solve) -> dict[str, Budget | None]:

@@ -2,7 +2,7 @@
 
 Each piece of problems is solved in lockstep and saved before the next one begins. Which problems make a piece follows
 from their number, and what is drawn for it from its first problem, so a run that was stopped and goes on has the trees
-of one that never stopped.
+of one that never stopped. What a server says is kept until its piece is saved, so a piece that it fails in goes on too.
 
 Trees may be large, so pieces are appended instead of writing the file anew. A line is whole if it has its end: what a
 program that was killed has left without one is cut off before anything is read.
@@ -20,6 +20,7 @@ from mnemonist.files import FileError, append_lines, cut_unfinished_line
 from mnemonist.reasoning.attempts import Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.remembering import remembering
 from mnemonist.reasoning.search.lockstep import Method, PathScorer
 from mnemonist.reasoning.search.scaling import Point, Run
 from mnemonist.reasoning.shuffling import mix
@@ -87,6 +88,7 @@ def solve_in_pieces(
     Raises:
         UserError: the file is damaged or has trees of other choices, or the policy cannot answer.
     """
+    part = path.with_name(f".{path.stem}.part")
     kept = {tree.problem.id: tree for tree in _load(path, method)}
     for first in range(0, len(problems), setting.piece):
         piece = problems[first : first + setting.piece]
@@ -96,8 +98,10 @@ def solve_in_pieces(
         if stop():
             break
         # All of the piece, though a part may be there: what is drawn for a problem depends on those beside it.
-        made = [tree for tree in _solve(method, piece, setting) if tree.problem.id not in kept]
+        asking = replace(setting, sampler=remembering(setting.sampler, part))
+        made = [tree for tree in _solve(method, piece, asking) if tree.problem.id not in kept]
         append_trees(path, made)
+        part.unlink(missing_ok=True)
         for tree in made:
             kept[tree.problem.id] = tree
             advance(tree.ledger.tokens)

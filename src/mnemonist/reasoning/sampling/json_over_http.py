@@ -51,7 +51,7 @@ class Client:
     url: str
     """With scheme and host; a path is appended to it."""
     api_key: str | None = field(default=None, repr=False)
-    timeout: float = 600.0
+    timeout: float = 300.0
     """Seconds that the server may be silent."""
     retries: int = 5
     """Tries after the first one."""
@@ -71,6 +71,8 @@ class Client:
     def ask(self, path: str, body: Mapping[str, Any] | None, stopped: threading.Event | None = None) -> dict[str, Any]:
         """POST a body, or GET without one; the object that comes back.
 
+        A server that has been silent for the whole timeout is asked once more and no oftener, whatever `retries` says.
+
         Args:
             path: behind the address.
             body: as JSON values.
@@ -82,11 +84,13 @@ class Client:
         """
         stopped = stopped or threading.Event()
         waits = (self.patience * 2**tried * RANDOM.uniform(0.5, 1.5) for tried in range(self.retries))
+        silences = 0
         while True:
             try:
                 return self._once(path, body)
             except _Passing as passing:
-                wait = next(waits, None)
+                silences += isinstance(passing, _Silence)
+                wait = next(waits, None) if silences < 2 else None
                 if wait is None or stopped.wait(min(LONGEST_WAIT, max(wait, passing.wait))):
                     raise passing.error from passing.__cause__
 
@@ -109,10 +113,10 @@ class Client:
                 raise _Passing(refusal, _seconds(error.headers.get("Retry-After"))) from error
             raise refusal from error
         except TimeoutError as error:
-            raise _Passing(self._too_slow(url)) from error
+            raise _Silence(self._too_slow(url)) from error
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
-                raise _Passing(self._too_slow(url)) from error
+                raise _Silence(self._too_slow(url)) from error
             raise _Passing(
                 UserError(f"nothing answers at {url} ({error.reason}); start the server, or check its address")
             ) from error
@@ -139,7 +143,8 @@ class Client:
 
     def _too_slow(self, url: str) -> UserError:
         return UserError(
-            f"{url} does not answer within {self.timeout:g} s; raise timeout, or ask for fewer tokens at a time"
+            f"{url} does not answer within {self.timeout:g} s; allow it a longer timeout, or ask for fewer prompts at "
+            "a time or fewer tokens"
         )
 
 
@@ -149,6 +154,10 @@ class _Passing(Exception):
     def __init__(self, error: UserError, wait: float = 0.0) -> None:
         super().__init__(str(error))
         self.error, self.wait = error, wait
+
+
+class _Silence(_Passing):
+    """Nothing came for as long as the timeout."""
 
 
 def _seconds(text: str | None) -> float:

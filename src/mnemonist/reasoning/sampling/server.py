@@ -17,20 +17,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 from mnemonist.errors import UserError, nearest
 from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.sampling.json_over_http import Client, Refusal
+from mnemonist.reasoning.sampling.json_over_http import PASSING, Client, Refusal
 from mnemonist.reasoning.sampling.text import first_stop
 
 Stops = Literal["auto", "server", "client"]
+OnAttempt = Callable[[int, Attempt], None]
+"""Told the number of a prompt and its attempt, as soon as that is there and its cost in the ledger."""
 
 OWNERS: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "verbose": True},
@@ -41,12 +43,21 @@ OWNERS: Mapping[str, Mapping[str, Any]] = {
 
 
 class SamplingFailed(UserError):
-    """A prompt could not be sampled; what was done before is kept."""
+    """A prompt could not be sampled; what was done before is in here.
 
-    def __init__(self, message: str, attempts: Mapping[int, Attempt]) -> None:
-        super().__init__(message)
-        self.attempts = dict(attempts)
-        """By the number of their prompt; all of them are in the ledger."""
+    Args:
+        reason: why.
+        attempts: that are done, by the number of their prompt; all of them are in the ledger.
+        asked: prompts.
+        kept: where the attempts are, if they are in a file.
+    """
+
+    def __init__(
+        self, reason: str, attempts: Mapping[int, Attempt], asked: int, kept: str | os.PathLike[str] | None = None
+    ) -> None:
+        where = "done" if kept is None else f"kept in {os.fspath(kept)}"
+        super().__init__(f"{reason} ({len(attempts)} of {asked} attempts are {where})")
+        self.reason, self.attempts, self.asked = reason, dict(attempts), asked
 
 
 class ServerSampler:
@@ -64,7 +75,6 @@ class ServerSampler:
         stops: who looks for stop strings; auto: the server, as long as it says which one it has found.
         close_thought: put between the thought and the rest, where a chat server gives the thought apart.
         more: fields that every request has besides, such as ``{"min_p": 0.05}``.
-        on_attempt: called in the caller's thread with the number of a prompt and its attempt, as soon as it is there.
         name: what tables call it; by default the model.
         flops_per_token: operations of the model for a token, if you know.
 
@@ -80,13 +90,12 @@ class ServerSampler:
         api_key: str | None = None,
         chat: bool = False,
         concurrency: int = 8,
-        timeout: float = 600.0,
+        timeout: float = 300.0,
         retries: int = 5,
         patience: float = 1.0,
         stops: Stops = "auto",
         close_thought: str = "</think>\n",
         more: Mapping[str, Any] | None = None,
-        on_attempt: Callable[[int, Attempt], None] | None = None,
         name: str | None = None,
         flops_per_token: float = 0.0,
     ) -> None:
@@ -99,10 +108,11 @@ class ServerSampler:
         self.client = Client(base if base.endswith("/v1") else f"{base}/v1", api_key, timeout, retries, patience)
         self.model, self.chat, self.concurrency = model, chat, concurrency
         self.stops: Stops = stops
-        self.close_thought, self.more, self.on_attempt = close_thought, dict(more or {}), on_attempt
+        self.close_thought, self.more = close_thought, dict(more or {})
         self.flops_per_token = flops_per_token
         self._name = name or model
         self._untold = False  # whether the server has kept a stop string to itself
+        self._listed: list[Mapping[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -131,8 +141,15 @@ class ServerSampler:
         limits: Sequence[int],
         numbers: Sequence[int],
         ledger: Ledger | None = None,
+        on_attempt: OnAttempt | None = None,
     ) -> list[Attempt]:
         """As `sample`, with a limit of tokens for each prompt, and a number that its seed follows from.
+
+        Args:
+            prompts, decoding, ledger: as in `sample`.
+            limits: in place of ``max_tokens``.
+            numbers: see `draw_numbers`.
+            on_attempt: called in the caller's thread.
 
         Raises:
             UserError: as `sample`.
@@ -141,7 +158,11 @@ class ServerSampler:
         for place, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"prompt {place} is empty; give the policy something to go on from")
-        bodies = [self._request(*each, decoding=decoding) for each in zip(prompts, limits, numbers, strict=True)]
+        owner = self._owner()
+        bodies = [
+            {**owner, **self._request(*each, decoding=decoding), **self.more}
+            for each in zip(prompts, limits, numbers, strict=True)
+        ]
         ledger = Ledger() if ledger is None else ledger
         done: dict[int, Attempt] = {}
         failure: UserError | None = None
@@ -160,10 +181,10 @@ class ServerSampler:
                 flops = self.flops_per_token * (read + written)
                 ledger.charge(prompt=read, generated=written, calls=1, flops=flops)
                 done[place] = attempt
-                if self.on_attempt is not None:
-                    self.on_attempt(place, attempt)
+                if on_attempt is not None:
+                    on_attempt(place, attempt)
         if failure is not None:
-            raise SamplingFailed(f"{failure} ({len(done)} of {len(prompts)} attempts are done)", done) from failure
+            raise SamplingFailed(str(failure), done, len(prompts)) from failure
         return [done[place] for place in range(len(prompts))]
 
     def _ask(
@@ -213,21 +234,25 @@ class ServerSampler:
             body["logprobs"] = True if self.chat else 1
         if decoding.stop:
             body["stop"] = list(decoding.stop)
-        return {**self._owner, **body, **self.more}
+        return body
 
-    @cached_property
     def _owner(self) -> Mapping[str, Any]:
         """Fields for the kind of server that it is; none if it does not say."""
         models = self._models()
         return OWNERS.get(str(models[0].get("owned_by", "")).lower(), {}) if models else {}
 
     def _models(self) -> list[Mapping[str, Any]]:
-        """What the server says of its models; nothing if it cannot list them."""
-        try:
-            reply = replace(self.client, timeout=min(10.0, self.client.timeout), retries=0).ask("/models", None)
-            return [model for model in reply["data"] if isinstance(model, dict)]
-        except (UserError, KeyError, TypeError):
-            return []
+        """What the server says of its models; nothing if it cannot list them, or not now: then it is asked again."""
+        if self._listed is None:
+            try:
+                reply = replace(self.client, timeout=min(10.0, self.client.timeout), retries=0).ask("/models", None)
+                self._listed = [model for model in reply["data"] if isinstance(model, dict)]
+            except (KeyError, TypeError):
+                self._listed = []
+            except UserError as error:
+                if isinstance(error, Refusal) and error.status not in PASSING:
+                    self._listed = []
+        return self._listed or []
 
     def _attempt(
         self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
@@ -254,15 +279,16 @@ class ServerSampler:
 
     def _text(self, choice: Mapping[str, Any]) -> str:
         if not self.chat:
-            return str(choice["text"])
+            return _words(choice["text"])
         message = choice["message"]
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
-        return f"{thought}{self.close_thought if thought else ''}{message['content'] or ''}"
+        said = message["content"] or ""
+        return f"{_words(thought)}{self.close_thought if thought else ''}{_words(said)}"
 
     def _explained(self, refusal: Refusal, place: int) -> UserError:
         """What to do about a server's no."""
         if refusal.status in (401, 403):
-            return UserError(f"{refusal}; give the sampler the server's api_key")
+            return UserError(f"{refusal}; give its key: as api_key, or to a command in the variable OPENAI_API_KEY")
         if refusal.status == 404:
             known = [str(model["id"]) for model in self._models() if "id" in model]
             if known and self.model not in known:
@@ -270,6 +296,17 @@ class ServerSampler:
                 return UserError(f"{self.client.url} has no model {self.model!r}{near}; it has {', '.join(known)}")
             return UserError(f"{refusal}; check the address and the model's name")
         return UserError(f"prompt {place}: {refusal}; change what the server complains of")
+
+
+def _words(given: object) -> str:
+    """A text of a reply.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(given, str):
+        raise TypeError(f"the text is {given!r}")
+    return given
 
 
 class _Untold(Exception):

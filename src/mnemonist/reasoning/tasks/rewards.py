@@ -4,13 +4,20 @@
 be farmed. Rows come from `prompt_row`, whose column ``problem`` says what was asked:
 
     GRPOTrainer(..., reward_funcs=[accuracy_reward(None, format), format_reward(format)], train_dataset=...)
+
+Rewards that were written for TRL work here: `ask` gives them what TRL's trainers do, and waits for those that are
+coroutines. There is no `trainer_state` and there are no `environments`, and what they log is not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from mnemonist.errors import UserError
@@ -19,8 +26,19 @@ from mnemonist.reasoning.tasks.rows import opening, problem_of
 from mnemonist.reasoning.tasks.table import build_task
 from mnemonist.reasoning.tasks.task import Task
 
-Reward = Callable[..., list[float | None]]
+Rewards = list[float | None]
+Reward = Callable[..., Rewards | Awaitable[Rewards]]
 """What TRL calls, with keyword arguments: see the top of this file."""
+
+GIVEN = (
+    *("prompts", "completions", "completion_ids"),
+    *("answer", "difficulty", "problem"),  # columns of `prompt_row`
+    *("log_extra", "log_metric"),
+)
+"""Keyword arguments of rewards."""
+FOREIGN = ("trainer_state", "environments")
+"""Those that only TRL has."""
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def accuracy_reward(task: Task | None, format: Format) -> Reward:
@@ -82,6 +100,98 @@ def said(completion: Any, format: Format) -> str:
         return completion
     contents = [message["content"] for message in completion if message.get("role") == "assistant"]
     return str(contents[-1]).removeprefix(opening(format)) if contents else ""
+
+
+def require_rewards(rewards: Sequence[Reward]) -> None:
+    """Make sure that reward functions can be asked, before there is anything to ask about.
+
+    Raises:
+        UserError: one is no function, or needs what there is not.
+    """
+    for function in rewards:
+        if not callable(function):
+            raise UserError(f"{function!r} is no reward function; give a function that takes prompts and completions")
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # of those written in C
+            continue
+        needed = [one.name for one in parameters if one.default is one.empty and one.kind not in _ANY]
+        if missing := [name for name in needed if name not in GIVEN]:
+            raise _lacking(function, missing)
+
+
+def ask(rewards: Sequence[Reward], columns: Mapping[str, Any]) -> list[Rewards]:
+    """What each reward function says; coroutines run at the same time, to their end.
+
+    Args:
+        rewards: asked one after the other.
+        columns: what rows and attempts have, one entry for each attempt.
+
+    Raises:
+        UserError: as `require_rewards`; or a function gives another number of rewards than there are attempts.
+    """
+    require_rewards(rewards)
+    given = {**columns, "log_extra": _unheard, "log_metric": _unheard}
+    found: dict[int, Rewards] = {}
+    waiting: dict[int, Awaitable[Rewards]] = {}
+    for place, function in enumerate(rewards):
+        with _explaining(function):
+            told = function(**given)
+        if isinstance(told, Awaitable):
+            waiting[place] = _ended(function, told)
+        else:
+            found[place] = list(told)
+    if waiting:
+        ended = asyncio.run_coroutine_threadsafe(_together(waiting.values()), _loop()).result()
+        found.update(zip(waiting, ended, strict=True))
+    count = len(columns["completions"])
+    for place, function in enumerate(rewards):
+        if len(found[place]) != count:
+            raise UserError(f"reward function {_name(function)} gave {len(found[place])} rewards for {count} attempts")
+    return [found[place] for place in range(len(rewards))]
+
+
+@contextmanager
+def _explaining(function: Reward) -> Iterator[None]:
+    """Say in a sentence if a function looks for what only TRL has."""
+    try:
+        yield
+    except KeyError as error:
+        if any(name in FOREIGN for name in error.args):
+            raise _lacking(function, error.args) from error
+        raise
+
+
+async def _ended(function: Reward, told: Awaitable[Rewards]) -> Rewards:
+    with _explaining(function):
+        return list(await told)
+
+
+async def _together(waiting: Iterable[Awaitable[Rewards]]) -> list[Rewards]:
+    return list(await asyncio.gather(*waiting))
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """In a thread of its own, so that it runs beside a notebook's; one for good, since connections belong to a loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def _unheard(name: str, value: Any) -> None:
+    """Takes what a reward function logs."""
+
+
+def _lacking(function: Reward, names: Sequence[Any]) -> UserError:
+    return UserError(
+        f"reward function {_name(function)} needs {', '.join(names)}, which there is not here; it is given "
+        f"{', '.join(GIVEN)}, so let it do without the rest"
+    )
+
+
+def _name(function: Reward) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 @lru_cache(64)
