@@ -59,6 +59,8 @@ def test_any_text_can_be_taken_apart(format, text):
         (THINK, "a\n</think>\n<answer>5</answer>\n", ("a",), "5", True),
         (THINK, "a\n</think>\n<answer> 5\n6 </answer>", ("a",), "5\n6", True),
         (THINK, "a\n</think>\nwell <answer>5</answer>", ("a",), "5", False),
+        (THINK, "a <answer>4\n</think>\n<answer>5</answer>", ("a <answer>4",), "5", False),
+        (PLAIN, "answer:4\nanswer: 5\n", ("answer:4",), "5", False),
         (THINK, "a\n</think>\n<answer>5", ("a",), None, False),
         (THINK, "<answer>5</answer>", ("<answer>5</answer>",), None, False),
         (THINK, "a </think> <answer>5</answer>", ("a </think> <answer>5</answer>",), None, False),

@@ -70,9 +70,8 @@ class Format:
         Raises:
             ValueError: a step is empty, has a line break, or holds a mark; or the answer is empty, or holds its end.
         """
-        marks = [mark.strip() for mark in (self.close_thought, self.open_answer) if mark.strip()]
         for step in steps:
-            if not step.strip() or "\n" in step or any(mark in step for mark in marks):
+            if not step.strip() or "\n" in step or self._has_mark(step):
                 raise ValueError(f"{step!r} is no step of format {self.name!r}: a step is one line without its marks.")
         thought = "".join(f"{step}\n" for step in steps)
         if answer is None:
@@ -94,8 +93,14 @@ class Format:
             answer, closed = rest, "\n"
         given = answer.strip() if closed and answer.strip() else None
         steps = tuple(line.strip() for line in thought.split("\n") if line.strip())
-        fine = closed_thought and given is not None and not between.strip() and not behind.strip()
+        fine = (
+            closed_thought and given is not None and not (between.strip() or behind.strip() or self._has_mark(thought))
+        )
         return Parsed(steps, given, fine)
+
+    def _has_mark(self, thought: str) -> bool:
+        marks = (self.close_thought.strip(), self.open_answer.strip())
+        return any(mark and mark in thought for mark in marks)
 
     def pieces(self, text: str) -> tuple[list[str], str | None]:
         """What a judge looks at one by one: the lines of a thought; and its end as one, None if it has not come."""
