@@ -497,12 +497,15 @@ def test_a_judge_of_steps_is_trained_and_asked(judge, tmp_path, capsys) -> None:
               for node in tree.nodes[1:]}  # fmt: skip
     assert len(values) > 4 and all(0 < value < 1 for value in values)
     assert LanguageModel.load(judge).config.width == 8
+    page = (judge / "reward.html").read_text()
+    assert "calibration" in page and "loss of a step" in page and "paths astray" in page
 
 
 def test_how_good_a_judge_is(judge, tmp_path, capsys) -> None:
     options = {"model": judge, "count": 8, "validation": 8, "epochs": 1, "task": "countdown", "attempts": 2}
     assert main(learn("reward", tmp_path / "again", **options)) == 0
-    head, _, *rows = capsys.readouterr().out.splitlines()
+    head, _, *rows, page = capsys.readouterr().out.splitlines()
+    assert "reward.html" in page
     for row, name in zip(rows, ("paths astray", "attempts"), strict=True):
         found = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)), strict=True))
         assert found.pop("judged") == name and int(found.pop("steps")) >= 8

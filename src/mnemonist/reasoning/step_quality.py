@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mnemonist.errors import UserError
+from mnemonist.reasoning.step_labels import Labelled
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,21 @@ class Bin:
     """Mean."""
     share: float
     """Of them that are right."""
+
+
+@dataclass(frozen=True)
+class JudgedPaths:
+    """Paths with the truth about their steps, and what a judge made of them."""
+
+    paths: Sequence[Labelled]
+    scores: Sequence[Sequence[float]]
+    """Of each step of each path."""
+
+    @property
+    def quality(self) -> StepQuality:
+        """How good the judge is about them."""
+        labels = (label for path in self.paths for label in path.labels)
+        return step_quality((score for scores in self.scores for score in scores), labels)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from mnemonist import __version__
 from mnemonist.cli.reason.solving import Solved
 from mnemonist.reasoning.search.scaling import Point, curves
+from mnemonist.reasoning.step_quality import JudgedPaths
 from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.reasoning.tree import ROOT, Tree
 from mnemonist.reasoning.weighing import Judged, load_judged
@@ -173,6 +174,43 @@ def learn_page(
         facts=facts_of(facts),
         command=command(),
     )
+
+
+def judge_page(title: str, judged: Mapping[str, JudgedPaths], folder: Path, facts: Mapping[str, str]) -> ReasoningPage:
+    """How good a judge of steps is, how sure it is when it is right, and some of the paths that it was asked about.
+
+    Args:
+        title: heading.
+        judged: by where the paths come from.
+        folder: of its training.
+        facts: what was run.
+    """
+    figures, lines = [], [Series("as sure as it is right", np.array([0.0, 1.0]), np.array([0.0, 1.0]))]
+    for name, one in judged.items():
+        quality = one.quality
+        ranks = "" if quality.auc is None else f"AUC {quality.auc:.3f}, "
+        figures.append((name, f"{ranks}calibration error {quality.calibration_error:.3f}"))
+        scores, shares = (np.array([getattr(bin, part) for bin in quality.bins]) for part in ("score", "share"))
+        lines.insert(0, Series(name, scores, shares))
+    calibration = Plot("calibration", "score of the judge", "share of steps that are right", tuple(lines))
+    loss = _curve("loss of a step", "loss", {"judge": [vars(step) for step in read_metrics(folder / "metrics.jsonl")]})
+    return ReasoningPage(
+        title=title,
+        figures=tuple(figures),
+        curves=(calibration, loss) if loss is not None else (calibration,),
+        trees=tuple(itertools.chain.from_iterable(_judged_trees(name, one) for name, one in judged.items())),
+        facts=facts_of(facts),
+        command=command(),
+    )
+
+
+def _judged_trees(name: str, judged: JudgedPaths) -> Iterator[Tree]:
+    """Some of the paths, each as a tree of one branch with the truth and the judge's opinion of every step."""
+    for path, scores in itertools.islice(zip(judged.paths, judged.scores, strict=True), SHOWN):
+        tree = Tree(path.problem, name)
+        for step, label, score in zip(path.steps, path.labels, scores, strict=True):
+            tree.add(len(tree.nodes) - 1, step, hopeful=label > 0.5, value=score)
+        yield tree
 
 
 def curves_of(folders: Mapping[str, Path]) -> tuple[Plot, ...]:

@@ -10,20 +10,22 @@ from pathlib import Path
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.reason.material import claim, draw, step_task
 from mnemonist.cli.reason.options import Reward
-from mnemonist.cli.reason.pages import aligned
+from mnemonist.cli.reason.pages import aligned, judge_page
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
 from mnemonist.cli.train import first_process, prepare_torch, say
 from mnemonist.errors import UserError
+from mnemonist.files import require_writable
 from mnemonist.reasoning.formats import find_format
 from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
 from mnemonist.reasoning.step_labels import Labelled, attempt_labels, path_labels
-from mnemonist.reasoning.step_quality import StepQuality, step_quality
+from mnemonist.reasoning.step_quality import JudgedPaths, StepQuality
 from mnemonist.reasoning.tasks import Problem, StepTask, build_task
+from mnemonist.report import write_reasoning
 from mnemonist.tensors import content_hash
 from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.loop import CHECKPOINT
 
-IDENTITY, WEIGHTS = "reward.json", "process_reward.safetensors"
+IDENTITY, WEIGHTS, PAGE = "reward.json", "process_reward.safetensors", "reward.html"
 FORMAT = "mnemonist-reward/2"
 
 
@@ -61,6 +63,7 @@ def run_reward(options: Reward) -> int:
     begun = has_checkpoint(options.out / CHECKPOINT)
     if begun and not options.resume:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
+    require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity, "model")
     examples, judged = (_labelled(options, task, base, part) for part in (problems, asked))
     model = ProcessRewardModel(base.module)
@@ -79,7 +82,15 @@ def run_reward(options: Reward) -> int:
         base.save(options.out)
         model.save(options.out / WEIGHTS)
         scorer = ProcessScorer(model, base.tokenizer, format)
-        print(summary({name: _quality(scorer, part) for name, part in judged.items() if part}))
+        found = {name: _judged(scorer, part) for name, part in judged.items() if part}
+        print(summary({name: one.quality for name, one in found.items()}))
+        facts = {
+            "task": f"{options.task}, difficulty {', '.join(map(str, levels)) or 'the easiest'}",
+            "learned from": ", ".join(f"{len(part):,} {name}" for name, part in examples.items()),
+            "model": f"{base.name}, {base.parameters:,} parameters",
+        }
+        write_reasoning(options.out / PAGE, judge_page(f"Judging {task.name}", found, options.out, facts))
+        print(f"page: {options.out / PAGE} (open it in a browser)")
     say(f"judge in {options.out}; ask it: mnemonist reason solve {options.task} --method beam --scorer {options.out}")
     return INTERRUPTED if result.interrupted else 0
 
@@ -95,10 +106,8 @@ def _labelled(options: Reward, task: StepTask, base: Model, problems: Sequence[P
     return found
 
 
-def _quality(scorer: ProcessScorer, judged: Sequence[Labelled]) -> StepQuality:
-    scores = scorer.score_steps([(one.problem, one.steps) for one in judged])
-    told = [score for path in scores for score in path]
-    return step_quality(told, [label for one in judged for label in one.labels])
+def _judged(scorer: ProcessScorer, paths: Sequence[Labelled]) -> JudgedPaths:
+    return JudgedPaths(paths, scorer.score_steps([(one.problem, one.steps) for one in paths]))
 
 
 def summary(qualities: Mapping[str, StepQuality]) -> str:
