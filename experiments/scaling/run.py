@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, LONGEST, NUMBERS, SEARCHING, STEPPING, TASK, arm, keep, open_policy, problems
+from countdown import FIT, FORMAT, LONGEST, NUMBERS, SEARCHING, STEPPING, TASK, arm, fresh, keep, open_policy, problems
 from study import Study, found, main, paired, seeds_of
 
 from mnemonist.evals.results import Result, Row
@@ -27,6 +27,8 @@ from mnemonist.report.comparison import Line, draw_lines
 
 HERE = Path(__file__).parent
 TESTED = 100
+LEARNED = 1500
+"""Problems of each size that a judge of steps learns from."""
 THINKING = (64, 128, 256, 512, 1024, 2048)
 EXTENSIONS = (0, 1, 2)
 BUDGETS = (1, 2, 4, 8, 16, 32)
@@ -69,7 +71,8 @@ def judge(folder: Path, seed: int) -> ProcessScorer:
     """A process reward model that learns from paths astray and the policy's own attempts, from the policy's weights."""
     policy = open_policy(STEPPING)
     assert policy.sampler is not None
-    learned = problems("train", 3000, seed)
+    # Of four numbers those that the policy was not taught, where it goes wrong as it does in the test.
+    learned = [*problems("train", LEARNED, seed, NUMBERS[:1]), *fresh(LEARNED, seed)]
     decoding = Decoding(max_tokens=LONGEST[STEPPING], seed=900 + seed)
     examples = path_labels(TASK, FORMAT, learned, seed)
     examples += attempt_labels(policy.sampler, TASK, FORMAT, learned, decoding, count=4)
