@@ -133,7 +133,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="their scorers need a
 
 @forks
 def test_their_scorer_is_killed_contained_and_forgotten(fake):
-    task = ReasoningGym("sums", scorer="theirs", seconds=0.5)
+    task, hurried = (ReasoningGym("sums", scorer="theirs", seconds=seconds) for seconds in (5.0, 0.5))
     problem = task.problem("train", 0, 0)
     parent = f"assert __import__('os').getppid() != {os.getpid()}\n"
     assert task.judge(problem, problem.answer).right
@@ -148,11 +148,11 @@ def test_their_scorer_is_killed_contained_and_forgotten(fake):
     assert not task.judge(problem, "1").right
     began = time.monotonic()
     for text in ("while True: pass", "import time; time.sleep(60)", "9**9**9**9"):
-        assert task.judge(problem, text).reason == "its scorer took more than 0.5 seconds"
+        assert hurried.judge(problem, text).reason == "its scorer took more than 0.5 seconds"
     assert time.monotonic() - began < 5
     # What it started is killed with it.
     mark = fake / "late"
-    task.judge(
+    hurried.judge(
         problem, f"import os, time\nif not os.fork():\n  time.sleep(1.5)\n  os.mkdir({str(mark)!r})\ntime.sleep(60)"
     )
     assert task.judge(problem, problem.answer).right
