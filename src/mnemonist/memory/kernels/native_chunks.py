@@ -170,7 +170,13 @@ class _ReadChunks(torch.autograd.Function):
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         of_memories, v = layout.groups(tensors)[1], tensors[2]
         work = layout.work(tensors)
-        state = {name: [w.clone() for w in group] for name, group in of_memories.items() if name != "target"}
+        # Where a chunk begins with the piece, nobody reads the anchor that was before.
+        new = {"anchor"} if layout.place.valid is None and not layout.place.phase and work.T else set()
+        state = {
+            name: [torch.empty_like(w) if name in new else w.clone() for w in group]
+            for name, group in of_memories.items()
+            if name != "target"
+        }
         y = torch.empty_like(v)
         seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
         if seen:
