@@ -99,9 +99,10 @@ template <typename T> class Bands {
     const long next = begin + count;
     want(q() + count * w.q_token, w.q_token, next);
     for (int g = 0; g < w.groups; ++g) {
+      if (!w.window[g]) continue;  // all queries see the same
       const long past = parts[g].columns;
-      want(keys(g) + past * w.key_token[g], w.key_token[g], w.window[g] ? next : w.tokens);
-      want(values(g) + past * w.value_token[g], w.value_token[g], w.window[g] ? next : w.tokens);
+      want(keys(g) + past * w.key_token[g], w.key_token[g], next);
+      want(values(g) + past * w.value_token[g], w.value_token[g], next);
     }
   }
   // Vectors of so many tokens as there are in the block that begins at `next`.
