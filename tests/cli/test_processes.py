@@ -68,7 +68,9 @@ def test_a_run_killed_at_random_goes_on_to_the_same_end(texts, tmp_path) -> None
     resume: tuple[str, ...] = ()
     for lines in (draw.randint(2, 4), draw.randint(6, 8)):
         killed_after(started(train(texts, cut, *resume, **slow)), cut, lines, draw.uniform(0, 0.03))
-        assert (cut / "checkpoint").is_dir() and not (cut / "model.safetensors").exists()
+        # Killed just between two renames, it leaves the old checkpoint under its other name; --resume finds it.
+        assert (cut / "checkpoint").is_dir() or (cut / ".checkpoint.previous").is_dir()
+        assert not (cut / "model.safetensors").exists()
         resume = ("--resume",)
     finished(started(train(texts, cut, "--resume", **slow)))
     assert each_step_once(cut) == each_step_once(whole)
