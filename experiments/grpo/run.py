@@ -43,7 +43,8 @@ def run(study: Study, name: str, seed: int) -> None:
     chosen = replace(find_round(f"{row}:{choices}"), objective=find_objective(objective))
     policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=NUMBERS[-1:])
     before = ask(policy, LONGEST[MODEL], {"steps": 0}, tests, ASKED, seed)
-    folder, config = study.run_folder(name, seed), replace(FIT, seed=seed, learning_rate=1e-4, save_every=10)
+    folder = study.run_folder(name, seed)
+    config = replace(FIT, seed=seed, learning_rate=1e-4, save_every=10, accumulation=PROBLEMS)
     material = Material(TASK, FORMAT, fresh(LEARNED, seed))
     ended = learn(chosen, policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:

@@ -16,7 +16,7 @@ from mnemonist.reasoning import proposing
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.proposing import Material, Policy, Solver, measure, propose, propose_all, undisturbed
 from mnemonist.reasoning.sampling import SamplingFailed
-from mnemonist.reasoning.shuffling import endless, mix
+from mnemonist.reasoning.shuffling import endless, mix, share
 from mnemonist.reasoning.weighing import load_judged, weigh
 
 TASK = SumTask()
@@ -139,6 +139,28 @@ def test_the_endless_row_visits_all_before_any_again() -> None:
     assert len({tuple(row[first : first + 5]) for first in range(0, 20, 5)}) > 1
     assert endless(5, 7, 3, 9) == row[3:12]
     assert endless(5, 8, 0, 20) != row
+
+
+@pytest.mark.parametrize(("rows", "accumulation", "world"), [(24, 3, 2), (7, 2, 3), (2, 3, 1)])
+def test_parts_of_a_step_hold_rows_of_like_lengths_each_once(rows: int, accumulation: int, world: int) -> None:
+    lengths = [(37 * n) % 101 for n in range(rows)]
+    parts = [
+        [share(range(rows), lengths.__getitem__, micro, accumulation, rank, world) for rank in range(world)]
+        for micro in range(accumulation)
+    ]
+    read = [[n for own in part for n in own] for part in parts]
+    assert sorted(n for part in read for n in part) == list(range(rows))
+    assert [len(part) for part in read] == [
+        rows * (n + 1) // accumulation - rows * n // accumulation for n in range(accumulation)
+    ]
+    assert all(max(map(len, part)) - min(map(len, part)) <= 1 for part in parts), "processes read equally many"
+    edges = [
+        lengths[n]
+        for part in read
+        if part
+        for n in (min(part, key=lengths.__getitem__), max(part, key=lengths.__getitem__))
+    ]
+    assert edges == sorted(edges)
 
 
 def test_seeds_of_neighbours_have_nothing_in_common() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mnemonist.reasoning.completions import Batch, Row, read, stack
 from mnemonist.reasoning.losses import preference_loss, weighted_likelihood
-from mnemonist.reasoning.shuffling import endless
+from mnemonist.reasoning.shuffling import endless, share
 from mnemonist.training import LossSum, TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf
 
@@ -30,7 +30,8 @@ def likelihood_fit(rows: Sequence[Row], config: TrainingConfig) -> Fit:
         opinion = read(model, batch)
         return weighted_likelihood(opinion.log_probs_BT, opinion.mask_BT, batch["weights"])
 
-    return stacked_batches(len(rows), config, lambda numbers: stack([rows[n] for n in numbers])), loss_of
+    lengths = [len(row) for row in rows]
+    return stacked_batches(lengths, config, lambda numbers: stack([rows[n] for n in numbers])), loss_of
 
 
 def preference_fit(
@@ -57,7 +58,8 @@ def preference_fit(
         reference_right_B, reference_wrong_B = batch["references"].unbind(1)
         return preference_loss(right_B, wrong_B, reference_right_B, reference_wrong_B, beta)
 
-    return stacked_batches(len(pairs), config, stack_pairs), loss_of
+    lengths = [max(map(len, pair)) for pair in pairs]
+    return stacked_batches(lengths, config, stack_pairs), loss_of
 
 
 def config_for(config: TrainingConfig, count: int, epochs: int, longest: int, seed: int) -> TrainingConfig:
@@ -70,12 +72,13 @@ def config_for(config: TrainingConfig, count: int, epochs: int, longest: int, se
     return replace(config, steps=steps, warmup_steps=warmup, row_length=longest, seed=seed)
 
 
-def stacked_batches(count: int, config: TrainingConfig, stack_rows: Callable[[Sequence[int]], Batch]) -> BatchOf:
-    """``batch_of`` for `train`: ``count`` things in an order that is drawn anew whenever all were read."""
+def stacked_batches(
+    lengths: Sequence[int], config: TrainingConfig, stack_rows: Callable[[Sequence[int]], Batch]
+) -> BatchOf:
+    """``batch_of`` for `train`: things of these lengths in an order that is drawn anew whenever all were read."""
 
     def batch_of(step: int, micro: int, rank: int, world: int) -> Batch:
-        size = config.batch_size // (config.accumulation * world)
-        first = step * config.batch_size + (micro * world + rank) * size
-        return stack_rows(endless(count, config.seed, first, size))
+        step_rows = endless(len(lengths), config.seed, step * config.batch_size, config.batch_size)
+        return stack_rows(share(step_rows, lengths.__getitem__, micro, config.accumulation, rank, world))
 
     return batch_of

@@ -36,7 +36,7 @@ from mnemonist.reasoning.losses import policy_losses, sum_over_attempts
 from mnemonist.reasoning.objective import PolicyObjective
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, groups_of, measure, propose
 from mnemonist.reasoning.rounds import Round
-from mnemonist.reasoning.shuffling import endless, mix
+from mnemonist.reasoning.shuffling import endless, mix, share
 from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.reasoning.weighing import load_judged, save_judged
 from mnemonist.training import LossSum, StepMetrics, TrainingConfig, TrainingResult, train
@@ -188,8 +188,8 @@ class _Run:
         epoch, minibatch = divmod(step % self._round.steps_per_iteration, self._round.minibatches)
         seed = mix(self._config.seed, "minibatch", self._iteration, epoch)
         order = endless(len(self._rows), seed, 0, len(self._rows))
-        own = [self._rows[n] for n in order[minibatch :: self._round.minibatches]]
-        own = own[micro * world + rank :: self._config.accumulation * world]
+        rows = (self._rows[n] for n in order[minibatch :: self._round.minibatches])
+        own = share(rows, len, micro, self._config.accumulation, rank, world)
         # A part without attempts still has to be a part: one that counts for nothing.
         batch = stack(own or [replace(self._rows[0], counts=False, weight=0.0)])
         return {**batch, "attempts": torch.tensor(len(own))}

@@ -174,8 +174,8 @@ def train_process_reward(
             "way, such as a policy's own attempts"
         )
     reader = StepReader(tokenizer, format)
-    longest = max(len(reader.ids(one.problem, one.steps)[0]) for one in examples)
-    config = config_for(config, len(examples), epochs, longest, config.seed)
+    lengths = [len(reader.ids(one.problem, one.steps)[0]) for one in examples]
+    config = config_for(config, len(examples), epochs, max(lengths), config.seed)
 
     def stack(numbers: Sequence[int]) -> StepBatch:
         chosen = [examples[n] for n in numbers]
@@ -184,7 +184,7 @@ def train_process_reward(
 
     return train(
         model,
-        stacked_batches(len(examples), config, stack),
+        stacked_batches(lengths, config, stack),
         step_loss,
         config,
         folder,
