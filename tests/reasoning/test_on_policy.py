@@ -19,6 +19,7 @@ from mnemonist.reasoning import on_policy
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.learning import Learned, learn
 from mnemonist.reasoning.objective import OBJECTIVES
+from mnemonist.reasoning.on_policy import policy_config
 from mnemonist.reasoning.proposing import Material, Policy
 from mnemonist.reasoning.round_folder import weights_of
 from mnemonist.reasoning.rounds import ROUNDS, Round
@@ -119,6 +120,26 @@ def test_every_attempt_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pyt
     expected = sorted((*one.attempt.prompt_ids, *one.attempt.ids) for one in attempts)
     assert sorted(seen[:32]) == sorted(seen[32:]) == expected
     assert seen[:32] != seen[32:]
+
+
+@pytest.mark.parametrize(
+    ("problems", "batch_size", "accumulation", "world", "expected"),
+    [
+        (8, 100, 1, 1, 1),
+        (8, 16, 1, 1, 2),
+        (8, 16, 1, 2, 1),
+        (8, 15, 1, 1, 4),  # the next that cuts 32 evenly
+        (8, 8, 8, 1, 8),
+        (6, 4, 4, 1, 8),  # a multiple of what was asked for
+        (6, 1, 1, 3, 8),
+    ],
+)
+def test_few_attempts_are_read_at_a_time(
+    problems: int, batch_size: int, accumulation: int, world: int, expected: int
+) -> None:
+    config = replace(CONFIG, batch_size=batch_size, accumulation=accumulation)
+    found = policy_config(row(problems=problems, attempts=4), 99, config, world)
+    assert (found.batch_size, found.accumulation) == (4 * problems, expected)
 
 
 def test_the_penalty_holds_the_policy_near_its_reference(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def learn(
         material: what from.
         folder: of this run; made if missing.
         config: of the fits. Steps follow from the round (`epochs`, `iterations`), rows are as long as they are, and
-            policy gradients have as many rows a step as the round says; the rest holds for every fit.
+            policy gradients have as many rows a step as the round says and read at most ``batch_size`` of them at a
+            time; the rest holds for every fit.
         resume: go on with the round in ``folder``, with the weights that it began with in the policy.
         base: where fits "from the base" begin; None means the policy's weights as given.
         progress: show on stderr how far it is.

@@ -84,7 +84,7 @@ def learn_on_policy(
     Raises:
         CannotGoOn, UserError: as `learning.learn`.
     """
-    config = policy_config(round_, len(material.problems), config)
+    config = policy_config(round_, len(material.problems), config, accelerator.num_processes)
     fit = folder / "fit"
     with accelerator.main_process_first():  # the first one forgets before the others look
         done = saved_step(fit / CHECKPOINT)
@@ -97,20 +97,26 @@ def learn_on_policy(
         return run.train(fit, done, progress, log)
 
 
-def policy_config(round_: Round, problems: int, config: TrainingConfig) -> TrainingConfig:
+def policy_config(round_: Round, problems: int, config: TrainingConfig, world: int) -> TrainingConfig:
     """The configuration of the whole run: its steps and its batches follow from the round.
+
+    A process reads at most ``config.batch_size`` attempts at a time: the accumulation is raised to a multiple of itself
+    that sees to it. A step may have hundreds of attempts, of which each token has the logits of a whole vocabulary.
 
     Raises:
         UserError: the attempts of a step cannot be cut into `accumulation` equal parts.
     """
     steps = round_.iterations * round_.steps_per_iteration
     rows = (round_.problems or problems) * round_.attempts // round_.minibatches
+    raised = range(config.accumulation, rows // world + 1, config.accumulation)
+    small = (parts for parts in raised if not rows % (parts * world) and rows <= parts * world * config.batch_size)
     return replace(
         config,
         steps=steps,
         warmup_steps=min(config.warmup_steps, steps),
         batch_size=rows,
         row_length=round_.decoding.max_tokens,
+        accumulation=next(small, config.accumulation),
     )
 
 

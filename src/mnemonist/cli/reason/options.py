@@ -306,7 +306,8 @@ class Learn:
     batch_size: int = 64
     """Attempts that are written at a time, or asked of a server."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Of each fit; steps and row length follow from the round, and so does the batch size of a policy gradient."""
+    """Of each fit; steps and row length follow from the round. A policy gradient has as many rows a step as the round
+    says, and reads at most `batch-size` of them at a time."""
 
     def run(self) -> int:
         """Exit code."""
