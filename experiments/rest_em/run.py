@@ -17,13 +17,16 @@ from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
 from mnemonist.evals.results import Result
+from mnemonist.files import write_atomically
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.proposing import Material
+from mnemonist.reasoning.round_folder import IDENTITY
 from mnemonist.reasoning.rounds import find_round
 from mnemonist.training import load_checkpoint, restore_model
 
 HERE = Path(__file__).parent
 MODEL = STEPPING
+FIRST = Path("0", "attempts")
 ITERATIONS, ATTEMPTS, LEARNED, TESTED, ASKED = 3, 8, 4000, 200, 8
 BASE = f"rest-em:iterations={ITERATIONS},attempts={ATTEMPTS},epochs=1,until_worse=false,max_tokens={LONGEST[MODEL]}"
 ARMS = {
@@ -41,7 +44,9 @@ def run(study: Study, name: str, seed: int) -> None:
     material = Material(TASK, FORMAT, fresh(LEARNED, seed), problems("validation", 50, numbers=NUMBERS[-1:]))
     folder = study.run_folder(name, seed)
     config = replace(FIT, seed=seed, learning_rate=2e-4)
-    ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=folder.exists(), progress=False)
+    begun = (folder / IDENTITY).exists()
+    take_first(study, seed, folder)
+    ended = learn(find_round(ARMS[name][1]), policy, material, folder, config, resume=begun, progress=False)
     if ended.interrupted:
         raise SystemExit(130)
     proposed = [line["accuracy"] for line in metrics_of(folder)]
@@ -51,6 +56,15 @@ def run(study: Study, name: str, seed: int) -> None:
     for number, seen in enumerate(proposed):
         rows[number] = dataclasses.replace(rows[number], more={**rows[number].more, "train": seen})
     keep(study, name, seed, rows, "iteration", "accuracy of an attempt", model=MODEL, round=ARMS[name][1])
+
+
+def take_first(study: Study, seed: int, folder: Path) -> None:
+    """The first attempts are those of the base at the same problems: an arm that has none takes another arm's."""
+    for other in ARMS:
+        for path in (study.run_folder(other, seed) / FIRST).glob("[0-9]*.jsonl"):
+            own = folder / FIRST / path.name
+            if not own.exists():
+                write_atomically(own, path.read_bytes())
 
 
 def last(result: Result) -> float:
