@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import os
 import signal
@@ -181,6 +182,17 @@ def run_one(study: Study, name: str, seed: int) -> None:
         evaluate(model, asked, study.path(name, seed, suite), name=arm.label, facts=facts)
 
 
+def study_of(name: str) -> Study:
+    """That of an experiment, by its folder."""
+    spec = importlib.util.spec_from_file_location(f"{name}_run", Path(__file__).parent / name / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.STUDY
+    assert isinstance(made, Study)
+    return made
+
+
 def over_seeds(results: Sequence[Result], label: str) -> Result:
     """Means over runs of one arm, with the interval over seeds (Student's t).
 
@@ -214,10 +226,15 @@ def mean_over(result: Result, begin: int, end: int) -> float:
     return sum(width * mean for width, mean in inside) / sum(width for width, _ in inside)
 
 
-def differences(a: Sequence[Result], b: Sequence[Result], measure: Callable[[Result], float]) -> list[float]:
-    """What ``a`` has more than ``b``, for each seed that both have."""
-    others = {result.facts["seed"]: result for result in b}
-    return [measure(result) - measure(others[seed]) for result in a if (seed := result.facts["seed"]) in others]
+def differences(
+    a: Sequence[Result],
+    b: Sequence[Result],
+    measure: Callable[[Result], float],
+    of_b: Callable[[Result], float] | None = None,
+) -> list[float]:
+    """What ``a`` has more than ``b``, for each seed that both have; perhaps by another measure of ``b``."""
+    others = {result.facts["seed"]: (of_b or measure)(result) for result in b}
+    return [measure(result) - others[seed] for result in a if (seed := result.facts["seed"]) in others]
 
 
 def found(study: Study, arms: Sequence[str] | None = None, suite: str = "") -> dict[str, Result]:

@@ -5,7 +5,6 @@ python experiments/which_memory.py            # from the results that are there;
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import source_code
-from study import Study, differences, fill, mean_over, paired
+from study import Study, differences, fill, mean_over, paired, study_of
 
 from mnemonist.evals.candidates import CANDIDATES
 from mnemonist.evals.results import Result
@@ -29,18 +28,7 @@ ENOUGH = 0.9
 """Of the answers right: what counts as remembering, where the page asks how large a state must be."""
 
 
-def study(name: str) -> Study:
-    """An experiment."""
-    spec = importlib.util.spec_from_file_location(f"{name}_run", HERE / name / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.STUDY
-    assert isinstance(made, Study)
-    return made
-
-
-RECALL, LENGTH, TRACKING = study("recall"), study("length"), study("state_tracking")
+RECALL, LENGTH, TRACKING = (study_of(name) for name in ("recall", "length", "state_tracking"))
 
 
 def at(name: str, value: int) -> Callable[[Result], float]:
