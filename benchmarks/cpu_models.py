@@ -80,7 +80,7 @@ def models(sizes: Sizes) -> Group:
         f"{sizes.reference.width}, {sizes.reference.heads} heads of "
         f"{sizes.reference.dim}, memories of expansion {sizes.reference.expansion:g} and chunks of "
         f"{sizes.reference.chunk}, windows and segments of {4 * sizes.reference.chunk}, one row of bytes. What a block "
-        f"has less, its MLP has more (widths, multiples of {ROUND}: {mlps}). The ratio says how many times less time ours takes; "
-        "each timed step follows an untimed one on a quarter of the text."
+        f"has less, its MLP has more (widths, multiples of {ROUND}: {mlps}). The ratio says how many times less "
+        "time ours takes; each timed step follows an untimed one on a quarter of the text."
     )
     return Group("Training", text, tuple(measures))
