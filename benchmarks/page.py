@@ -1,7 +1,7 @@
 """The page of the results: README.md, its plots, and the figures of limits.md, from the reports.
 
     python benchmarks/page.py           reads benchmarks/results/cpu.json and, where they are, candidates.json,
-                                        sampling.json and gpu.json
+                                        sampling.json and gpu.json; cpu-NAME.json is cpu.json of another processor
 
 Nothing in them is written by hand but the words of limits.md around its figures.
 """
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from gpu_targets import GPU_TARGETS
 from plots import draw_ratios, draw_roofline
-from table import Entry, figure, in_seconds, met, ratio, target
+from table import Entry, figure, in_seconds, key, met, ratio, target
 
 from mnemonist.files import write_atomically
 
@@ -29,11 +29,9 @@ FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- figures: written by page.py -->", "<!-- end of figures -->"
 
 
-def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = ()) -> str:
-    """README.md; the others are reports of one group each."""
+def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = (), elsewhere: Sequence[Report] = ()) -> str:
+    """README.md; the others are reports of one group each, and those from elsewhere of another processor."""
     results = cpu["results"]
-    aimed = [entry for entry in results if entry.get("target") is not None]
-    reached = sum(met(entry) == "yes" for entry in aimed)
     parts = [
         "# Speed and memory, side by side",
         "This page is written by `python benchmarks/page.py` from [results/cpu.json](results/cpu.json)"
@@ -42,7 +40,9 @@ def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = ()) -> str:
         "[limits.md](limits.md).",
         "A ratio says how many times less ours takes than what it is compared with: a median over pairs of runs, "
         "one side right after the other, and in brackets the least and the most. The median should be at least the "
-        f"target. On the CPU {reached} of {len(aimed)} targets are met.",
+        f"target. On the CPU {targets_met(cpu)} targets are met"
+        + "".join(f", on {report['machine']['processor']} {targets_met(report)}" for report in elsewhere)
+        + ".",
         "![Every ratio over its target](results/ratios.svg)",
         f"## CPU: {cpu['machine']['processor']}, {cpu['machine']['threads']} threads",
         machine_words(cpu),
@@ -50,6 +50,8 @@ def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = ()) -> str:
     for title, text in cpu["groups"].items():
         parts += [f"### {title}", text, rows([entry for entry in results if entry["group"] == title])]
     parts += [part for other in others for part in one_group_parts(other)]
+    if elsewhere:
+        parts += ["### Other processors", processors(cpu, elsewhere)]
     parts += [gpu_part(gpu), HOW]
     return "\n\n".join(parts) + "\n"
 
@@ -66,6 +68,8 @@ It ends with a verdict: whether a median ratio fell by more than 15% against the
 To record a run, on a machine that does nothing else:
 
     python benchmarks/cpu.py --out benchmarks/results/cpu.json && python benchmarks/page.py
+
+A report called `cpu-NAME.json` stands beside it as that of another processor.
 
 `python benchmarks/candidates.py` and `python benchmarks/sampling.py` take longer and have reports of their own. On an
 NVIDIA GPU `python benchmarks/gpu.py` first checks that what is timed is right, and writes `results/gpu.json`."""
@@ -98,6 +102,34 @@ def rows(entries: list[Entry]) -> str:
     return "\n".join(lines)
 
 
+def aimed(report: Report) -> dict[str, Entry]:
+    """What has a target, by name."""
+    return {key(entry): entry for entry in report["results"] if entry.get("target") is not None}
+
+
+def targets_met(report: Report) -> str:
+    """How many of how many."""
+    entries = aimed(report).values()
+    return f"{sum(met(entry) == 'yes' for entry in entries)} of {len(entries)}"
+
+
+def told(entry: Entry) -> str:
+    """Its ratio, and whether that is too little."""
+    return {"yes": ratio(entry), "no": f"{ratio(entry)}, missed"}.get(met(entry), met(entry))
+
+
+def processors(cpu: Report, elsewhere: Sequence[Report]) -> str:
+    """What has a target on each processor, and what the others are."""
+    reports = [cpu, *elsewhere]
+    found = [aimed(report) for report in reports]
+    heads = [f"{report['machine']['processor']}, {report['date']}" for report in reports]
+    lines = ["| what | target | " + " | ".join(heads) + " |", "|---|--:|" + "--:|" * len(reports)]
+    for name, entry in found[0].items():
+        cells = [told(own[name]) if name in own else "" for own in found]
+        lines.append("| " + " | ".join([name, target(entry), *cells]) + " |")
+    return "\n\n".join(["\n".join(lines), *map(machine_words, elsewhere)])
+
+
 def gpu_part(gpu: Report | None) -> str:
     """Measured or not."""
     if gpu is None:
@@ -118,10 +150,10 @@ def gpu_part(gpu: Report | None) -> str:
         text += f" Not finished, so that some of it is missing: {', '.join(late)}."
     if "since" in gpu:
         text += f" {gpu['since']}"
-    aimed = [entry for entry in gpu["results"] if entry["target"] is not None or entry["name"] in GPU_TARGETS]
-    compared = [entry for entry in gpu["results"] if entry not in aimed and entry["theirs_seconds"] is not None]
-    found = rows(aimed + compared)
-    waiting = [name for name in GPU_TARGETS if name not in {entry["name"] for entry in aimed}]
+    wanted = [entry for entry in gpu["results"] if entry["target"] is not None or entry["name"] in GPU_TARGETS]
+    compared = [entry for entry in gpu["results"] if entry not in wanted and entry["theirs_seconds"] is not None]
+    found = rows(wanted + compared)
+    waiting = [name for name in GPU_TARGETS if name not in {entry["name"] for entry in wanted}]
     if waiting:
         found += "\n\nNot yet measured: " + "; ".join(waiting) + "."
     for name, spent in gpu.get("kernels", {}).items():
@@ -219,10 +251,11 @@ def write(folder: Path) -> list[Path]:
     """Everything that comes from the reports in ``folder/results``; what was written."""
     results = folder / "results"
     cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    elsewhere = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("cpu-*.json"))]
     on_gpu = results / "gpu.json"
     gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
     written = [folder / "README.md", results / "ratios.svg"]
-    write_atomically(written[0], page(cpu, gpu, other_reports(results)))
+    write_atomically(written[0], page(cpu, gpu, other_reports(results), elsewhere))
     draw_ratios(cpu["results"], written[1])
     if roofline(cpu):
         limits = folder / "limits.md"

@@ -78,6 +78,21 @@ def test_every_result_is_a_row(folder):
         assert path.exists()
 
 
+def test_another_processor_stands_beside_the_first(folder, cpu):
+    from page import write
+
+    machine = {**cpu["machine"], "processor": "Other Processor"}
+    results = [entry("Layer", "forward", 0.002, 0.003, target=2.5), *cpu["results"][1:2], *cpu["results"][3:4]]
+    (folder / "results" / "cpu-other.json").write_text(json.dumps({**cpu, "machine": machine, "results": results}))
+    write(folder)
+    text = (folder / "README.md").read_text()
+    assert "2 of 4 targets are met, on Other Processor 0 of 3." in text
+    assert "| what | target | Some Processor, 2026-01-02 | Other Processor, 2026-01-02 |" in text
+    assert "| Layer: forward | 2.5 | 2.50 (2.25 to 3.00) | 1.50 (1.35 to 1.80), missed |" in text
+    assert "| Layer: memory | 1 | 3.00 (2.70 to 3.60) |  |" in text
+    assert "| Layer: broken | 3 | not measured | not measured |" in text
+
+
 def test_the_figures_of_the_limits_are_put_between_their_marks(folder):
     from page import with_figures, write
 
