@@ -11,7 +11,7 @@ from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.models.cost import matched, model_cost
 
 KINDS = ("mag", "mac", "lmm")
-ROUND = 16
+ROUND = 8
 """What widths of MLPs are multiples of: odd ones multiply at down to a third of the speed on some processors."""
 
 

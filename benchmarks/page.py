@@ -168,6 +168,11 @@ def other_reports(results: Path) -> list[Report]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
+def reports_elsewhere(results: Path) -> list[Report]:
+    """As cpu.json, of other processors."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("cpu-*.json"))]
+
+
 def one_group_parts(report: Report) -> Iterator[str]:
     """Its title, what it is of, and its rows; candidates have a line each, whatever is measured of them."""
     results = report["results"]
@@ -251,11 +256,10 @@ def write(folder: Path) -> list[Path]:
     """Everything that comes from the reports in ``folder/results``; what was written."""
     results = folder / "results"
     cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
-    elsewhere = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("cpu-*.json"))]
     on_gpu = results / "gpu.json"
     gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
     written = [folder / "README.md", results / "ratios.svg"]
-    write_atomically(written[0], page(cpu, gpu, other_reports(results), elsewhere))
+    write_atomically(written[0], page(cpu, gpu, other_reports(results), reports_elsewhere(results)))
     draw_ratios(cpu["results"], written[1])
     if roofline(cpu):
         limits = folder / "limits.md"

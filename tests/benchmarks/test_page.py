@@ -176,12 +176,12 @@ def test_durations_have_three_digits():
 
 
 def test_the_committed_page_is_that_of_the_committed_report(benchmarks):
-    from page import other_reports, page
+    from page import other_reports, page, reports_elsewhere
 
     results = benchmarks / "results"
     cpu, gpu = ((results / f"{name}.json") for name in ("cpu", "gpu"))
     read = [json.loads(path.read_text()) if path.exists() else None for path in (cpu, gpu)]
-    assert (benchmarks / "README.md").read_text() == page(*read, other_reports(results))
+    assert (benchmarks / "README.md").read_text() == page(*read, other_reports(results), reports_elsewhere(results))
 
 
 def test_candidates_have_a_line_each(folder):
