@@ -36,9 +36,9 @@ def at(which: str = "", **setting: object) -> Measure:
     return measure
 
 
-def fact(when: str, which: str) -> Measure:
-    """What was asked before or after the run."""
-    return lambda result: float(result.facts[when][which])
+def fact(when: str, n: int, which: str) -> Measure:
+    """What was asked before or after the run, of problems of a size."""
+    return lambda result: float(result.facts[when][str(n)][which])
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def iterated(arm: str, iteration: int, which: str = "") -> Side:
     return Side(arm, at(which, iteration=iteration), at("written", iteration=iteration))
 
 
-def stepped(arm: str, when: str, which: str = "accuracy") -> Side:
+def stepped(arm: str, when: str, n: int, which: str = "accuracy") -> Side:
     """Of policy gradients, before them or after."""
-    return Side(arm, fact(when, which), fact(when, "written"))
+    return Side(arm, fact(when, n, which), fact(when, n, "written"))
 
 
 def said(way: str, terms: int) -> Side:
@@ -149,16 +149,17 @@ COMPARISONS = (
         for arm, what in (("continued", "each fit goes on from the last"), ("uncapped", "all right attempts kept"))
     ),
     *(
-        Comparison(f"{what}, 80 steps", "before it", numbers(FOUR), GRPO, stepped(arm, "after"), stepped(arm, "before"))
-        for arm, what in (("grpo", "GRPO"), ("dapo", "DAPO"))
+        Comparison(what, "before it", numbers(n), GRPO, stepped(arm, "after", n), stepped(arm, "before", n))
+        for arm, what in (("grpo", "100 steps of GRPO"), ("dapo", "of DAPO"))
+        for n in (THREE, FOUR)
     ),
     Comparison(
-        "GRPO, some of 8 right", "before it", numbers(FOUR), GRPO,
-        stepped("grpo", "after", "pass@8"), stepped("grpo", "before", "pass@8"),
+        "GRPO, some of 8 right", "before it", numbers(THREE), GRPO,
+        stepped("grpo", "after", THREE, "pass@8"), stepped("grpo", "before", THREE, "pass@8"),
     ),
     Comparison(
-        "DAPO, groups that teach nothing replaced", "kept", numbers(FOUR), GRPO,
-        stepped("dapo", "after"), stepped("dapo-static", "after"),
+        "DAPO, groups that teach nothing replaced", "kept", numbers(THREE), GRPO,
+        stepped("dapo", "after", THREE), stepped("dapo-static", "after", THREE),
     ),
     Comparison(
         "96 solutions behind `Question:`", "with nothing before", "sums of 2 terms", CHAT,

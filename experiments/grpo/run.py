@@ -6,25 +6,26 @@ python experiments/grpo/run.py            # what is missing, then the page
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, JOURNEYING, LONGEST, NUMBERS, TASK, arm, ask, fresh, keep, open_policy, problems
+from countdown import FIT, FORMAT, JOURNEYING, LONGEST, NUMBERS, TASK, arm, ask, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
 from mnemonist.evals.results import Result, Row
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.objective import find_objective
-from mnemonist.reasoning.proposing import Material
+from mnemonist.reasoning.proposing import Material, Policy
 from mnemonist.reasoning.rounds import find_round
 
 HERE = Path(__file__).parent
 MODEL = JOURNEYING
-STEPS, PROBLEMS, ATTEMPTS, LEARNED, TESTED, ASKED = 80, 16, 8, 400, 100, 8
+STEPS, PROBLEMS, ATTEMPTS, LEARNED, TESTED, ASKED = 100, 32, 8, 2000, 100, 8
 WINDOW = 10
 """Steps that are a dot of the plot."""
 ARMS = {
@@ -41,51 +42,66 @@ def run(study: Study, name: str, seed: int) -> None:
     _, row, objective = ARMS[name]
     choices = f"iterations={STEPS},problems={PROBLEMS},attempts={ATTEMPTS},max_tokens={LONGEST[MODEL]}"
     chosen = replace(find_round(f"{row}:{choices}"), objective=find_objective(objective))
-    policy, tests = open_policy(MODEL), problems("test", TESTED, numbers=NUMBERS[-1:])
-    before = ask(policy, LONGEST[MODEL], {"steps": 0}, tests, ASKED, seed)
+    policy = open_policy(MODEL)
+    before = tested(policy, seed)
     folder = study.run_folder(name, seed)
-    config = replace(FIT, seed=seed, learning_rate=1e-4, save_every=10, accumulation=PROBLEMS)
-    material = Material(TASK, FORMAT, fresh(LEARNED, seed))
+    config = replace(FIT, seed=seed, batch_size=16, learning_rate=2e-4, save_every=10)
+    material = Material(TASK, FORMAT, problems("train", LEARNED, seed, NUMBERS[:1]))
     ended = learn(chosen, policy, material, folder, config, resume=folder.exists(), progress=False)
     if ended.interrupted:
         raise SystemExit(130)
-    after = ask(policy, LONGEST[MODEL], {"steps": STEPS}, tests, ASKED, seed)
+    after = tested(policy, seed)
     metrics = metrics_of(folder)
     rows = []
     for end in range(WINDOW, STEPS + 1, WINDOW):
         part = metrics[end - WINDOW : end]
         means = {measure: float(np.mean([line[measure] for line in part])) for measure in MEASURES}
         rows.append(Row({"steps": end}, means["accuracy"], means["accuracy"], means["accuracy"], WINDOW, means))
-    ends = {"before": {"accuracy": before.mean, **before.more}, "after": {"accuracy": after.mean, **after.more}}
     keep(
-        study,
-        name,
-        seed,
-        rows,
-        "steps",
-        "accuracy of the attempts it learns from",
-        model=MODEL,
-        objective=objective,
-        **ends,
-    )
+        study, name, seed, rows, "steps", "accuracy of the attempts it learns from",
+        model=MODEL, objective=objective, before=before, after=after,
+    )  # fmt: skip
 
 
-def after(result: Result) -> float:
-    """Accuracy of an attempt at test problems, in the end."""
-    return float(result.facts["after"]["accuracy"])
+def tested(policy: Policy, seed: int) -> dict[str, dict[str, float]]:
+    """What the policy is worth at unseen problems, by how many numbers they have."""
+    found = {}
+    for n in NUMBERS:
+        row = ask(policy, LONGEST[MODEL], {"numbers": n}, problems("test", TESTED, numbers=(n,)), ASKED, seed)
+        found[str(n)] = {"accuracy": row.mean, **row.more}
+    return found
 
 
-def gained(measure: str):
-    """In the test, by a measure."""
-    return lambda result: result.facts["after"][measure] - result.facts["before"][measure]
+def at(when: str, numbers: int, measure: str = "accuracy") -> Callable[[Result], float]:
+    """What was asked before or after."""
+    return lambda result: float(result.facts[when][str(numbers)][measure])
+
+
+def unseen(study: Study, numbers: int) -> str:
+    """The test before and after."""
+    lines = [
+        f"| objective | before | after | gained | gained, pass@{ASKED} | tokens, before | after | against GRPO |",
+        "|---|" + "--:|" * 7,
+    ]
+    for name, one in study.arms.items():
+        results = study.results(name)
+        if not results:
+            continue
+        before, after = at("before", numbers), at("after", numbers)
+        cells = [paired([measure(result) for result in results]) for measure in (before, after)]
+        cells.append(paired(differences(results, results, after, before), signed=True))
+        wide = (at(when, numbers, f"pass@{ASKED}") for when in ("after", "before"))
+        cells.append(paired(differences(results, results, *wide), signed=True))
+        written = (at(when, numbers, "written") for when in ("before", "after"))
+        cells += [f"{np.mean([measure(result) for result in results]):.0f}" for measure in written]
+        against = differences(results, study.results("grpo"), after)
+        cells.append("" if name == "grpo" else paired(against, signed=True))
+        lines.append("| " + " | ".join([one.label, *cells]) + " |")
+    return "\n".join(lines)
 
 
 def write_page(study: Study) -> str:
     """The test before and after, and what the steps were like."""
-    tested = [
-        f"| objective | before | after | gained | gained, pass@{ASKED} | tokens, before | after | against GRPO |",
-        "|---|" + "--:|" * 7,
-    ]
     lines = [
         "| objective | steps | accuracy | tokens | entropy | groups that teach nothing |",
         "|---|---|" + "--:|" * 4,
@@ -94,12 +110,6 @@ def write_page(study: Study) -> str:
         results = study.results(name)
         if not results:
             continue
-        cells = [paired([r.facts[when]["accuracy"] for r in results]) for when in ("before", "after")]
-        cells += [paired([gained(m)(r) for r in results], signed=True) for m in ("accuracy", f"pass@{ASKED}")]
-        cells += [paired([r.facts[when]["written"] for r in results]) for when in ("before", "after")]
-        against = differences(results, study.results("grpo"), after)
-        cells.append("" if name == "grpo" else paired(against, signed=True))
-        tested.append("| " + " | ".join([one.label, *cells]) + " |")
         for when, place in (("first", 0), ("last", -1)):
             cells = [paired([r.rows[place].more[measure] for r in results]) for measure in MEASURES]
             lines.append("| " + " | ".join([one.label, f"the {when} {WINDOW}", *cells]) + " |")
@@ -110,8 +120,7 @@ def write_page(study: Study) -> str:
     return "\n\n".join(
         [
             seeds_of(study),
-            "### Test problems",
-            "\n".join(tested),
+            *(part for n in NUMBERS for part in (f"### Unseen problems of {n} numbers", unseen(study, n))),
             "### While learning",
             "\n".join(lines),
             "![Accuracy by step](steps.svg)",
