@@ -34,7 +34,7 @@ ARMS = {
     "dapo": ("DAPO", "dapo", "dapo"),
     "dapo-static": ("DAPO without dynamic sampling", "dapo", "dapo:dynamic=false"),
 }
-MEASURES = ("accuracy", "length", "entropy", "zero_variance")
+MEASURES = ("accuracy", "length", "entropy", "zero_variance", "attempts")
 
 
 def run(study: Study, name: str, seed: int) -> None:
@@ -103,8 +103,8 @@ def unseen(study: Study, numbers: int) -> str:
 def write_page(study: Study) -> str:
     """The test before and after, and what the steps were like."""
     lines = [
-        "| objective | steps | accuracy | tokens | entropy | groups that teach nothing |",
-        "|---|---|" + "--:|" * 4,
+        "| objective | steps | accuracy | tokens | entropy | groups that teach nothing | attempts a step |",
+        "|---|---|" + "--:|" * len(MEASURES),
     ]
     for name, one in study.arms.items():
         results = study.results(name)
