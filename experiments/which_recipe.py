@@ -20,7 +20,7 @@ JOURNEY, SCALING, REST_EM, GRPO, CHAT = (
     study_of(name) for name in ("journey", "scaling", "rest_em", "grpo", "small_chat")
 )
 ABOUT = (
-    "Means and 95% intervals of three seeds (Student's t); differences are paired by seed, and bold where the interval "
+    "Means and 95% intervals of the seeds (Student's t); differences are paired by seed, and bold where the interval "
     "holds no 0. Tokens are those of a problem, in writing it and, for methods with a judge, in reading it."
 )
 Measure = Callable[[Result], float]
