@@ -150,7 +150,7 @@ COMPARISONS = (
     ),
     *(
         Comparison(what, "before it", numbers(n), GRPO, stepped(arm, "after", n), stepped(arm, "before", n))
-        for arm, what in (("grpo", "100 steps of GRPO"), ("dapo", "of DAPO"))
+        for arm, what in (("grpo", "100 steps of GRPO"), ("dapo", "100 steps of DAPO"))
         for n in (THREE, FOUR)
     ),
     Comparison(
