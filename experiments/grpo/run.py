@@ -35,6 +35,8 @@ ARMS = {
     "dapo-static": ("DAPO without dynamic sampling", "dapo", "dapo:dynamic=false"),
 }
 MEASURES = ("accuracy", "length", "entropy", "zero_variance", "attempts")
+COUNTS = ("length", "attempts")
+"""Those that are told without a fraction."""
 
 
 def run(study: Study, name: str, seed: int) -> None:
@@ -111,7 +113,8 @@ def write_page(study: Study) -> str:
         if not results:
             continue
         for when, place in (("first", 0), ("last", -1)):
-            cells = [paired([r.rows[place].more[measure] for r in results]) for measure in MEASURES]
+            values = {measure: [r.rows[place].more[measure] for r in results] for measure in MEASURES}
+            cells = [f"{np.mean(v):.0f}" if m in COUNTS else paired(v) for m, v in values.items()]
             lines.append("| " + " | ".join([one.label, f"the {when} {WINDOW}", *cells]) + " |")
     means = list(found(study).values())
     if not means:
