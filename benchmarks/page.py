@@ -9,7 +9,6 @@ Nothing in them is written by hand but the words of limits.md around its figures
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from check import read
 from gpu_targets import GPU_TARGETS
 from plots import draw_ratios, draw_roofline
 from table import Entry, figure, in_seconds, key, met, ratio, target
@@ -165,12 +165,12 @@ def gpu_part(gpu: Report | None) -> str:
 def other_reports(results: Path) -> list[Report]:
     """Those of one group each that are there."""
     paths = [results / f"{name}.json" for name in ("candidates", "sampling")]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    return [read(path) for path in paths if path.exists()]
 
 
 def reports_elsewhere(results: Path) -> list[Report]:
     """As cpu.json, of other processors."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("cpu-*.json"))]
+    return [read(path) for path in sorted(results.glob("cpu-*.json"))]
 
 
 def one_group_parts(report: Report) -> Iterator[str]:
@@ -255,9 +255,9 @@ def with_figures(text: str, figures: str) -> str:
 def write(folder: Path) -> list[Path]:
     """Everything that comes from the reports in ``folder/results``; what was written."""
     results = folder / "results"
-    cpu = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    cpu = read(results / "cpu.json")
     on_gpu = results / "gpu.json"
-    gpu = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.exists() else None
+    gpu = read(on_gpu) if on_gpu.exists() else None
     written = [folder / "README.md", results / "ratios.svg"]
     write_atomically(written[0], page(cpu, gpu, other_reports(results), reports_elsewhere(results)))
     draw_ratios(cpu["results"], written[1])

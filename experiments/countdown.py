@@ -7,7 +7,7 @@ and the fits vary, and not how much another model would.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -111,3 +111,8 @@ def keep(
     about = model_facts(LanguageModel.load(find_model(model)), study.arms[name].label)
     result = Result(identity, measure, x, tuple(rows), about, {"seed": seed, **facts}, complete=True)
     result.save(study.path(name, seed))
+
+
+def fact(when: str, numbers: int, which: str = "accuracy") -> Callable[[Result], float]:
+    """What a result has kept of a test ``when`` it was asked, at problems of so many numbers."""
+    return lambda result: float(result.facts[when][str(numbers)][which])

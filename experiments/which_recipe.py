@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from countdown import NUMBERS, fact
 from study import Study, differences, fill, paired, study_of
 
 from mnemonist.evals.results import Result
@@ -34,11 +35,6 @@ def at(which: str = "", **setting: object) -> Measure:
         return row.more[which] if which else row.mean
 
     return measure
-
-
-def fact(when: str, n: int, which: str) -> Measure:
-    """What was asked before or after the run, of problems of a size."""
-    return lambda result: float(result.facts[when][str(n)][which])
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def said(way: str, terms: int) -> Side:
     return Side(next(iter(CHAT.arms)), at(way=way, terms=terms))
 
 
-THREE, FOUR = 3, 4
+THREE, FOUR = NUMBERS
 BOTH = "countdown, 3 and 4 numbers"
 COMPARISONS = (
     *(

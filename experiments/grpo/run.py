@@ -6,18 +6,17 @@ python experiments/grpo/run.py            # what is missing, then the page
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from countdown import FIT, FORMAT, JOURNEYING, LONGEST, NUMBERS, TASK, arm, ask, keep, open_policy, problems
+from countdown import FIT, FORMAT, JOURNEYING, LONGEST, NUMBERS, TASK, arm, ask, fact, keep, open_policy, problems
 from study import Study, differences, draw, found, main, paired, seeds_of
 
 from mnemonist.cli.reason.pages import metrics_of
-from mnemonist.evals.results import Result, Row
+from mnemonist.evals.results import Row
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.objective import find_objective
 from mnemonist.reasoning.proposing import Material, Policy
@@ -74,11 +73,6 @@ def tested(policy: Policy, seed: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def at(when: str, numbers: int, measure: str = "accuracy") -> Callable[[Result], float]:
-    """What was asked before or after."""
-    return lambda result: float(result.facts[when][str(numbers)][measure])
-
-
 def unseen(study: Study, numbers: int) -> str:
     """The test before and after."""
     lines = [
@@ -89,12 +83,12 @@ def unseen(study: Study, numbers: int) -> str:
         results = study.results(name)
         if not results:
             continue
-        before, after = at("before", numbers), at("after", numbers)
+        before, after = fact("before", numbers), fact("after", numbers)
         cells = [paired([measure(result) for result in results]) for measure in (before, after)]
         cells.append(paired(differences(results, results, after, before), signed=True))
-        wide = (at(when, numbers, f"pass@{ASKED}") for when in ("after", "before"))
+        wide = (fact(when, numbers, f"pass@{ASKED}") for when in ("after", "before"))
         cells.append(paired(differences(results, results, *wide), signed=True))
-        written = (at(when, numbers, "written") for when in ("before", "after"))
+        written = (fact(when, numbers, "written") for when in ("before", "after"))
         cells += [f"{np.mean([measure(result) for result in results]):.0f}" for measure in written]
         against = differences(results, study.results("grpo"), after)
         cells.append("" if name == "grpo" else paired(against, signed=True))

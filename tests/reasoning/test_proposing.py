@@ -154,12 +154,7 @@ def test_parts_of_a_step_hold_rows_of_like_lengths_each_once(rows: int, accumula
         rows * (n + 1) // accumulation - rows * n // accumulation for n in range(accumulation)
     ]
     assert all(max(map(len, part)) - min(map(len, part)) <= 1 for part in parts), "processes read equally many"
-    edges = [
-        lengths[n]
-        for part in read
-        if part
-        for n in (min(part, key=lengths.__getitem__), max(part, key=lengths.__getitem__))
-    ]
+    edges = [edge(lengths[n] for n in part) for part in read if part for edge in (min, max)]
     assert edges == sorted(edges)
 
 
