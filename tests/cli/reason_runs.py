@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_tokenizers import chat_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mnemonist.cli.reason import solving
@@ -81,10 +82,19 @@ def interrupt_after_pieces(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solving, "append_trees", then_press)
 
 
-def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size) -> Path:
+def save_chat(folder: Path) -> Path:
+    """The same for chats: messages end with another mark than texts, and only the template says so."""
+    tokenizer = chat_tokenizer()
+    save_llama(folder, len(tokenizer), width=64, positions=512)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size, width: int = 16, positions: int = 256) -> Path:
     """A transformer of some thousand parameters that reads bytes, as transformers saves it."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 256}
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1}
+    sizes["max_position_embeddings"] = positions
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     marks = {"bos_token_id": ByteTokenizer.bos_id, "eos_token_id": ByteTokenizer.eos_id}
     LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **sizes, **heads, **marks)).save_pretrained(folder)

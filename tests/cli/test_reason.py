@@ -347,7 +347,10 @@ MOVES = "beam:proposer=moves,value=gold"
         ),
         (["countdown", "--model", "ADDER", "--scorer", "nowhere"], "there is no process reward model in nowhere"),
         (["countdown", "--model", "ADDER", "--format", "plane"], "there is no format 'plane' (did you mean 'plain'?)"),
-        (["countdown", "--model", "ADDER", "--chat"], "--chat needs a model of transformers that has a chat template"),
+        (
+            ["countdown", "--model", "ADDER", "--chat"],
+            "a chat needs a model of transformers that has a template",
+        ),
         (["countdown", "--model", "ADDER", "--shots", "-1"], "shots is -1"),
         (["countdown", "--model", "ADDER", "--thinking", "0"], "is no budget"),
         (["countdown", "--model", "ADDER", "--thinking", "9", "--method", "beam:value=gold"], "leave out --thinking"),

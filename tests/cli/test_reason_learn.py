@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import interrupt_at, refuses, same_weights
-from reason_runs import SMALL, SMALLEST, SUMS, learn, lines, reason, save_llama, serve, trees
+from reason_runs import SMALL, SMALLEST, SUMS, learn, lines, reason, save_chat, save_llama, serve, trees
 from safetensors.torch import load_file
 from tiny_tokenizers import save_tokenizer
 from transformers import AutoModelForCausalLM
@@ -21,6 +21,7 @@ from mnemonist.cli import main
 from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
 from mnemonist.reasoning import Attempt, LocalSampler, find_format
+from mnemonist.reasoning.prompting import instruction_for
 from mnemonist.reasoning.rounds import RECIPES
 from mnemonist.reasoning.sampling import text_tokenizer
 from mnemonist.reasoning.tasks import build_task, load_rows
@@ -320,8 +321,8 @@ def test_a_teacher_behind_a_server_is_told_what_is_wanted(chat, tmp_path) -> Non
     task, think, out = build_task(SUMS), find_format("think"), tmp_path / "out"
     with serve(lambda asked: "</think>\n<answer>9</answer>") as (url, asked):
         options = {"preset": SMALLEST, "server": url, "server_model": "small", "format": "think", "count": 24}
-        words = ["--chat"] if chat else []
-        assert main(learn("distil:epochs=1", out, *words, validation=0, shots=1, **options)) == 0
+        words = ["--teacher-chat"] if chat else []
+        assert main(learn("distil:epochs=1", out, *words, validation=0, teacher_shots=1, **options)) == 0
     shown = task.problem("train", 2, 24)  # behind those that are asked
     for body in asked:
         prompt = body["messages"][0]["content"] if chat else body["prompt"]
@@ -330,6 +331,65 @@ def test_a_teacher_behind_a_server_is_told_what_is_wanted(chat, tmp_path) -> Non
     assert [one.attempt.prompt for one in judged] == [think.prompt(one.problem.question) for one in judged]
     assert any(one.right for one in judged)
     assert json.loads((out / "round.json").read_text())["teacher"] == ["small, asked in think (1 shots)", ""]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory) -> Path:
+    """A model for chats that has learned in its template."""
+    folder = tmp_path_factory.mktemp("chat")
+    begun, out = save_chat(folder / "begun"), folder / "out"
+    assert main(learn("distil:epochs=600", out, "--chat", model=begun, format="think", count=4, validation=0)) == 0
+    return out
+
+
+def test_a_chat_model_learns_in_its_template_and_is_asked_so(chat, tmp_path, capsys) -> None:
+    judged = load_judged(chat / "0" / "attempts" / "00000.jsonl")
+    asked = f"<|im_start|>user\n{instruction_for(find_format('think'))}\n\n{judged[0].problem.question}<|im_end|>\n"
+    assert judged[0].attempt.prompt == f"{asked}<|im_start|>assistant\n<think>\n"
+    same = {"model": chat, "format": "think", "split": "train", "count": 4, "temperature": 0, "max_tokens": 100}
+    assert main(reason("solve", SUMS, "--chat", out=tmp_path / "out", **same)) == 0
+    found = trees(tmp_path / "out" / "chain-of-thought.jsonl")
+    assert all(tree.right for tree in found)
+    # Ended by the mark of a message, which is not written into the text.
+    assert all(tree.ledger.generated_tokens == len(tree.nodes[-1].text) + 1 for tree in found)
+    assert "<|im_end|>" not in "".join(node.text for tree in found for node in tree.nodes)
+
+
+def test_what_a_run_ends_with_asks_as_it_has_learned(tmp_path, capsys) -> None:
+    words = {
+        "model": save_chat(tmp_path / "begun"),
+        "format": "think",
+        "count": 4,
+        "validation": 0,
+        "difficulty": (2, 3),
+    }
+    assert main(learn("distil:epochs=1", tmp_path / "out", "--chat", **words)) == 0
+    command = re.search(r"ask it: mnemonist (reason solve .*)", capsys.readouterr().err)
+    assert command is not None
+    assert main([*command[1].split(), "--count", "1", "--max-tokens", "4", "--out", str(tmp_path / "asked")]) == 0
+    assert trees(tmp_path / "asked" / "chain-of-thought.jsonl")[0].settings["format"] == "think (chat)"
+
+
+def test_a_chat_model_learns_from_its_attempts_and_is_judged(chat, tmp_path) -> None:
+    same, few = {"model": chat, "format": "think", "count": 4}, {"validation": 2}
+    options = "attempts=4,max_tokens=60"
+    assert main(learn(f"grpo:iterations=1,problems=4,{options}", tmp_path / "grpo", "--chat", **same, **few)) == 0
+    assert main(learn(f"rest-em:iterations=1,{options}", tmp_path / "em", "--chat", **same, **few)) == 0
+    for folder, name in (("grpo", "attempts/000000.jsonl"), ("em", "0/attempts/00000.jsonl")):
+        attempts = load_judged(tmp_path / folder / name)
+        assert all(one.attempt.prompt.startswith("<|im_start|>user\n") for one in attempts)
+        assert any(one.right for one in attempts)
+    assert main(learn("reward", tmp_path / "judge", "--chat", "--epochs", "1", **same, **few, max_tokens=60)) == 0
+
+
+def test_texts_of_a_file_are_put_into_a_chat(tmp_path, capsys) -> None:
+    data, model = tmp_path / "traces.jsonl", save_chat(tmp_path / "begun")
+    assert main(reason("traces", SUMS, out=data, count=4)) == 0
+    same = {"model": model, "data": data, "validation": 0}
+    out = tmp_path / "out"
+    assert main(learn("journey:epochs=1", out, "--chat", **same)) == 0
+    assert json.loads((out / "round.json").read_text())["text format"]["end"] == "<|im_end|>"
+    refuses(learn("journey", tmp_path / "x", "--chat", format="think", **same), "not of format think", capsys)
 
 
 def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:
@@ -556,8 +616,9 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
         (["distil", "countdown", "--teacher", "nowhere"], "There is no model at nowhere"),
-        (["distil", "countdown", "--shots", "1"], "there is no teacher to be shown anything; name one"),
-        (["distil", "countdown", "--teacher", "ADDER", "--chat"], "--chat needs a model of transformers"),
+        (["distil", "countdown", "--teacher-shots", "1"], "there is no teacher to be shown anything; name one"),
+        (["distil", "countdown", "--teacher", "ADDER", "--teacher-chat"], "a chat needs a model of transformers"),
+        (["grpo", "countdown", "--model", "ADDER", "--chat"], "a chat needs a model of transformers"),
         (
             ["distil", "countdown", "--server", "http://h", "--server-model", "m", "--timeout", "0"],
             "timeout is 0.0, retries 5",

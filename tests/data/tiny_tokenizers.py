@@ -90,3 +90,21 @@ def _sentencepiece(kind: str) -> Tokenizer:
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.train_from_iterator(sample(), trainer)
     return library
+
+
+CHAT = (
+    "{% for one in messages %}<|im_start|>{{ one['role'] }}\n{{ one['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The template of Qwen and SmolLM2, without its system prompt."""
+
+
+def chat_tokenizer(template: str = CHAT) -> PreTrainedTokenizerFast:
+    """Bytes, and marks for the beginning and the end of a message that are not those of a text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    marks = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    library = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate([*letters, *marks])}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(marks)
+    return PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>", chat_template=template)

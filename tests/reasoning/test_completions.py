@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_tokenizers import chat_tokenizer
 from toy_policies import TOKENIZER, ToySampler, make_policy
 
 from mnemonist.data import IGNORED
@@ -111,6 +112,15 @@ def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
 
     with pytest.raises(UserError, match="no end mark, so a policy cannot learn to stop"):
         RowMaker(Endless())
+
+
+def test_in_a_chat_the_mark_of_a_message_ends_a_row() -> None:
+    tokenizer = chat_tokenizer()
+    text, message = (tokenizer.convert_tokens_to_ids(mark) for mark in ("</s>", "<|im_end|>"))
+    assert RowMaker(tokenizer).of_text("2+1", "3").completion[-1] == text
+    assert RowMaker(tokenizer, "<|im_end|>").of_text("2+1", "3").completion[-1] == message
+    with pytest.raises(UserError, match=r"'<\|im_start\|>' ends no text for this tokenizer"):
+        RowMaker(tokenizer, "<|im_start|>")
 
 
 def test_a_row_knows_its_length() -> None:

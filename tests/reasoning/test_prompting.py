@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny_tokenizers import chat_tokenizer
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt, Decoding
@@ -12,14 +13,12 @@ from mnemonist.reasoning.tasks import build_task
 from mnemonist.reasoning.tasks.task import Problem
 
 EXAMPLES = (Example("1 + 1?", ("1 + 1 = 2",), "2"), Example("2 + 3?", ("2 + 3 = 5", "5"), "5"))
+SUMS = build_task("chain-arithmetic:digits=1,minus=false")
 
 
-class Chat:
-    chat_template = "yes"
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        assert not tokenize and add_generation_prompt
-        return "".join(f"[{message['role']}]{message['content']}" for message in messages) + "[assistant]"
+def chat(thinking=""):
+    said = "{% for one in messages %}[{{ one['role'] }}]{{ one['content'] }}{% endfor %}"
+    return chat_tokenizer(said + "{% if add_generation_prompt %}[assistant]" + thinking + "{% endif %}")
 
 
 def test_a_few_examples():
@@ -37,12 +36,23 @@ def test_without_anything_it_is_the_prompt_of_the_format(name):
 
 
 def test_a_chat():
-    prompting = Prompting(FORMATS["think"], "Solve it.", EXAMPLES[:1], chat=Chat(), system="Be brief.")
+    prompting = Prompting(FORMATS["think"], "Solve it.", EXAMPLES[:1], chat=chat(), system="Be brief.")
     assert prompting.prompt("7 + 1?") == (
         "[system]Be brief.[user]Solve it.\n\n1 + 1?[assistant]<think>\n1 + 1 = 2\n</think>\n<answer>2</answer>"
         "[user]7 + 1?[assistant]<think>\n"
     )
-    assert Prompting(FORMATS["plain"], "Solve it.", chat=Chat()).prompt("7?") == "[user]Solve it.\n\n7?[assistant]"
+    assert Prompting(FORMATS["plain"], "Solve it.", chat=chat()).prompt("7?") == "[user]Solve it.\n\n7?[assistant]"
+
+
+def test_a_template_that_opens_the_thought_opens_it_once():
+    asked = Prompting(FORMATS["think"], chat=chat(thinking="<think>\n")).prompt("7 + 1?")
+    assert asked == Prompting(FORMATS["think"], chat=chat()).prompt("7 + 1?") == "[user]7 + 1?[assistant]<think>\n"
+
+
+def test_an_attempt_in_a_chat_ends_as_a_message_does():
+    format = in_context(FORMATS["think"], SUMS, 0, 2, chat_tokenizer())
+    assert format.end == "<|im_end|>" and format.question_in(format.prompt("7 + 1?")) == "7 + 1?"
+    assert in_context(FORMATS["think"], SUMS, 0, 2, chat()).end == in_context(FORMATS["think"], SUMS, 1, 2).end == ""
 
 
 def test_an_instruction_names_the_marks():
@@ -76,12 +86,9 @@ def test_what_does_not_fit():
     with pytest.raises(UserError, match="has no chat template"):
         Prompting(FORMATS["think"], chat=object())
     with pytest.raises(UserError, match="'s1' has a chat's marks of its own"):
-        Prompting(FORMATS["s1"], chat=Chat())
+        Prompting(FORMATS["s1"], chat=chat())
     with pytest.raises(UserError, match="no chat to give the system's words to"):
         Prompting(FORMATS["think"], system="Be brief.")
-
-
-SUMS = build_task("chain-arithmetic:digits=1,minus=false")
 
 
 def test_what_is_shown_before_every_question_becomes_a_format():
@@ -93,8 +100,8 @@ def test_what_is_shown_before_every_question_becomes_a_format():
     assert in_context(think, SUMS, 0, 3) is think
     told = in_context(think, SUMS, 0, 3, told=True)
     assert told.prompt("7?") == f"{instruction_for(think)}\n\n{think.prompt('7?')}" and told.name == "think (told)"
-    chat = in_context(think, SUMS, 0, 3, Chat())
-    assert chat.prompt("7?") == Prompting(think, instruction_for(think), chat=Chat()).prompt("7?")
+    chatting = in_context(think, SUMS, 0, 3, chat())
+    assert chatting.prompt("7?") == Prompting(think, instruction_for(think), chat=chat()).prompt("7?")
     with pytest.raises(UserError, match="shots is -1"):
         in_context(think, SUMS, -1, 3)
     with pytest.raises(UserError, match="showing solved problems needs a task whose steps can be checked"):

@@ -46,17 +46,27 @@ class Row:
 class RowMaker:
     """Makes rows of texts and attempts, with the tokens that the policy itself reads and writes.
 
+    Args:
+        tokenizer: of the policy.
+        end: mark of the end, as `Format` has it; "" takes the tokenizer's own.
+
     Raises:
-        UserError: the tokenizer has no end mark.
+        UserError: the tokenizer has no end mark, or not this one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, end: str = "") -> None:
         self._tokenizer = text_tokenizer(tokenizer)
         self._opening = len(self._tokenizer.encode(""))
         if not self._tokenizer.end_ids:
             raise UserError("the tokenizer has no end mark, so a policy cannot learn to stop; give it one")
-        self.end = min(self._tokenizer.end_ids)
+        self.end = self._mark(end) if end else next(iter(self._tokenizer.end_ids))
         """The mark that ends a completion."""
+
+    def _mark(self, end: str) -> int:
+        ids = self._tokenizer.encode(end)[self._opening :]
+        if len(ids) != 1 or ids[0] not in self._tokenizer.end_ids:
+            raise UserError(f"{end!r} ends no text for this tokenizer; give a format with a mark that does, or none")
+        return ids[0]
 
     def of_text(self, prompt: str, completion: str, weight: float = 1.0) -> Row:
         """A completion that somebody else wrote; the end mark is put behind it.

@@ -50,6 +50,9 @@ class Format:
     close_thought: str = ""
     open_answer: str = "answer: "
     close_answer: str = "\n"
+    end: str = ""
+    """The mark behind a whole text, where it is not the one that the policy's tokenizer has for the end of all texts:
+    chat templates may have another for the end of a message."""
 
     def __post_init__(self) -> None:
         if not self.open_answer or not self.close_answer:
@@ -63,6 +66,17 @@ class Format:
     def before_question(self) -> str:
         """What the policy reads before the question."""
         return self.before + self.lead
+
+    def question_in(self, prompt: str) -> str:
+        """The question of a prompt.
+
+        Raises:
+            UserError: the prompt is not of this format.
+        """
+        before, after = self.before_question, self.after
+        if len(prompt) < len(before + after) or not (prompt.startswith(before) and prompt.endswith(after)):
+            raise UserError(f"{prompt[-50:]!r} is no prompt of format {self.name}; ask with the format's own")
+        return prompt[len(before) : len(prompt) - len(after)]
 
     def write(self, steps: Sequence[str], answer: str | None) -> str:
         """What a policy should write; without an answer, the thought so far, still open.

@@ -175,7 +175,7 @@ class _Run:
     ) -> None:
         self._round, self._policy, self._material, self._folder = round_, policy, material, folder
         self._config, self._accelerator, self._progress = config, accelerator, progress
-        self._maker = RowMaker(policy.tokenizer)
+        self._maker = RowMaker(policy.tokenizer, material.format.end)
 
     def iterate(self, base: Weights) -> Learned:
         """Propose, weigh and fit, until it is enough."""

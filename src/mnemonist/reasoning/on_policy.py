@@ -144,7 +144,7 @@ class _Run:
         self._round, self._policy, self._material, self._folder = round_, policy, material, folder
         self._config, self._accelerator, self._sampler = config, accelerator, policy.sampler
         self._objective: PolicyObjective = round_.objective
-        self._maker = RowMaker(policy.tokenizer)
+        self._maker = RowMaker(policy.tokenizer, material.format.end)
         self._wanted = round_.problems or len(material.problems)
         self._iteration = -1  # whose attempts are being read
         self._rows: list[Row] = []

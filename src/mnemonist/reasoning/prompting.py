@@ -5,7 +5,8 @@ zero-shot prompting says in words what is wanted. A policy that was tuned for ch
 The thought is opened in every case: whatever the policy writes next is parsed like any other text of the format.
 
 What stays the same for every question becomes part of a format (`in_context`), so that whoever takes formats can ask
-that way. A teacher is asked so without its student learning more than the question and the attempt (`InContext`).
+that way, and learn that way. A teacher is asked so without its student learning more than the question and the attempt
+(`InContext`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.sampling.text import BORDER, end_of_message
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks.task import Split, StepTask, Task
-
-BORDER = "\N{SYMBOL FOR START OF TEXT}"
-"""Put in a question's place to see what a prompt has before and behind it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Prompting:
             asked = next(message for message in messages if message["role"] == "user")
             asked["content"] = f"{self.instruction}\n\n{asked['content']}"
         text: str = self.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text + opening
+        return text if text.endswith(opening) else text + opening  # templates of models that think open the thought
 
     def _solution(self, example: Example) -> str:
         return self.format.write(example.steps, example.answer)
@@ -146,7 +145,8 @@ def in_context(
     prompt = Prompting(format, instruction_for(format), examples, chat).prompt(BORDER)
     before, _, after = prompt.rpartition(BORDER)
     context = [f"{shots} shots"] * bool(shots) + ["chat"] * (chat is not None) or ["told"]
-    return replace(format, name=f"{format.name} ({', '.join(context)})", before=before, lead="", after=after)
+    end = end_of_message(chat) if chat is not None else ""
+    return replace(format, name=f"{format.name} ({', '.join(context)})", before=before, lead="", after=after, end=end)
 
 
 class InContext:
@@ -172,14 +172,8 @@ class InContext:
         Raises:
             UserError: a prompt is not of the format, or the sampler fails.
         """
-        shown = [self.shown.prompt(self._question(prompt)) for prompt in prompts]
+        shown = [self.shown.prompt(self.format.question_in(prompt)) for prompt in prompts]
         attempts = self.sampler.sample(shown, decoding, ledger)
         return [
             replace(attempt, prompt=prompt, prompt_ids=()) for prompt, attempt in zip(prompts, attempts, strict=True)
         ]
-
-    def _question(self, prompt: str) -> str:
-        before, after = self.format.before_question, self.format.after
-        if len(prompt) < len(before + after) or not (prompt.startswith(before) and prompt.endswith(after)):
-            raise UserError(f"{prompt[-50:]!r} is no prompt of format {self.format.name}; ask with the format's own")
-        return prompt[len(before) : len(prompt) - len(after)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from tiny_tokenizers import CHAT, chat_tokenizer
 
 from mnemonist.data import ByteTokenizer
-from mnemonist.reasoning.sampling.text import StopFinder, first_stop, text_tokenizer, written_text
+from mnemonist.reasoning.sampling.text import StopFinder, end_of_message, first_stop, text_tokenizer, written_text
 
 PIECES = ["a", "b", "ab", " ", "é", "漢", "🐢", "\n", "Wait", "abab", "</think>", "</th"]
 STOPS = [
@@ -109,3 +110,22 @@ def test_ours_begin_with_their_mark():
     assert tokenizer.encode("hi") == [256, 104, 105]
     assert tokenizer.decode([104, 257, 300]) == "h"
     assert text_tokenizer(tokenizer) is tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "mark"),
+    [
+        (CHAT, "<|im_end|>"),
+        (CHAT.replace("<|im_end|>", " </s>"), "</s>"),
+        (CHAT.replace("<|im_end|>", "<|im_end|></s>"), "<|im_end|>"),
+        (CHAT.replace("<|im_end|>", "."), ""),
+        (CHAT.replace("<|im_end|>", ""), ""),
+        ("{{ raise_exception('no users here') }}", ""),
+        (None, ""),
+    ],
+)
+def test_the_mark_behind_a_message_is_told_by_the_template(template, mark):
+    tokenizer = chat_tokenizer(template)
+    assert end_of_message(tokenizer) == mark
+    ends = text_tokenizer(tokenizer).end_ids
+    assert [tokenizer.convert_ids_to_tokens(end) for end in ends] == ["</s>", *([mark] if mark == "<|im_end|>" else [])]

@@ -11,7 +11,7 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
 from mnemonist.cli.reason.doctor import findings_of
 from mnemonist.cli.reason.material import draw, put, step_task, warn_of_hidden_token
-from mnemonist.cli.reason.options import Learn
+from mnemonist.cli.reason.options import Asked, Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
 from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
@@ -54,11 +54,12 @@ def run_learn(options: Learn) -> int:
     """Run the round or recipe, save the model, say what came of it and what the doctor thinks, write the page."""
     began = time.perf_counter()
     rounds = rounds_of(options)
-    task, format = build_task(options.task), find_format(options.asked.format)
+    task = build_task(options.task)
     require(options, rounds, task)
     problems = draw(task, "train", options.asked.difficulty, options.count)
     prepare_torch()
     model = learner_of(options.learner, options.training.seed, options.lora)
+    format = put(options.asked, task, shots=0, chat=options.chat, server=False, tokenizer=model.tokenizer)
     lesson = lesson_of(options, rounds, task, format, problems, model)
     require_writable(options.out / PAGE)
     policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
@@ -77,7 +78,7 @@ def run_learn(options: Learn) -> int:
     except CannotGoOn:
         if _has_learned(options.out):
             keep(options, model)
-            say(f"model so far in {options.out}; ask it: mnemonist reason solve {options.task} --model {options.out}")
+            say(f"model so far in {options.out}; ask it: {asking(options)}")
         report(options, {}, lesson, model, time.perf_counter() - began)
         raise
     keep(options, model)
@@ -85,8 +86,17 @@ def run_learn(options: Learn) -> int:
     if any(one.interrupted for one in learned.values()):
         say(f"interrupted; the model so far is in {options.out}: --resume goes on")
         return INTERRUPTED
-    say(f"model in {options.out}; ask it: mnemonist reason solve {options.task} --model {options.out}")
+    say(f"model in {options.out}; ask it: {asking(options)}")
     return 0
+
+
+def asking(options: Learn) -> str:
+    """The command that asks the model as it has learned to be asked."""
+    asked = options.asked
+    words = [f"--difficulty {' '.join(map(str, asked.difficulty))}"] if asked.difficulty else []
+    words += [f"--format {asked.format}"] if asked.format != Asked().format else []
+    words += ["--chat"] if options.chat else []
+    return " ".join([f"mnemonist reason solve {options.task} --model {options.out}", *words])
 
 
 def keep(options: Learn, model: Model) -> None:
@@ -128,8 +138,10 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         raise UserError(f"round {options.round} has no teacher; leave out --teacher and --server")
     if options.teacher is not None and options.server is not None:
         raise UserError("there are two teachers; give either --teacher or --server")
-    if (options.chat or options.shots) and options.teacher is None and options.server is None:
-        raise UserError("there is no teacher to be shown anything; name one, or leave out --chat and --shots")
+    if (options.teacher_chat or options.teacher_shots) and options.teacher is None and options.server is None:
+        raise UserError(
+            "there is no teacher to be shown anything; name one, or leave out --teacher-chat and --teacher-shots"
+        )
     if given and options.data is None:
         require_steps(task, f"round {options.round} without --data")
     if teacher and options.teacher is None and options.server is None:
@@ -166,6 +178,7 @@ def lesson_of(
     Raises:
         UserError: a teacher, data or the task cannot give it.
     """
+    written = find_format(options.asked.format)
     material = Material(task, format, problems)
     if options.validation:
         asked = draw(task, "validation", options.asked.difficulty, options.validation, "validation")
@@ -180,7 +193,10 @@ def lesson_of(
     if not any(row.proposer == "given" for row in rounds):
         return Lesson(material, base=None if options.base is None else base_of(options.base, model))
     if options.data is not None:
-        return Lesson(replace(material, pairs=read_pairs(options.data, options.arm, format)))
+        pairs = read_pairs(options.data, options.arm, written)
+        if format != written:
+            pairs = [(format.prompt(written.question_in(prompt)), completion) for prompt, completion in pairs]
+        return Lesson(replace(material, pairs=pairs))
     steps = step_task(task, "making journeys")
     seed, telling = options.training.seed, options.telling
     drafts = drafts_of(steps, problems, telling, format, seed)
@@ -200,7 +216,7 @@ def teacher_of(options: Learn, material: Material) -> Sampler:
     tokenizer = None
     if options.server is not None:
         sampler = server_sampler(
-            options.server, options.server_model, options.batch_size, options.waiting, chat=options.chat
+            options.server, options.server_model, options.batch_size, options.waiting, chat=options.teacher_chat
         )
     elif options.teacher is not None:
         teacher = open_model(options.teacher)
@@ -211,8 +227,8 @@ def teacher_of(options: Learn, material: Material) -> Sampler:
     shown = put(
         options.asked,
         material.task,
-        shots=options.shots,
-        chat=options.chat,
+        shots=options.teacher_shots,
+        chat=options.teacher_chat,
         server=options.server is not None,
         tokenizer=tokenizer,
         first=options.count,  # none of those that it is asked

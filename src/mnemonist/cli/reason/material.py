@@ -68,7 +68,7 @@ def put(asked: Asked, task: Task, *, shots: int, chat: bool, server: bool, token
     template = None
     if chat and not server:
         if not hasattr(tokenizer, "apply_chat_template"):
-            raise UserError("--chat needs a model of transformers that has a chat template, or a server")
+            raise UserError("a chat needs a model of transformers that has a template, or a server")
         template = tokenizer
     level = asked.difficulty[0] if asked.difficulty else task.difficulties[0]
     return in_context(find_format(asked.format), task, shots, level, template, told=chat, first=first)

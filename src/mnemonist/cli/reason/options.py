@@ -271,6 +271,9 @@ class Learn:
     lora: int | None = None
     """Train adapters of this rank alone; they are merged into the model that is saved."""
     asked: Annotated[Asked, Flat] = field(default_factory=Asked)
+    chat: bool = False
+    """Put questions to the learner as a user's message in its chat template, after a sentence that says what is wanted:
+    so it attempts, learns and is validated, and so it is to be asked afterwards."""
     count: int = 1000
     """Problems of the split train, over all difficulties."""
     validation: int = 100
@@ -293,10 +296,10 @@ class Learn:
     server_model: str | None = None
     """The teacher as the server calls it."""
     waiting: Annotated[Waiting, Flat] = field(default_factory=Waiting)
-    chat: bool = False
+    teacher_chat: bool = False
     """Put questions to the teacher as a user's message, after a sentence that says what is wanted: in its chat
-    template, or for the server's chat endpoint. What is learned has the question alone."""
-    shots: int = 0
+    template, or for the server's chat endpoint. What is learned has the question as the learner is asked it."""
+    teacher_shots: int = 0
     """Solved problems that the teacher is shown before the question, after that sentence; they are not learned."""
     data: Path | None = None
     """Round journey: texts to learn, as `mnemonist reason traces` or TRL writes them; left out, they are made."""
@@ -346,6 +349,9 @@ class Reward:
     """Problems of the split train, over all difficulties; a path of each is read."""
     attempts: int = 4
     """Of the --model at each problem, which are read as well; a new model makes none."""
+    chat: bool = False
+    """Ask for these as a user's message in the model's chat template, after a sentence that says what is wanted. What
+    is judged has the question alone."""
     decoding: Annotated[Decoding, Flat] = field(default_factory=Decoding)
     """How attempts are drawn."""
     batch_size: int = 64

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
-from mnemonist.cli.reason.material import claim, draw, step_task
+from mnemonist.cli.reason.material import claim, draw, put, step_task
 from mnemonist.cli.reason.options import Reward
 from mnemonist.cli.reason.pages import aligned, judge_page
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
@@ -57,6 +57,7 @@ def run_reward(options: Reward) -> int:
         "text format": format.name,
         "problems": [list(levels), len(problems)],
         "attempts": [options.attempts, asdict(options.decoding)] if options.learner.model else [],
+        "chat": options.chat,
         "epochs": options.epochs,
         "weights": base.fingerprint,
     }
@@ -101,8 +102,9 @@ def _labelled(options: Reward, task: StepTask, base: Model, problems: Sequence[P
     found = {"paths astray": path_labels(task, format, problems, options.training.seed)}
     if options.learner.model is not None and options.attempts:
         to_device(base, options.training.device)
+        shown = put(options.asked, task, shots=0, chat=options.chat, server=False, tokenizer=base.tokenizer)
         sampler = base.sampler(options.batch_size)
-        found["attempts"] = attempt_labels(sampler, task, format, problems, options.decoding, count=options.attempts)
+        found["attempts"] = attempt_labels(sampler, task, shown, problems, options.decoding, count=options.attempts)
     return found
 
 

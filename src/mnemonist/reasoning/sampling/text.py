@@ -15,6 +15,8 @@ CONTEXT = 4
 LONGEST_CHARACTER = 4
 """Tokens that a character of UTF-8 takes at most."""
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+BORDER = "\N{SYMBOL FOR START OF TEXT}"
+"""Put in the place of a question or a message to see what stands before and behind it."""
 
 
 class TextTokenizer(Protocol):
@@ -22,7 +24,7 @@ class TextTokenizer(Protocol):
 
     @property
     def end_ids(self) -> Collection[int]:
-        """Marks that end a text."""
+        """Marks that end a text; the first is the one to write."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -41,7 +43,7 @@ class _Text:
         self, encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], end_ids: Collection[int]
     ) -> None:
         self._encode, self._decode = encode, decode
-        self.end_ids = frozenset(end_ids)
+        self.end_ids = tuple(end_ids)
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text)
@@ -55,7 +57,8 @@ def text_tokenizer(tokenizer: Any) -> TextTokenizer:
 
     Ours put their start mark before a prompt, as before every document. One of transformers puts what it is made to
     put there, once, also if the prompt begins with it as text (chat templates do that). Its marks are shown in text,
-    as formats are written with them.
+    as formats are written with them. Where its chat template has a mark of its own for the end of a message, that
+    ends a text too.
 
     Raises:
         TypeError: it is none of these.
@@ -64,7 +67,7 @@ def text_tokenizer(tokenizer: Any) -> TextTokenizer:
         known: TextTokenizer = tokenizer
         return known
     if hasattr(tokenizer, "decode_bytes"):
-        end = set() if tokenizer.eos_id is None else {tokenizer.eos_id}
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         size = tokenizer.vocab_size
         return _Text(
             lambda text: [int(i) for i in tokenizer.encode(text, bos=True)],
@@ -73,7 +76,9 @@ def text_tokenizer(tokenizer: Any) -> TextTokenizer:
             end,
         )
     if hasattr(tokenizer, "eos_token_id") and hasattr(tokenizer, "encode"):
-        end = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        if (mark := end_of_message(tokenizer)) and (of_message := tokenizer.convert_tokens_to_ids(mark)) not in end:
+            end.append(of_message)
         opening = _opening(tokenizer)
 
         def encode(text: str) -> list[int]:
@@ -98,6 +103,20 @@ def _opening(tokenizer: Any) -> list[int]:
         if marked[at : at + len(bare)] == bare:
             return list(marked[:at])
     return []
+
+
+def end_of_message(tokenizer: Any) -> str:
+    """The mark that a chat template puts behind what an assistant says; "" if it puts none, or there is no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": BORDER}]
+    try:
+        text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
+    except Exception:  # templates are programs of others; one that wants more than this is no reason to stop
+        return ""
+    behind = text.rpartition(BORDER)[2].lstrip()
+    marks = [str(mark) for mark in tokenizer.added_tokens_decoder.values()]
+    return max((mark for mark in marks if behind.startswith(mark)), key=len, default="")
 
 
 def written_text(tokenizer: TextTokenizer, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
