@@ -22,9 +22,10 @@ from countdown import FORMAT, NUMBERS, TASK, TAUGHT
 from study import SEEDS, Arm, Study, differences, draw, found, main, markdown, paired, seeds_of
 
 from mnemonist.data import SubwordTokenizer, find_tokenizer
-from mnemonist.evals.evaluation import evaluating, model_facts
+from mnemonist.evals.evaluation import model_facts
 from mnemonist.evals.lessons import Curriculum
 from mnemonist.evals.results import Result, Row
+from mnemonist.evaluating import evaluating
 from mnemonist.models import LanguageModel, MnemonistForCausalLM, ModelConfig
 from mnemonist.reasoning import Decoding, LocalSampler, find_journey, make_twin, random_path
 from mnemonist.reasoning.completions import RowMaker, read, stack

@@ -688,6 +688,10 @@ def test_data_that_does_not_fit(tmp_path, capsys) -> None:
     refuses(learn("journey", tmp_path / "out", **same), "has a prompt that is not of format plain", capsys)
     path.write_text(json.dumps({"prompt": "a\n", "completion": "answer: 1\n", "arm": "shortcut"}) + "\n")
     refuses(learn("journey", tmp_path / "out", **same), "has no text of the arm journey", capsys)
+    think = {"prompt": "Question: a\n<think>\n", "completion": "</think>\n<answer>1</answer>"}
+    path.write_text(json.dumps(think) + "\n")
+    sentence = "no text in {} has an answer as format plain marks it (answer:); name its format with --format"
+    refuses(learn("journey", tmp_path / "out", **same), sentence.format(path), capsys)
 
 
 def test_the_page_has_what_was_written(adder, tmp_path, monkeypatch) -> None:

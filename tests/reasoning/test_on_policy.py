@@ -12,16 +12,27 @@ from typing import Any
 import pytest
 import torch
 from sharing_processes import main, run_in_two
-from toy_policies import FORMAT, TOKENIZER, ToySampler, VowelTask, problems_of, speller, speller_weights, with_changes
+from toy_policies import (
+    FORMAT,
+    TOKENIZER,
+    ToySampler,
+    VowelTask,
+    make_policy,
+    problems_of,
+    speller,
+    speller_weights,
+    with_changes,
+)
 
 from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.reasoning import on_policy
+from mnemonist.reasoning.adapters import with_adapters
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.learning import Learned, learn
 from mnemonist.reasoning.objective import OBJECTIVES
 from mnemonist.reasoning.on_policy import policy_config
 from mnemonist.reasoning.proposing import Material, Policy
-from mnemonist.reasoning.round_folder import weights_of
+from mnemonist.reasoning.round_folder import put_weights, wearing, weights_of
 from mnemonist.reasoning.rounds import ROUNDS, Round
 from mnemonist.reasoning.shuffling import endless, mix
 from mnemonist.reasoning.tasks.rows import problem_of
@@ -148,6 +159,33 @@ def test_the_penalty_holds_the_policy_near_its_reference(tmp_path: Path) -> None
         run(tmp_path / str(beta), row(beta=beta, iterations=16, attempts=4))
         distance[beta] = records(tmp_path / str(beta))[-1]["kl"]
     assert distance[5.0] < 0.3 * distance[0.001]
+
+
+def test_a_reference_weighs_no_more_than_what_is_trained(tmp_path: Path) -> None:
+    """With adapters, and with a policy that has moved before: the reference is not the model without them."""
+    policy = speller()
+    model = with_adapters(policy.model, rank=2, seed=1)
+    moved = {name: value + 0.03 * torch.randn_like(value) for name, value in weights_of(model).items()}
+    put_weights(model, moved)
+    run(tmp_path, row(beta=0.1, iterations=2, minibatches=2), replace(policy, model=model))
+    kl = [record["kl"] for record in records(tmp_path)]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and kl[1] > 0
+    ended = weights_of(model)
+    assert any(not torch.equal(ended[name], value) for name, value in moved.items())
+
+
+def test_a_model_wears_weights_for_a_while() -> None:
+    model, other = make_policy(dropout=0.5).train(), make_policy(seed=5)
+    ids = torch.arange(8)[None]
+    own, worn = ({name: value.detach().clone() for name, value in one.named_parameters()} for one in (model, other))
+    with torch.no_grad(), pytest.raises(KeyError), wearing(model, worn):
+        assert not model.training
+        assert torch.equal(model(ids).logits, other.eval()(ids).logits)
+        raise KeyError
+    assert model.training
+    assert all(torch.equal(value, own[name]) and value.requires_grad for name, value in model.named_parameters())
+    model(ids).logits.sum().backward()  # what wears no more learns as before
+    assert all(value.grad is not None for value in model.parameters())
 
 
 # Dynamic sampling and attempts that are cut off.

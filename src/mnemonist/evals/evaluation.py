@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mnemonist.evals.problems import Setting
 from mnemonist.evals.results import Result
 from mnemonist.evals.scoring import Progress
 from mnemonist.evals.suites import Suite
+from mnemonist.evaluating import evaluating
 from mnemonist.models.cost import model_cost
 from mnemonist.models.modeling import LanguageModel
 
@@ -118,17 +118,6 @@ def model_facts(model: LanguageModel, name: str) -> dict[str, Any]:
         "state_bytes": cost.state_bytes,
         "state_bytes_per_token": cost.state_bytes_per_token,
     }
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """With the model in evaluation mode, and in its own again afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _versions() -> dict[str, str]:

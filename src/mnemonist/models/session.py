@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.session_difference import SessionDifference, compare_states
 from mnemonist.models.state import StreamState
@@ -321,24 +322,18 @@ def _after(session: Session, output: ModelOutput) -> Session:
 
 
 def _read(model: LanguageModel, tokens: Tensor, state: ModelState, learn: bool, surprise: bool) -> ModelOutput:
-    with _evaluating(model) as device:
+    with _reading(model) as device:
         return model(tokens.to(device), state=state, learn=learn, surprise=surprise)
 
 
 @contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[torch.device]:
+def _reading(model: LanguageModel) -> Iterator[torch.device]:
     """No gradients, and the model as it is used; not inference mode, so that training may go on from a state.
 
     Yields the device that the model is on.
     """
-    training = [module for module in model.modules() if module.training]  # perhaps some parts alone
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        yield next(model.parameters()).device
 
 
 def _bits(logits_BTV: Tensor, tokens_BT: Tensor, before_BV: Tensor | None) -> Tensor:
@@ -356,7 +351,7 @@ def _bits(logits_BTV: Tensor, tokens_BT: Tensor, before_BV: Tensor | None) -> Te
 
 def _origin(model: LanguageModel, batch: int) -> ModelState:
     """The state before the first token."""
-    with _evaluating(model):
+    with _reading(model):
         return _as_saved(model.initial_state(batch))
 
 

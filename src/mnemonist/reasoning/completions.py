@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mnemonist.data import IGNORED
 from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
 from mnemonist.reasoning.attempts import Attempt
 from mnemonist.reasoning.sampling.text import text_tokenizer
 
@@ -163,14 +164,9 @@ def log_probs_of(model: nn.Module, rows: Iterable[Row], batch_size: int) -> list
     """ln p of whole completions, one after the other, with the model as it is now."""
     waiting = list(rows)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     found: list[float] = []
-    try:
-        with torch.no_grad():
-            for first in range(0, len(waiting), batch_size):
-                batch = {name: value.to(device) for name, value in stack(waiting[first : first + batch_size]).items()}
-                found += read(model, batch).log_probs_B.tolist()
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for first in range(0, len(waiting), batch_size):
+            batch = {name: value.to(device) for name, value in stack(waiting[first : first + batch_size]).items()}
+            found += read(model, batch).log_probs_B.tolist()
     return found

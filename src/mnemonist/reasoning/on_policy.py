@@ -18,7 +18,6 @@ Does not include: sampling while the last step is still being taken, and models 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from mnemonist.reasoning.completions import Batch, Row, RowMaker, read, stack
 from mnemonist.reasoning.losses import policy_losses, sum_over_attempts
 from mnemonist.reasoning.objective import PolicyObjective
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, groups_of, measure, propose
+from mnemonist.reasoning.round_folder import wearing, weights_of
 from mnemonist.reasoning.rounds import Round
 from mnemonist.reasoning.shuffling import endless, mix, share
 from mnemonist.reasoning.tasks.task import Problem
@@ -151,7 +151,8 @@ class _Run:
         self._proposed: dict[str, float] = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         # Before the loop puts a checkpoint's weights into the policy: these are those that the round began with.
-        self._reference = _frozen_copy(policy.model) if self._objective.beta else None
+        # With LoRA that is the adapters alone.
+        self._reference = weights_of(policy.model) if self._objective.beta else None
 
     def train(self, fit: Path, done: int, progress: bool, log: MetricsLog | None) -> TrainingResult:
         """Take all steps that are left."""
@@ -279,12 +280,12 @@ class _Run:
     def loss_of(self, model: nn.Module, batch: Batch) -> LossSum:
         """The loss of one micro-batch; what is measured beside it is added up until the step is done."""
         temperature = self._round.decoding.temperature
+        reference = None
+        if self._reference is not None:  # first, while no gradient waits for the policy's own weights
+            with torch.no_grad(), wearing(self._policy.model, self._reference):
+                reference = read(self._policy.model, batch, temperature).log_probs_BT
         opinion = read(model, batch, temperature, entropy=True)
         assert opinion.entropy_BT is not None
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference = read(self._reference, batch, temperature).log_probs_BT
         mask_BT = opinion.mask_BT * batch["counts"][:, None]
         losses = policy_losses(
             opinion.log_probs_BT, batch["old"], batch["weights"], mask_BT, self._objective, reference
@@ -315,7 +316,3 @@ class _Run:
 
 def _rewards(group: Group) -> list[float]:
     return [one.reward for one in group]
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
 from mnemonist.reasoning.fitting import config_for, stacked_batches
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
@@ -235,10 +236,8 @@ class ProcessScorer:
         reader = StepReader(self.tokenizer, self.format)
         device = self.model.head.weight.device
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        training = self.model.training
-        self.model.eval()
         scores: list[list[float]] = []
-        try:
+        with evaluating(self.model):
             for first in range(0, len(paths), self.batch_size):
                 part = paths[first : first + self.batch_size]
                 batch = {name: value.to(device) for name, value in reader.stack(part).items()}
@@ -249,6 +248,4 @@ class ProcessScorer:
                 for _, steps in part:
                     scores.append(values[: len(steps)])
                     values = values[len(steps) :]
-        finally:
-            self.model.train(training)
         return scores

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
 from mnemonist.files import differing_fields, write_atomically
 from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.proposing import Material, Policy, agreed
@@ -43,6 +45,24 @@ def put_weights(model: nn.Module, weights: Weights) -> None:
     for name, value in model.named_parameters():
         if name in weights:
             value.copy_(weights[name])
+
+
+@contextmanager
+def wearing(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """For a while the model has these weights and no dropout; nothing is copied.
+
+    What was computed with its own before must not need a gradient any more.
+    """
+    own = {name: value for name, value in model.named_parameters() if name in weights}
+    data = {name: value.data for name, value in own.items()}
+    with evaluating(model):
+        try:
+            for name, value in own.items():
+                value.data = weights[name]
+            yield
+        finally:
+            for name, value in own.items():
+                value.data = data[name]
 
 
 def identity(

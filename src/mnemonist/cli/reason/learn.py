@@ -263,6 +263,11 @@ def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
         raise UserError(
             f"{path} has a prompt that is not of format {format.name}: {odd[-50:]!r}; name its with --format"
         )
+    if not any(format.parse(completion).answer for _, completion in pairs):
+        raise UserError(
+            f"no text in {path} has an answer as format {format.name} marks it ({format.open_answer.strip()}); name "
+            "its format with --format"
+        )
     return pairs
 
 

@@ -14,9 +14,8 @@ holds keys and values, and any whose cache can join its rows, as ours can.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
 from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.sampling.cache_rows import Rows, arguments, empty_cache, rows_like
@@ -108,7 +108,7 @@ class LocalSampler:
         ledger = Ledger() if ledger is None else ledger
         encoded = self._encoded(prompts)
         run = _Run(self, encoded, decoding, limits, numbers)
-        with ledger.timing(), torch.inference_mode(), _evaluating(self.model):
+        with ledger.timing(), torch.inference_mode(), evaluating(self.model):
             try:
                 run.finish()
             finally:
@@ -332,15 +332,3 @@ def _attempt(tokenizer: TextTokenizer, prompt: str, row: _Row, stop: Sequence[st
 def _ends_of(model: Any) -> set[int]:
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; every module gets its mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
