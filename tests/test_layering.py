@@ -16,16 +16,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "mnemonist"
 
-BOTTOM = {"choices", "errors", "files", "intervals", "lazy", "tensors"}
+BOTTOM = {"choices", "errors", "evaluating", "files", "intervals", "lazy", "tensors"}
 ALLOWED = {
     "": set(),  # mnemonist/__init__.py
     "errors": set(),
+    "evaluating": set(),
     "lazy": set(),
     "choices": {"errors"},
     "files": {"errors"},
     "intervals": set(),
     "tensors": {"errors", "files"},
-    "data": BOTTOM - {"tensors", "intervals"},
+    "data": BOTTOM - {"evaluating", "intervals", "tensors"},
     "memory": BOTTOM,
     "models": BOTTOM | {"data", "memory"},
     "training": BOTTOM | {"data"},  # it trains any module
@@ -39,6 +40,7 @@ ALLOWED = {
 THIRD_PARTY = {
     "": set(),
     "errors": set(),
+    "evaluating": {"torch"},
     "lazy": set(),
     "choices": set(),
     "files": set(),
