@@ -350,9 +350,13 @@ def test_a_chat_model_learns_in_its_template_and_is_asked_so(chat, tmp_path, cap
     assert main(reason("solve", SUMS, "--chat", out=tmp_path / "out", **same)) == 0
     found = trees(tmp_path / "out" / "chain-of-thought.jsonl")
     assert all(tree.right for tree in found)
+    assert "note:" not in capsys.readouterr().err
     # Ended by the mark of a message, which is not written into the text.
     assert all(tree.ledger.generated_tokens == len(tree.nodes[-1].text) + 1 for tree in found)
     assert "<|im_end|>" not in "".join(node.text for tree in found for node in tree.nodes)
+    assert main(reason("solve", SUMS, out=tmp_path / "plainly", **same)) == 0
+    told = capsys.readouterr().err
+    assert "has learned to be asked in format think (chat), and is asked in think: take --format think --chat" in told
 
 
 def test_what_a_run_ends_with_asks_as_it_has_learned(tmp_path, capsys) -> None:

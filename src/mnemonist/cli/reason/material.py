@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from mnemonist.cli.reason.options import Asked, Split
 from mnemonist.cli.train import say
 from mnemonist.errors import UserError
 from mnemonist.files import differing_fields, write_atomically
+from mnemonist.models.shipped import find_model
+from mnemonist.reasoning.doctor import rounds_in
 from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.prompting import in_context
+from mnemonist.reasoning.rounds import IDENTITY as ROUND
 from mnemonist.reasoning.sampling.text import text_tokenizer
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
@@ -86,6 +90,31 @@ def warn_of_hidden_token(tokenizer: Any, format: Format) -> None:
             "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token "
             "of one; take a format with words before the question (--format think)"
         )
+
+
+def taught_format(model: Path) -> str | None:
+    """The name of the format in which a model last learned; None if its folder does not say so."""
+    with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+        *_, last = rounds_in(find_model(model)).values()
+        return str(json.loads((last / ROUND).read_text(encoding="utf-8"))["text format"]["name"])
+    return None
+
+
+def warn_of_other_format(model: Path, format: Format) -> None:
+    """Say so, if a model is asked in another format than it has learned, or in a chat and not: it will not know."""
+    taught = taught_format(model)
+    if taught is not None and _way(taught) != _way(format.name):
+        name, chat = _way(taught)
+        say(
+            f"note: {model} has learned to be asked in format {taught}, and is asked in {format.name}: take "
+            f"--format {name}{' --chat' * chat}"
+        )
+
+
+def _way(name: str) -> tuple[str, bool]:
+    """The format that a name of `in_context` stands for, and whether it is put into a chat; shots are no other way."""
+    base, _, context = name.partition(" (")
+    return base, "chat" in context
 
 
 def claim(path: Path, identity: Mapping[str, Any], what: str) -> None:
