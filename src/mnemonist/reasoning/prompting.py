@@ -19,7 +19,7 @@ from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.sampling.text import BORDER, end_of_message
+from mnemonist.reasoning.sampling.text import BORDER, end_of_message, in_template
 from mnemonist.reasoning.search.proposers import require_steps
 from mnemonist.reasoning.tasks.task import Split, StepTask, Task
 
@@ -101,7 +101,7 @@ class Prompting:
         if self.instruction:
             asked = next(message for message in messages if message["role"] == "user")
             asked["content"] = f"{self.instruction}\n\n{asked['content']}"
-        text: str = self.chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = in_template(self.chat, messages, answering=True)
         return text if text.endswith(opening) else text + opening  # templates of models that think open the thought
 
     def _solution(self, example: Example) -> str:

@@ -8,7 +8,14 @@ import pytest
 from tiny_tokenizers import CHAT, chat_tokenizer
 
 from mnemonist.data import ByteTokenizer
-from mnemonist.reasoning.sampling.text import StopFinder, end_of_message, first_stop, text_tokenizer, written_text
+from mnemonist.reasoning.sampling.text import (
+    StopFinder,
+    end_of_message,
+    first_stop,
+    in_template,
+    text_tokenizer,
+    written_text,
+)
 
 PIECES = ["a", "b", "ab", " ", "é", "漢", "🐢", "\n", "Wait", "abab", "</think>", "</th"]
 STOPS = [
@@ -129,3 +136,14 @@ def test_the_mark_behind_a_message_is_told_by_the_template(template, mark):
     assert end_of_message(tokenizer) == mark
     ends = text_tokenizer(tokenizer).end_ids
     assert [tokenizer.convert_ids_to_tokens(end) for end in ends] == ["</s>", *([mark] if mark == "<|im_end|>" else [])]
+
+
+def test_a_template_that_names_the_day_names_one_day_for_all():
+    named = "{{ strftime_now('%d %b %Y') }}, {{ strftime_now('%Y-%m-%d') }}\n"
+    given = "{% if not day is defined %}{% set day = strftime_now('%A, %B %d') %}{% endif %}{{ day }}\n"
+    said = [{"role": "user", "content": "7?"}]
+    asked = "<|im_start|>user\n7?<|im_end|>\n<|im_start|>assistant\n"
+    for before, told in ((named, "26 Jul 2024, 2024-07-26\n"), (given, "Friday, July 26\n"), ("", "")):
+        tokenizer = chat_tokenizer(before + CHAT)
+        assert in_template(tokenizer, said, answering=True) == told + asked
+        assert end_of_message(tokenizer) == "<|im_end|>"

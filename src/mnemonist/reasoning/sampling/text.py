@@ -7,7 +7,7 @@ the tokens say *behind the last tokens of the prompt*, and a stop string is foun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 CONTEXT = 4
@@ -17,6 +17,15 @@ LONGEST_CHARACTER = 4
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 BORDER = "\N{SYMBOL FOR START OF TEXT}"
 """Put in the place of a question or a message to see what stands before and behind it."""
+DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday"}
+"""That of chat templates that name one: the day that those of Llama 3.2 name where they cannot ask for it."""
+_ONE_DAY = "".join(
+    [
+        "{% macro strftime_now(format) %}{{ format",
+        *(f" | replace('{code}', '{said}')" for code, said in DAY.items()),
+        " }}{% endmacro %}",
+    ]
+)
 
 
 class TextTokenizer(Protocol):
@@ -105,13 +114,33 @@ def _opening(tokenizer: Any) -> list[int]:
     return []
 
 
+def in_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, answering: bool) -> str:
+    """Messages as a chat template of transformers puts them, on any day the same.
+
+    Some templates name the day, and what is asked, learned and resumed must not follow from that: they are told of one
+    day for all.
+
+    Args:
+        tokenizer: one of transformers.
+        messages: each has a role and a content.
+        answering: whether an answer of the assistant is begun.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _ONE_DAY + template
+    text: str = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=answering
+    )
+    return text
+
+
 def end_of_message(tokenizer: Any) -> str:
     """The mark that a chat template puts behind what an assistant says; "" if it puts none, or there is no template."""
     if not getattr(tokenizer, "chat_template", None):
         return ""
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": BORDER}]
     try:
-        text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
+        text = in_template(tokenizer, said, answering=False)
     except Exception:  # templates are programs of others; one that wants more than this is no reason to stop
         return ""
     behind = text.rpartition(BORDER)[2].lstrip()
