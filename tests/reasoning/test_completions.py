@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toy_policies import TOKENIZER, ToySampler, make_policy
 
 from mnemonist.data import IGNORED
 from mnemonist.errors import UserError
+from mnemonist.reasoning import completions
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.completions import Row, RowMaker, log_probs_of, read, stack
 
@@ -69,6 +71,32 @@ def test_what_a_sampler_drew_is_what_the_policy_thinks_of_it() -> None:
     with torch.no_grad():
         opinion = read(model.eval(), batch, 0.8)
     torch.testing.assert_close(opinion.log_probs_BT, batch["old"], rtol=1e-4, atol=1e-5)
+
+
+class Plain(torch.nn.Module):
+    """A model that gives all its logits, whatever is asked."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def test_logits_before_every_completion_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_policy().eval()
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    batch = stack([Row((256, *b"1+1=?"), (50, END)), Row((256, *b"2+4+1="), (55, END))])
+    whole = read(Plain(model), batch, 0.7, entropy=True)
+    monkeypatch.setattr(completions, "ENTROPIES", 3)
+    spared = read(model, batch, 0.7, entropy=True)
+    assert seen == [batch["tokens"].shape[1], batch["tokens"].shape[1] - 5]
+    for one, other in zip(vars(whole).values(), vars(spared).values(), strict=True):
+        torch.testing.assert_close(one, other)
+    nothing = read(model, {**batch, "targets": torch.full_like(batch["targets"], IGNORED)}, entropy=True)
+    assert nothing.log_probs_BT.shape == batch["tokens"].shape and not nothing.mask_BT.any()
 
 
 def test_the_gradient_reaches_nothing_but_completions() -> None:

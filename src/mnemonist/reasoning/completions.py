@@ -22,9 +22,13 @@ from mnemonist.data import IGNORED
 from mnemonist.errors import UserError
 from mnemonist.evaluating import evaluating
 from mnemonist.reasoning.attempts import Attempt
+from mnemonist.reasoning.sampling.cache_rows import arguments
 from mnemonist.reasoning.sampling.text import text_tokenizer
 
 Batch = dict[str, Tensor]
+
+ENTROPIES = 256
+"""Tokens whose entropies are found at a time."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,17 @@ class Opinion:
 
 def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: bool = False) -> Opinion:
     """What a model thinks of the targets of a batch, at a temperature. Entropies take a twentieth of a small model's
-    step."""
+    step.
+
+    Logits are most of what a small model with many tokens keeps for the way back, so there are as few of them as can
+    be.
+    """
     asked_BT = batch["targets"] != IGNORED
-    logits_BTV = model(input_ids=batch["tokens"], attention_mask=batch["attention"]).logits
-    logits_NV = logits_BTV[asked_BT].float()  # of completions alone: the rest may be most of it
+    # What stands before every completion has no targets.
+    first = int(asked_BT.any(0).int().argmax())
+    spared = {"logits_to_keep": asked_BT.shape[1] - first} if "logits_to_keep" in arguments(model) else {}
+    logits_BSV = model(input_ids=batch["tokens"], attention_mask=batch["attention"], **spared).logits
+    logits_NV = logits_BSV[asked_BT[:, -logits_BSV.shape[1] :]].float()
     if temperature != 1:
         logits_NV = logits_NV / temperature
     log_probs_N = -F.cross_entropy(logits_NV, batch["targets"][asked_BT], reduction="none")
@@ -156,7 +167,8 @@ def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: b
     entropy_BT = None
     if entropy:
         with torch.no_grad():
-            entropy_BT = blank_BT.masked_scatter(asked_BT, torch.special.entr(logits_NV.softmax(-1)).sum(-1))
+            parts = [torch.special.entr(part.softmax(-1)).sum(-1) for part in logits_NV.split(ENTROPIES)]
+            entropy_BT = blank_BT.masked_scatter(asked_BT, torch.cat(parts))
     return Opinion(blank_BT.masked_scatter(asked_BT, log_probs_N), asked_BT.to(log_probs_N.dtype), entropy_BT)
 
 

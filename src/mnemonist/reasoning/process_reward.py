@@ -7,7 +7,6 @@ the shared loop; `ProcessScorer` is what a search asks. How good it is, `step_qu
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from mnemonist.evaluating import evaluating
 from mnemonist.reasoning.fitting import config_for, stacked_batches
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
+from mnemonist.reasoning.sampling.cache_rows import arguments
 from mnemonist.reasoning.sampling.text import text_tokenizer
 from mnemonist.reasoning.step_labels import Labelled
 from mnemonist.reasoning.tasks.task import Problem
@@ -56,7 +56,7 @@ class ProcessRewardModel(nn.Module):
         nn.init.zeros_(self.head.weight)  # so that it begins without an opinion, and follows from the model alone
         nn.init.zeros_(self.head.bias)
         self._spared: dict[str, int] = {}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        if "logits_to_keep" in arguments(model):
             self._spared["logits_to_keep"] = 1  # the scores of the next token are nobody's business here
         _freeze_output(model)
 

@@ -60,6 +60,7 @@ class Rows(Protocol):
 
 def arguments(model: Any) -> frozenset[str]:
     """Names of what the model's forward pass takes."""
+    model = getattr(model, "module", model)  # what processes share
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # what adapters are put around
     return frozenset(inspect.signature(base.forward).parameters)
 
