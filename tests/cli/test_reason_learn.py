@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import mnemonist.cli.reason.learn
 from mnemonist.cli import main
+from mnemonist.cli.reason.policies import Model
 from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
 from mnemonist.reasoning import Attempt, LocalSampler, find_format
@@ -394,6 +395,21 @@ def test_texts_of_a_file_are_put_into_a_chat(tmp_path, capsys) -> None:
     assert main(learn("journey:epochs=1", out, "--chat", **same)) == 0
     assert json.loads((out / "round.json").read_text())["text format"]["end"] == "<|im_end|>"
     refuses(learn("journey", tmp_path / "x", "--chat", format="think", **same), "not of format think", capsys)
+
+
+def test_a_chat_model_with_adapters_keeps_less(tmp_path, monkeypatch) -> None:
+    seen: list[bool] = []
+    original = mnemonist.cli.reason.learn.keep
+
+    def keep(options: object, model: Model) -> None:
+        seen.append(model.module.is_activation_checkpointing)
+        original(options, model)
+
+    monkeypatch.setattr(mnemonist.cli.reason.learn, "keep", keep)
+    words = ("--chat", "--activation-checkpointing", "--lora", 2)
+    same = {"model": save_chat(tmp_path / "begun"), "format": "think", "count": 4, "validation": 0}
+    assert main(learn("distil:epochs=1", tmp_path / "out", *words, **same)) == 0
+    assert seen == [True]
 
 
 def test_a_recipe_is_its_rounds_in_turn(adder, tmp_path, capsys, monkeypatch) -> None:

@@ -71,6 +71,13 @@ def test_training_tells_what_it_does_on_stderr(texts: Path, tmp_path: Path, caps
     assert f"mnemonist read PATH --model {tmp_path / 'run'}" in told.err
 
 
+def test_a_run_that_keeps_less_takes_the_same_steps(texts: Path, run: Path, tmp_path: Path, monkeypatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(LanguageModel, "save", lambda self, *_: seen.append(self.gradient_checkpointing))
+    assert main(train(texts, tmp_path, "--activation-checkpointing")) == 0
+    assert losses(tmp_path) == losses(run) and seen == [True]
+
+
 # The plan.
 
 
@@ -109,7 +116,7 @@ def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monke
 def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: Path) -> None:
     options = mnemonist.cli.options.parse(train(texts, tmp_path))
     text = mnemonist.cli.train.prepare_text(mnemonist.cli.train.find_documents(str(texts)), options.training)
-    model = mnemonist.cli.train.build_model(options.model, options.training).eval()
+    model = mnemonist.cli.train.build_model(options.model, options).eval()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
     drawn: list[int] = []

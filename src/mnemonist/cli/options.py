@@ -77,6 +77,8 @@ class Train:
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
     parameters: int | None = None
     """Fit the width of the MLPs so that the model has this many parameters, to compare it with equals."""
+    activation_checkpointing: bool = False
+    """Compute what is inside a block again on the way back instead of keeping it: less memory, a third more time."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 

@@ -89,7 +89,7 @@ def run_train_tasks(options: Train) -> int:
     )
     if options.plan:
         return 0
-    model = build_model(config, training)
+    model = build_model(config, options)
     batch_of, loss_of = take_turns([part.curriculum for part in parts])
     result = train(model, batch_of, loss_of, training, options.out, resume=options.resume, extra=identity)
     model.eval()

@@ -40,6 +40,7 @@ from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import CHECKPOINT
 from mnemonist.training.metrics import StepMetrics
+from mnemonist.training.recomputation import recompute
 from mnemonist.training.tensorboard import tensorboard_log
 
 MODEL_FILE = "model.safetensors"
@@ -78,7 +79,7 @@ def run_train(options: Train) -> int:
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = prepare_text(documents, options.training, tokenizer)
     done = steps_done(options.out, text.identity(config)) if options.resume else 0
-    model = build_model(config, options.training)
+    model = build_model(config, options)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
     plan = describe(config, options.training, text.rows, tokenizer, measured, done)
     if options.plan:
@@ -99,10 +100,13 @@ def run_train(options: Train) -> int:
     return 130 if result.interrupted else 0
 
 
-def build_model(config: ModelConfig, training: TrainingConfig) -> LanguageModel:
+def build_model(config: ModelConfig, options: Train) -> LanguageModel:
     """A new model, its weights drawn from the run's seed."""
-    torch.manual_seed(training.seed)
-    return LanguageModel(config)
+    torch.manual_seed(options.training.seed)
+    model = LanguageModel(config)
+    if options.activation_checkpointing:
+        recompute(model)
+    return model
 
 
 def train_model(

@@ -250,6 +250,8 @@ class Learner:
     """A model of ours, or the folder of any causal language model of transformers; left out, a new model of bytes."""
     preset: str = NEW_MODEL
     """Sizes of a new model, with changes if wanted: mag-tiny:width=64; `mnemonist models` lists the presets."""
+    activation_checkpointing: bool = False
+    """Compute what is inside a block again on the way back instead of keeping it: less memory, a third more time."""
 
 
 @dataclass(frozen=True)

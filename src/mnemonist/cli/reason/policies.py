@@ -40,6 +40,7 @@ from mnemonist.reasoning.sampling.json_over_http import Refusal
 from mnemonist.tensors import content_hash
 from mnemonist.training.accelerator import start_accelerator
 from mnemonist.training.configuration import Device
+from mnemonist.training.recomputation import recompute
 
 PATIENCE = 20.0
 """Seconds in which a server must say that it is there."""
@@ -148,6 +149,8 @@ def learner_of(options: Learner, seed: int, lora: int | None = None) -> Model:
     if lora is not None and lora < 1:
         raise UserError(f"lora is {lora}; adapters have a rank of 1 or more")
     model = new_model(options.preset, seed) if options.model is None else open_model(options.model)
+    if options.activation_checkpointing:
+        recompute(model.module)
     if lora is not None:
         model.trained = with_adapters(model.module, lora, seed=seed)
     return model
