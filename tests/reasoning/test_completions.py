@@ -151,6 +151,17 @@ def test_in_a_chat_the_mark_of_a_message_ends_a_row() -> None:
         RowMaker(tokenizer, "<|im_start|>")
 
 
+def test_one_mark_may_open_and_end_texts() -> None:
+    class OneMark:
+        end_ids = (7,)
+
+        def encode(self, text: str) -> list[int]:
+            ids = [7 if letter == "|" else ord(letter) for letter in text]
+            return ids if ids[:1] == [7] else [7, *ids]
+
+    assert RowMaker(OneMark(), "|").of_text("2", "3") == Row((7, 50), (51, 7))
+
+
 def test_a_row_knows_its_length() -> None:
     assert [len(row) for row in ROWS] == [5, 6, 6]
     assert len(replace(ROWS[0], completion=())) == 2

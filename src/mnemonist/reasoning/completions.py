@@ -68,7 +68,8 @@ class RowMaker:
         """The mark that ends a completion."""
 
     def _mark(self, end: str) -> int:
-        ids = self._tokenizer.encode(end)[self._opening :]
+        read = self._tokenizer.encode(end)
+        ids = read[self._opening :] or read  # a mark that also opens texts is put once
         if len(ids) != 1 or ids[0] not in self._tokenizer.end_ids:
             raise UserError(f"{end!r} ends no text for this tokenizer; give a format with a mark that does, or none")
         return ids[0]
