@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.formats import FORMATS, LONGEST_TEXT, Format, Parsed, find_format
+from mnemonist.reasoning.formats import FORMATS, LONGEST_TEXT, MOST_LINES, Format, Parsed, find_format
 
 PLAIN, THINK, S1 = FORMATS["plain"], FORMATS["think"], FORMATS["s1"]
 PIECES = ["answer: ", "<answer>", "</answer>", "</think>\n", "</think>", "<|im_start|>answer\n", "Answer: ", "\n", " "]
@@ -110,6 +110,13 @@ def test_no_answers(format, answer):
 def test_what_is_too_long_is_not_looked_at():
     assert PLAIN.parse("a\n" * (LONGEST_TEXT // 2) + "answer: 5\n").answer is None
     assert PLAIN.parse("answer: " + "5" * 2 * LONGEST_TEXT).answer == "5" * (LONGEST_TEXT - len("answer: "))
+
+
+def test_lines_that_are_too_many_are_no_steps():
+    text = "a\n\n" * MOST_LINES + PLAIN.open_answer + "5\n"
+    parsed = PLAIN.parse(text)
+    assert parsed.steps == ("a",) * (MOST_LINES // 2) and parsed.answer == "5"
+    assert PLAIN.pieces(text) == (list(parsed.steps), "answer: 5")
 
 
 def test_names():

@@ -14,6 +14,8 @@ from mnemonist.errors import UserError, nearest
 
 LONGEST_TEXT = 1_000_000
 """Characters that are looked at; what stands behind them is no answer."""
+MOST_LINES = 50_000
+"""Lines of a thought that are looked at, empty ones among them; what stands behind them is no step."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Format:
         if opened and not closed and not self.close_answer.strip():  # the end of the text ends a line too
             answer, closed = rest, "\n"
         given = answer.strip() if closed and answer.strip() else None
-        steps = tuple(line.strip() for line in thought.split("\n") if line.strip())
+        steps = tuple(line.strip() for line in _lines(thought))
         fine = (
             closed_thought and given is not None and not (between.strip() or behind.strip() or self._has_mark(thought))
         )
@@ -119,8 +121,12 @@ class Format:
     def pieces(self, text: str) -> tuple[list[str], str | None]:
         """What a judge looks at one by one: the lines of a thought; and its end as one, None if it has not come."""
         thought, opened, rest = text.partition(self.close_thought or self.open_answer)
-        lines = [line for line in thought.split("\n") if line.strip()]
-        return lines, (opened + rest).strip() if opened else None
+        return _lines(thought), (opened + rest).strip() if opened else None
+
+
+def _lines(thought: str) -> list[str]:
+    """Those that are not empty."""
+    return [line for line in thought.split("\n", MOST_LINES)[:MOST_LINES] if line.strip()]
 
 
 FORMATS: Mapping[str, Format] = {

@@ -120,9 +120,10 @@ def test_a_right_answer_with_something_hidden_behind_it_is_wrong(task, problem):
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_formats_survive_it_too(form):
-    for text in HOSTILE.values():
+    many = [line * (MEGABYTE // len(line)) for line in ("\n", " \n", "a\n", f"{form.close_thought}a\n")]
+    for text in (*HOSTILE.values(), *many, *(line + form.open_answer for line in many)):
         taken, parsed = quickest(lambda text=text: form.parse(text))
-        assert parsed.answer is None and not parsed.well_formed and taken < 10 * SECONDS
+        assert parsed.answer is None and not parsed.well_formed and taken < SECONDS
 
 
 def test_their_scorers_are_not_asked_unless_told_to(monkeypatch):
