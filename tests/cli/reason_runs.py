@@ -82,14 +82,6 @@ def interrupt_after_pieces(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solving, "append_trees", then_press)
 
 
-def save_chat(folder: Path) -> Path:
-    """The same for chats: messages end with another mark than texts, and only the template says so."""
-    tokenizer = chat_tokenizer()
-    save_llama(folder, len(tokenizer), width=64, positions=512)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size, width: int = 16, positions: int = 256) -> Path:
     """A transformer of some thousand parameters that reads bytes, as transformers saves it."""
     torch.manual_seed(0)
@@ -99,6 +91,14 @@ def save_llama(folder: Path, tokens: int = ByteTokenizer.vocab_size, width: int 
     marks = {"bos_token_id": ByteTokenizer.bos_id, "eos_token_id": ByteTokenizer.eos_id}
     LlamaForCausalLM(LlamaConfig(vocab_size=tokens, **sizes, **heads, **marks)).save_pretrained(folder)
     ByteTokenizer().save(folder)
+    return folder
+
+
+def save_chat(folder: Path) -> Path:
+    """The same for chats: messages end with another mark than texts, and only the template says so."""
+    tokenizer = chat_tokenizer()
+    save_llama(folder, len(tokenizer), width=64, positions=512)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

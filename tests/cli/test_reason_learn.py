@@ -335,7 +335,7 @@ def test_a_teacher_behind_a_server_is_told_what_is_wanted(chat, tmp_path) -> Non
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory) -> Path:
+def taught_chat(tmp_path_factory) -> Path:
     """A model for chats that has learned in its template."""
     folder = tmp_path_factory.mktemp("chat")
     begun, out = save_chat(folder / "begun"), folder / "out"
@@ -343,11 +343,11 @@ def chat(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_chat_model_learns_in_its_template_and_is_asked_so(chat, tmp_path, capsys) -> None:
-    judged = load_judged(chat / "0" / "attempts" / "00000.jsonl")
+def test_a_chat_model_learns_in_its_template_and_is_asked_so(taught_chat, tmp_path, capsys) -> None:
+    judged = load_judged(taught_chat / "0" / "attempts" / "00000.jsonl")
     asked = f"<|im_start|>user\n{instruction_for(find_format('think'))}\n\n{judged[0].problem.question}<|im_end|>\n"
     assert judged[0].attempt.prompt == f"{asked}<|im_start|>assistant\n<think>\n"
-    same = {"model": chat, "format": "think", "split": "train", "count": 4, "temperature": 0, "max_tokens": 100}
+    same = {"model": taught_chat, "format": "think", "split": "train", "count": 4, "temperature": 0, "max_tokens": 100}
     assert main(reason("solve", SUMS, "--chat", out=tmp_path / "out", **same)) == 0
     found = trees(tmp_path / "out" / "chain-of-thought.jsonl")
     assert all(tree.right for tree in found)
@@ -375,8 +375,8 @@ def test_what_a_run_ends_with_asks_as_it_has_learned(tmp_path, capsys) -> None:
     assert trees(tmp_path / "asked" / "chain-of-thought.jsonl")[0].settings["format"] == "think (chat)"
 
 
-def test_a_chat_model_learns_from_its_attempts_and_is_judged(chat, tmp_path) -> None:
-    same, few = {"model": chat, "format": "think", "count": 4}, {"validation": 2}
+def test_a_chat_model_learns_from_its_attempts_and_is_judged(taught_chat, tmp_path) -> None:
+    same, few = {"model": taught_chat, "format": "think", "count": 4}, {"validation": 2}
     options = "attempts=4,max_tokens=60"
     assert main(learn(f"grpo:iterations=1,problems=4,{options}", tmp_path / "grpo", "--chat", **same, **few)) == 0
     assert main(learn(f"rest-em:iterations=1,{options}", tmp_path / "em", "--chat", **same, **few)) == 0
@@ -660,6 +660,7 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["distil", "countdown", "--resume"], "there is no round in"),
         (["reward", "reasoning-gym"], "learning to judge steps needs a task whose steps can be checked"),
         (["reward", "countdown", "--epochs", "0"], "epochs is 0"),
+        (["reward", "countdown", "--model", "ADDER", "--chat"], "a chat needs a model of transformers"),
         (["reward", "countdown", "--validation", "0"], "validation is 0; ask for at least 1 problem"),
         (["traces", "reasoning-gym"], "making journeys without --trees needs a task whose steps can be checked"),
         (["traces", "countdown", "--tokenizer", "nowhere"], "nowhere"),

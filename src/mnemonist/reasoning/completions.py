@@ -159,8 +159,8 @@ def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: b
     # What stands before every completion has no targets.
     first = int(asked_BT.any(0).int().argmax())
     spared: dict[str, Any] = {"logits_to_keep": asked_BT.shape[1] - first, "use_cache": False}
-    taken = {name: value for name, value in spared.items() if name in arguments(model)}
-    logits_BSV = model(input_ids=batch["tokens"], attention_mask=batch["attention"], **taken).logits
+    given = {name: spared[name] for name in arguments(model) & spared.keys()}
+    logits_BSV = model(input_ids=batch["tokens"], attention_mask=batch["attention"], **given).logits
     logits_NV = logits_BSV[asked_BT[:, -logits_BSV.shape[1] :]].float()
     if temperature != 1:
         logits_NV = logits_NV / temperature

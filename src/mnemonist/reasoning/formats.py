@@ -69,6 +69,11 @@ class Format:
         """What the policy reads before the question."""
         return self.before + self.lead
 
+    @property
+    def opening(self) -> str:
+        """What the prompt writes on behalf of the policy: the line after the question's own."""
+        return self.after.lstrip("\n")
+
     def question_in(self, prompt: str) -> str:
         """The question of a prompt.
 

@@ -92,7 +92,7 @@ class Prompting:
         return "\n\n".join([*parts, *solved, self.format.prompt(question)])
 
     def _chat(self, question: str) -> str:
-        opening = self.format.after.lstrip("\n")  # the question ends with its message
+        opening = self.format.opening  # the question ends with its message
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for example in self.examples:
             messages.append({"role": "user", "content": example.question})

@@ -10,7 +10,7 @@ from pathlib import Path
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
 from mnemonist.cli.reason.doctor import findings_of
-from mnemonist.cli.reason.material import draw, put, step_task, warn_of_hidden_token, warn_of_other_format
+from mnemonist.cli.reason.material import draw, put, step_task, warn_of_format
 from mnemonist.cli.reason.options import Asked, Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
@@ -63,9 +63,7 @@ def run_learn(options: Learn) -> int:
     lesson = lesson_of(options, rounds, task, format, problems, model)
     require_writable(options.out / PAGE)
     policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
-    warn_of_hidden_token(model.tokenizer, format)
-    if options.learner.model is not None:
-        warn_of_other_format(options.learner.model, format)
+    warn_of_format(model.tokenizer, format, options.learner.model)
     say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
     try:
         learned = run_rounds(options, rounds, policy, lesson)

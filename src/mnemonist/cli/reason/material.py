@@ -83,15 +83,6 @@ def hides_first_token(tokenizer: Any, format: Format) -> bool:
     return not format.before_question and not text_tokenizer(tokenizer).encode("")
 
 
-def warn_of_hidden_token(tokenizer: Any, format: Format) -> None:
-    """Say so, if `hides_first_token`."""
-    if hides_first_token(tokenizer, format):
-        say(
-            "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token "
-            "of one; take a format with words before the question (--format think)"
-        )
-
-
 def taught_format(model: Path) -> str | None:
     """The name of the format in which a model last learned; None if its folder does not say so."""
     with suppress(UserError, OSError, ValueError, LookupError, TypeError):
@@ -100,9 +91,20 @@ def taught_format(model: Path) -> str | None:
     return None
 
 
-def warn_of_other_format(model: Path, format: Format) -> None:
-    """Say so, if a model is asked in another format than it has learned, or in a chat and not: it will not know."""
-    taught = taught_format(model)
+def warn_of_format(tokenizer: Any, format: Format, model: Path | None) -> None:
+    """Say so, if a policy will hardly understand how it is asked.
+
+    Args:
+        tokenizer: of the policy.
+        format: in which it is asked.
+        model: where it comes from; None for a new one.
+    """
+    if hides_first_token(tokenizer, format):
+        say(
+            "note: this tokenizer puts no mark before a text, and pretrained models can hardly read the first token "
+            "of one; take a format with words before the question (--format think)"
+        )
+    taught = None if model is None else taught_format(model)
     if taught is not None and _way(taught) != _way(format.name):
         name, chat = _way(taught)
         say(

@@ -15,7 +15,7 @@ from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_devi
 from mnemonist.cli.train import first_process, prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
-from mnemonist.reasoning.formats import find_format
+from mnemonist.reasoning.formats import Format, find_format
 from mnemonist.reasoning.process_reward import ProcessRewardModel, ProcessScorer, train_process_reward
 from mnemonist.reasoning.step_labels import Labelled, attempt_labels, path_labels
 from mnemonist.reasoning.step_quality import JudgedPaths, StepQuality
@@ -51,6 +51,7 @@ def run_reward(options: Reward) -> int:
         raise UserError(f"{options.out} has the model to begin with; take another folder with --out")
     prepare_torch()
     base = learner_of(options.learner, training.seed)
+    shown = put(options.asked, task, shots=0, chat=options.chat, server=False, tokenizer=base.tokenizer)
     identity = {
         "format": FORMAT,
         "task": task.name,
@@ -66,7 +67,7 @@ def run_reward(options: Reward) -> int:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
     require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity, "model")
-    examples, judged = (_labelled(options, task, base, part) for part in (problems, asked))
+    examples, judged = (_labelled(options, task, base, shown, part) for part in (problems, asked))
     model = ProcessRewardModel(base.module)
     result = train_process_reward(
         model,
@@ -96,13 +97,13 @@ def run_reward(options: Reward) -> int:
     return INTERRUPTED if result.interrupted else 0
 
 
-def _labelled(options: Reward, task: StepTask, base: Model, problems: Sequence[Problem]) -> dict[str, list[Labelled]]:
-    """Paths with the truth about them, by where they come from."""
-    format = find_format(options.asked.format)
-    found = {"paths astray": path_labels(task, format, problems, options.training.seed)}
+def _labelled(
+    options: Reward, task: StepTask, base: Model, shown: Format, problems: Sequence[Problem]
+) -> dict[str, list[Labelled]]:
+    """Paths with the truth about them, by where they come from; attempts are asked in the format that is shown."""
+    found = {"paths astray": path_labels(task, shown, problems, options.training.seed)}
     if options.learner.model is not None and options.attempts:
         to_device(base, options.training.device)
-        shown = put(options.asked, task, shots=0, chat=options.chat, server=False, tokenizer=base.tokenizer)
         sampler = base.sampler(options.batch_size)
         found["attempts"] = attempt_labels(sampler, task, shown, problems, options.decoding, count=options.attempts)
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
-from mnemonist.cli.reason.material import claim, draw, put, warn_of_hidden_token, warn_of_other_format
+from mnemonist.cli.reason.material import claim, draw, put, warn_of_format
 from mnemonist.cli.reason.options import Solve, Thinking
 from mnemonist.cli.reason.pages import aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
@@ -80,9 +80,7 @@ def solve(options: Solve) -> Outcome:
     format = put(options.asked, task, shots=policy.shots, chat=policy.chat, server=server, tokenizer=tokenizer)
     scorer = None if options.scorer is None else open_scorer(options.scorer, options.asked.format)
     if model is not None:
-        assert policy.model is not None
-        warn_of_hidden_token(model.tokenizer, format)
-        warn_of_other_format(policy.model, format)
+        warn_of_format(model.tokenizer, format, policy.model)
         to_device(model, policy.device)
     setting = Setting(task, format, sampler_of(policy, model), options.decoding, scorer, options.piece)
     budgets = choose_budgets(options)

@@ -22,7 +22,7 @@ from typing import Any
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.tasks.rows import opening, problem_of
+from mnemonist.reasoning.tasks.rows import problem_of
 from mnemonist.reasoning.tasks.table import build_task
 from mnemonist.reasoning.tasks.task import Task
 
@@ -99,7 +99,7 @@ def said(completion: Any, format: Format) -> str:
     if isinstance(completion, str):
         return completion
     contents = [message["content"] for message in completion if message.get("role") == "assistant"]
-    return str(contents[-1]).removeprefix(opening(format)) if contents else ""
+    return str(contents[-1]).removeprefix(format.opening) if contents else ""
 
 
 def require_rewards(rewards: Sequence[Reward]) -> None:

@@ -122,7 +122,7 @@ def conversational(row: Row, format: Format) -> Row:
     for column in _sides(row):
         if isinstance(row[column], str):
             user = column == "prompt"
-            content = _question(row[column], format) if user else opening(format) + row[column]
+            content = _question(row[column], format) if user else format.opening + row[column]
             changed[column] = [{"role": "user" if user else "assistant", "content": content}]
     return changed
 
@@ -143,7 +143,7 @@ def plain(row: Row, format: Format) -> Row:
         if not isinstance(row[column], str):
             user = column == "prompt"
             content = _only(row[column], "user" if user else "assistant")
-            changed[column] = format.prompt(content) if user else content.removeprefix(opening(format))
+            changed[column] = format.prompt(content) if user else content.removeprefix(format.opening)
     return changed
 
 
@@ -165,11 +165,6 @@ def pair_of(row: Row, format: Format) -> tuple[str, str]:
         raise UserError(f"a row of kind {kind} is no prompt with one completion")
     made = plain(row, format) if kind == "messages" or not isinstance(row["prompt"], str) else row
     return made["prompt"], made["completion"]
-
-
-def opening(format: Format) -> str:
-    """What a format's prompt writes on behalf of the policy: the line after the question's own."""
-    return format.after.lstrip("\n")
 
 
 def save_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
@@ -236,7 +231,7 @@ def _question(prompt: str, format: Format) -> str:
         raise UserError(f"this is no prompt of format {format.name!r}: {prompt[-50:]!r} does not end in {ended!r}")
     if not prompt.startswith(begun):
         raise UserError(f"this is no prompt of format {format.name!r}: {prompt[:50]!r} does not begin with {begun!r}")
-    return prompt[len(begun) : len(prompt) - len(ended)]
+    return format.question_in(prompt)
 
 
 def _only(messages: Any, role: str) -> str:
