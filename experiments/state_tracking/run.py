@@ -22,20 +22,22 @@ HERE = Path(__file__).parent
 TASKS = {
     "parity": StateTracking("parity"),
     "swaps": StateTracking("s5", trained=32, longest=128, moved=2),
+    "cycles": StateTracking("s5", trained=32, longest=128, moved=3),
 }
-STEPS = {"parity": 800, "swaps": 2000}
-TURNING = ("deltanet", "gated-deltanet", "titans-linear")
+STEPS = {"parity": 800, "swaps": 2000, "cycles": 2000}
+TURNING = ("deltanet", "gated-deltanet", "kda", "deltaproduct", "gated-deltaproduct", "titans-linear")
 """Rules that are also tried with eigenvalues down to -1."""
-FEW = ("attention", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2")
-"""Candidates for the permutations, which are made of swaps."""
+FEW = ("attention", "mamba2", *TURNING, "lmm-2")
+"""Candidates for the permutations, which are made of swaps, or of cycles of up to three things."""
 
 
 def arms() -> dict[str, Arm]:
-    """For parity every candidate, for permutations some; and the turning rules twice."""
+    """For parity every candidate, for permutations some; and the turning rules twice (for cycles only so)."""
     made = {}
     for group in TASKS:
         for name in CANDIDATES if group == "parity" else FEW:
-            made[f"{group}-{name}"] = arm(group, name)
+            if group != "cycles" or name not in TURNING:
+                made[f"{group}-{name}"] = arm(group, name)
             if name in TURNING:
                 made[f"{group}-{name}-turning"] = arm(group, name, turning=True)
     return made

@@ -40,34 +40,38 @@ def per_layer(gate: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
-    """Read one row [T, H, D] without padding; returns y, M, S, losses, gradient norms."""
+    """Read one row of T tokens without padding; returns y, M, S, losses, gradient norms."""
     M = [w.clone() for w in initial]
     S = [torch.zeros_like(w) for w in initial]
     ys, losses, norms = [], [], []
     anchor = M
     for t in range(q.shape[0]):
-        if t % rule.chunk_size == 0:
-            anchor = M
-        kept = M
-        if log_decay is not None:
-            a = per_layer(log_decay[t].exp(), M)
-            target = initial if rule.decay_to == "initial" else [torch.zeros_like(w) for w in initial]
-            kept = [a_i * m + (1 - a_i) * w for a_i, m, w in zip(a, M, target, strict=True)]
-        point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
-        with torch.enable_grad():
-            at = [p if p.requires_grad else p.clone().requires_grad_() for p in point]
-            inner = loss_of(rule, at, k[t], v[t])
-            gradient = torch.autograd.grad(inner.sum(), at, create_graph=True)
-        writes = [-step_size[t][:, None, None] * g for g in gradient]
-        if log_momentum is not None:
-            writes = S = [log_momentum[t].exp()[:, None, None] * s + w for s, w in zip(S, writes, strict=True)]
         if rule.read_at == "before":
             ys.append(network(rule, M, q[t]))
-        M = [m + w for m, w in zip(kept, writes, strict=True)]
+        of_token, squares = 0, 0
+        for s in range(t * rule.writes, (t + 1) * rule.writes):
+            if s % rule.chunk_size == 0:
+                anchor = M
+            kept = M
+            if log_decay is not None and s == t * rule.writes:
+                a = per_layer(log_decay[t].exp(), M)
+                target = initial if rule.decay_to == "initial" else [torch.zeros_like(w) for w in initial]
+                kept = [a_i * m + (1 - a_i) * w for a_i, m, w in zip(a, M, target, strict=True)]
+            point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
+            with torch.enable_grad():
+                at = [p if p.requires_grad else p.clone().requires_grad_() for p in point]
+                inner = loss_of(rule, at, k[s], v[s])
+                gradient = torch.autograd.grad(inner.sum(), at, create_graph=True)
+            steps = [-step_size[s][:, None, None] * g for g in gradient]
+            if log_momentum is not None:
+                steps = S = [log_momentum[s].exp()[:, None, None] * m + w for m, w in zip(S, steps, strict=True)]
+            M = [m + w for m, w in zip(kept, steps, strict=True)]
+            of_token = of_token + inner
+            squares = squares + sum((g.detach() ** 2).sum((-1, -2)) for g in gradient)
         if rule.read_at == "after":
             ys.append(network(rule, M, q[t]))
-        losses.append(inner)
-        norms.append(sum((g.detach() ** 2).sum((-1, -2)) for g in gradient).sqrt())
+        losses.append(of_token)
+        norms.append(squares.sqrt())
     return torch.stack(ys), M, S, torch.stack(losses), torch.stack(norms)
 
 
@@ -78,15 +82,15 @@ def make_inputs(rule, *, B=2, T=21, H=2, K=5, V=5, seed=0, dtype=torch.float64, 
     def normal(*shape):
         return torch.randn(*shape, generator=gen, dtype=dtype)
 
-    unit = torch.nn.functional.normalize
+    unit, written = torch.nn.functional.normalize, rule.writes * T
     inputs = {
         "q": unit(normal(B, T, H, K), dim=-1) * scale,
-        "k": unit(normal(B, T, H, K), dim=-1) * scale,
-        "v": normal(B, T, H, V),
-        "step_size": torch.sigmoid(normal(B, T, H)) * 0.5,
+        "k": unit(normal(B, written, H, K), dim=-1) * scale,
+        "v": normal(B, written, H, V),
+        "step_size": torch.sigmoid(normal(B, written, H)) * 0.5 / rule.writes,
     }
     if rule.momentum:
-        inputs["log_momentum"] = F.logsigmoid(normal(B, T, H))
+        inputs["log_momentum"] = F.logsigmoid(normal(B, written, H))
     if rule.retention != "none":
         channels = (rule.decay_channels(K, V),) if rule.retention == "channel" else ()
         inputs["log_decay"] = F.logsigmoid(normal(B, T, H, *channels) + 2)

@@ -23,9 +23,14 @@ def backends_of(rule: MemoryRule) -> list[str]:
 ROWS = [rule for rule in RULES.values() if needs_no_built_map(rule)]
 
 
+def by_token(x: Tensor, T: int) -> Tensor:
+    """``[B, T * writes, ...] -> [B, T, writes, ...]``; what a token has once has one."""
+    return x.unflatten(1, (T, -1))
+
+
 def span(inputs: dict, start: int, stop: int) -> dict:
     """The inputs of tokens ``start`` to ``stop``."""
-    return {n: x[:, start:stop] if n in PER_TOKEN else x for n, x in inputs.items()}
+    return tokens(inputs, slice(start, stop))
 
 
 def row(inputs: dict, b: int) -> dict:
@@ -33,9 +38,10 @@ def row(inputs: dict, b: int) -> dict:
     return {n: x[b : b + 1] if n in PER_TOKEN else x for n, x in inputs.items()}
 
 
-def tokens(inputs: dict, keep_T: Tensor) -> dict:
+def tokens(inputs: dict, keep_T: Tensor | slice) -> dict:
     """The inputs of some tokens."""
-    return {n: x[:, keep_T] if n in PER_TOKEN else x for n, x in inputs.items()}
+    T = inputs["q"].shape[1]
+    return {n: by_token(x, T)[:, keep_T].flatten(1, 2) if n in PER_TOKEN else x for n, x in inputs.items()}
 
 
 def read_in_pieces(

@@ -25,6 +25,21 @@ def refused(rule, sentence, *, drop=(), **changes):
         memorize(rule, **inputs)
 
 
+def test_a_token_brings_as_many_keys_and_values_as_it_writes():
+    rule = RULES["gated-deltaproduct"]
+    gates = {"step_size": torch.zeros(2, 14, 2), "log_decay": torch.zeros(2, 7, 2)}
+    q, k = torch.zeros(2, 7, 2, 4), torch.zeros(2, 14, 2, 4)
+    memorize(rule, q, k, k, **gates)
+    with pytest.raises(ValueError, match=r"has 2 writes a token: q .* must be .*, and k .* \[B, 2 T, H, K\]"):
+        memorize(rule, q, q, k, **gates)
+    with pytest.raises(ValueError, match=r"\[B, 2 T, H, V\]"):
+        memorize(rule, q, k, q, **gates)
+    with pytest.raises(ValueError, match=r"step_size is \[2, 7, 2\]; .* needs \[2, 14, 2\]"):
+        memorize(rule, q, k, k, **gates | {"step_size": gates["log_decay"]})
+    with pytest.raises(ValueError, match=r"log_decay is \[2, 14, 2\]; .* needs \[2, 7, 2\]"):
+        memorize(rule, q, k, k, **gates | {"log_decay": gates["step_size"]})
+
+
 @pytest.mark.parametrize("backend", ["auto", "recurrent"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda r: r.name)
 def test_a_piece_without_tokens_is_refused(rule, backend):
@@ -46,6 +61,7 @@ def test_tokens_must_agree():
     step = torch.zeros(2, 7, 2)
     for q, k, v in (
         (x[0], x, x),
+        (x, x[:, :, 0, 0], x),
         (x, x[..., :3], x),
         (x, x[:, :6], x),
         (x[:1], x, x),

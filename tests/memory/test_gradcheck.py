@@ -19,13 +19,16 @@ CASES = {
     "ttt-mlp": RULES["ttt-mlp"].replace(**SMALL),
     "gla": RULES["gla"].replace(chunk_size=2),
     "gated-deltanet": RULES["gated-deltanet"].replace(chunk_size=2),
+    "kda": RULES["kda"].replace(chunk_size=2),
+    "gated-deltaproduct": RULES["gated-deltaproduct"].replace(chunk_size=3),
+    "writes-deep": RULES["titans"].replace(**SMALL | {"chunk_size": 3}, writes=2),
     "linear-attention": RULES["linear-attention"].replace(chunk_size=2),
     "huber-chunk": DEEP.replace(objective="huber", huber_delta=0.5, momentum=True),
     "channel-deep": DEEP.replace(retention="channel", decay_to="initial"),
 }
 
 
-PADDED = ("titans", "titans-linear", "gla", "channel-deep")
+PADDED = ("titans", "titans-linear", "gla", "gated-deltaproduct", "channel-deep")
 
 
 @pytest.mark.parametrize("name, masked", [*((n, False) for n in CASES), *((n, True) for n in PADDED)])

@@ -20,14 +20,15 @@ def sane_inputs(rule: MemoryRule, T: int, *, heads: int = H, width: int = K, see
     def normal(*shape):
         return torch.randn(*shape, generator=gen)
 
-    theta = torch.sigmoid(normal(1, T, heads) - 1) * (1 if rule.per_token else 0.1)
+    written = rule.writes * T
+    theta = torch.sigmoid(normal(1, written, heads) - 1) * (1 if rule.per_token else 0.1)
     inputs = {
         "q": F.normalize(normal(1, T, heads, width), dim=-1),
-        "k": F.normalize(normal(1, T, heads, width), dim=-1),
-        "v": normal(1, T, heads, width),
+        "k": F.normalize(normal(1, written, heads, width), dim=-1),
+        "v": normal(1, written, heads, width),
     }
     if rule.momentum:
-        eta = torch.sigmoid(0.5 * normal(1, T, heads) + 2.2)
+        eta = torch.sigmoid(0.5 * normal(1, written, heads) + 2.2)
         theta, inputs["log_momentum"] = theta * (1 - eta), eta.log()
     if rule.retention != "none":
         channels = (rule.decay_channels(width, width),) if rule.retention == "channel" else ()
@@ -75,6 +76,7 @@ FORGETFUL = [
     RULES["mamba2"],
     RULES["gla"],
     RULES["gated-deltanet"],
+    RULES["kda"],
     RULES["titans-linear"].replace(name="titans-linear-decayed", gradient_at="decayed"),
     RULES["titans-linear"].replace(name="channel-decayed", gradient_at="decayed", retention="channel"),
     RULES["titans-linear"].replace(name="decayed-to-initial", gradient_at="decayed", decay_to="initial"),
@@ -148,6 +150,9 @@ def extreme(rule, T, alpha, eta, theta):
         ("retnet", 1e-7, 0.0, 1.0),
         ("gla", 1e-7, 0.0, 1.0),
         ("gla", 1 - 1e-7, 0.0, 1.0),
+        ("kda", 1e-7, 0.0, 1.0),
+        ("kda", 1 - 1e-7, 0.0, 1.0),
+        ("gated-deltaproduct", 1e-7, 0.0, 1.0),
         ("linear-attention", 0.0, 0.0, 1.0),
     ],
 )

@@ -141,6 +141,70 @@ def test_titans_linear_without_momentum_is_gated_deltanet_but_for_the_gradient_p
 
 
 @pytest.mark.parametrize("backend", ["exact", "recurrent"])
+def test_kda_is_the_delta_rule_behind_a_diagonal_decay(draw, backend):
+    """S_t = S Diag(a) (I - beta k k^T) + beta v k^T with S [V, K]."""
+    q, k, v = tokens_of(draw)
+    beta, a = torch.sigmoid(draw(B, T, H)), torch.sigmoid(draw(B, T, H, K) + 1)
+    S = torch.zeros(B, H, V, K, dtype=torch.float64)
+    answers = []
+    for t in range(T):
+        key, b = k[:, t], beta[:, t, :, None, None]
+        turned = torch.eye(K, dtype=torch.float64) - b * key[..., :, None] * key[..., None, :]
+        S = S * a[:, t, :, None, :] @ turned + b * v[:, t, :, :, None] * key[..., None, :]
+        answers.append(torch.einsum("bhvk,bhk->bhv", S, q[:, t]))
+    read = memorize("kda", q, k, v, step_size=beta, log_decay=a.log(), backend=backend)
+    close(read.y, torch.stack(answers, dim=1))
+    close(read.state.weights[0], S.mT)
+
+
+@pytest.mark.parametrize("backend", ["exact", "recurrent"])
+@pytest.mark.parametrize("name, writes", [("deltaproduct", 2), ("gated-deltaproduct", 2), ("gated-deltaproduct", 3)])
+def test_deltaproduct_multiplies_by_a_product_of_householder_matrices(draw, name, writes, backend):
+    """S_t = a S A_1 ... A_n + sum_j beta_j v_j k_j^T A_{j+1} ... A_n with A_j = I - beta_j k_j k_j^T and S [V, K]."""
+    q, k, v = draw(B, T, H, K), unit(draw(B, T, writes, H, K)), draw(B, T, writes, H, V)
+    beta = 2 * torch.sigmoid(draw(B, T, writes, H))
+    a = torch.sigmoid(draw(B, T, H) + 1) if name.startswith("gated") else torch.ones(B, T, H, dtype=torch.float64)
+    eye = torch.eye(K, dtype=torch.float64)
+    S = torch.zeros(B, H, V, K, dtype=torch.float64)
+    answers = []
+    for t in range(T):
+        turn = [eye - b[..., None, None] * x[..., :, None] * x[..., None, :]
+                for b, x in zip(beta[:, t].unbind(1), k[:, t].unbind(1), strict=True)]  # fmt: skip
+        S = a[:, t, :, None, None] * S
+        for step in turn:
+            S = S @ step
+        for j in range(writes):
+            written = beta[:, t, j, :, None, None] * v[:, t, j, :, :, None] * k[:, t, j, :, None, :]
+            for step in turn[j + 1 :]:
+                written = written @ step
+            S = S + written
+        answers.append(torch.einsum("bhvk,bhk->bhv", S, q[:, t]))
+    decay = {"log_decay": a.log()} if name.startswith("gated") else {}
+    rule = RULES[name].replace(writes=writes)
+    flat = (x.flatten(1, 2) for x in (k, v))
+    read = memorize(rule, q, *flat, step_size=beta.flatten(1, 2), **decay, backend=backend)
+    close(read.y, torch.stack(answers, dim=1))
+    close(read.state.weights[0], S.mT)
+
+
+def test_two_reflections_are_a_rotation_which_one_write_is_not():
+    """Mirrors 60 degrees apart: a token turns what is held by 120 degrees, and after three it is as it was."""
+    angles = torch.tensor([0.0, torch.pi / 3], dtype=torch.float64)
+    k = torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, None]  # [1, 2, 1, 2]
+    nothing, step = torch.zeros_like(k), torch.full((1, 2, 1), 2.0, dtype=torch.float64)
+    held, state = [torch.eye(2, dtype=torch.float64)], None
+    for _ in range(3):
+        read = memorize("deltaproduct", k[:, :1], k, nothing, step_size=step, initial=[held[0][None]], state=state)
+        state = read.state
+        held.append(state.weights[0][0, 0])
+        close(torch.linalg.det(held[-1]), torch.ones((), dtype=torch.float64))
+    close(held[1].trace() / 2, -angles[1].cos())  # the cosine of 120 degrees
+    close(held[3], held[0])
+    once = memorize("deltanet", k[:, :1], k[:, :1], nothing[:, :1], step_size=step[:, :1], initial=[held[0][None]])
+    close(torch.linalg.det(once.state.weights[0][0, 0]), -torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["exact", "recurrent"])
 def test_titans_linear_is_equations_13_and_14(draw, backend):
     q, k, v = tokens_of(draw)
     theta, eta, alpha = (torch.sigmoid(draw(B, T, H) - shift) for shift in (1, 0, 2))
@@ -249,6 +313,33 @@ def test_titans_is_equations_13_and_14_with_the_gradients_of_equation_16(draw, p
         close([s[b, h] for s in read.state.momentum], S)
 
 
+def test_yaad_steps_on_the_huber_loss_of_every_channel(draw):
+    """W_t = a W_{t-1} + (1 - a) W_0 - eta g, where channels that are far off pull no harder than at delta."""
+    rule = RULES["yaad"].replace(chunk_size=6, huber_delta=0.7)
+    q, k, v, theta, _, alpha, initial = titans_inputs(draw, rule)
+
+    def network(weights, x):
+        return x + F.layer_norm(F.gelu(x @ weights[0]) @ weights[1], (K,))
+
+    read = memorize(rule, q, k, v, step_size=theta, log_decay=(1 - alpha).log(), initial=initial)
+    far = 0
+    for b, h in each_memory():
+        W_0 = W = [w[h] for w in initial]
+        for t in range(T):
+            if t % 6 == 0:
+                anchor = [w.detach().requires_grad_() for w in W]
+            error = network(anchor, k[b, t, h]) - v[b, t, h]
+            far += int((error.abs() > 0.7).sum())
+            small = error.abs() <= 0.7
+            loss = torch.where(small, error.square() / 2, 0.7 * (error.abs() - 0.35)).sum()
+            g = torch.autograd.grad(loss, anchor)
+            a, th = 1 - alpha[b, t, h], theta[b, t, h]
+            W = [a * w + (1 - a) * w_0 - th * x for w, w_0, x in zip(W, W_0, g, strict=True)]
+            close(read.y[b, t, h], network(W, q[b, t, h]))
+        close([w[b, h] for w in read.state.weights], W)
+    assert B * H * T * K / 5 < far < B * H * T * K * 4 / 5  # both halves of the loss were met
+
+
 def test_titans_without_momentum_is_the_closed_form_of_equation_16(draw):
     rule = RULES["titans"].replace(
         chunk_size=T, momentum=False, decay_to="zero", residual=False, norm=False
@@ -350,6 +441,9 @@ def test_json_of_something_else_is_refused(text):
         ({"huber_delta": -1.0}, "must be positive"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"chunk_size": 2.5}, "chunk_size is 2.5"),
+        ({"writes": 0}, "writes is 0"),
+        ({"writes": 1.5}, "writes is 1.5"),
+        ({"writes": 2, "gates": "chunk", "gradient_at": "chunk"}, "gates is chunk but writes is 2"),
         ({"features": 16}, "features is 16 but there is no feature_map"),
         ({"feature_map": "elu", "features": 16}, "the feature map elu lets nobody choose its features"),
         ({"scale": 2.0}, "scale is 2.0 but there is no feature_map"),

@@ -13,6 +13,7 @@ from pieces import (
     assert_bit_equal_state,
     assert_same_state,
     backends_of,
+    by_token,
     read_in_pieces,
     row,
     span,
@@ -47,6 +48,9 @@ def rules_under_test() -> list[MemoryRule]:
         "before-linear": linear.replace(read_at="before", chunk_size=5),
         "before-deep": titans.replace(read_at="before", chunk_size=5),
         "zero-deep": bare.replace(decay_to="zero", chunk_size=5),
+        "writes-linear": linear.replace(writes=3, chunk_size=5),
+        "writes-before": linear.replace(writes=2, read_at="before", chunk_size=5),
+        "writes-deep": titans.replace(writes=2, chunk_size=5),
     }
     return rows + [rule.replace(name=name) for name, rule in others.items()]
 
@@ -133,10 +137,10 @@ def padded_streams(draw):
 
 def poison(inputs, mask):
     """The inputs with NaN in everything that stands at padding."""
-    return {
-        n: x.masked_fill(~mask[(..., *[None] * (x.dim() - 2))], float("nan")) if n in PER_TOKEN else x
-        for n, x in inputs.items()
-    }
+    poisoned = {n: x.clone() for n, x in inputs.items() if n in PER_TOKEN}
+    for x in poisoned.values():
+        by_token(x, mask.shape[1])[~mask] = float("nan")
+    return inputs | poisoned
 
 
 @each_rule
@@ -175,9 +179,10 @@ def test_padding_sends_no_gradient_and_no_nan(rule, backend):
     read = memorize(rule, **(inputs | leaves), mask=mask, backend=backend)
     (read.y.square().sum() + sum(w.square().sum() for w in read.state.weights)).backward()
     for name, leaf in leaves.items():
-        assert torch.equal(leaf.grad[~mask], torch.zeros_like(leaf.grad[~mask])), name
-        assert leaf.grad.isfinite().all(), name
-        assert leaf.grad[mask].abs().sum() > 0, name
+        grad = by_token(leaf.grad, 7)
+        assert torch.equal(grad[~mask], torch.zeros_like(grad[~mask])), name
+        assert grad.isfinite().all(), name
+        assert grad[mask].abs().sum() > 0, name
 
 
 def ragged(rule, inputs):
@@ -202,7 +207,7 @@ def test_rows_in_the_middle_of_different_chunks_read_on(rule):
     inputs = make_inputs(rule, B=3, T=18, K=4, V=4)
     first = ragged(rule, inputs)
     if not rule.per_token:
-        assert first.state.phase.tolist() == [n % rule.chunk_size for n in (3, 7, 0)]
+        assert first.state.phase.tolist() == [n * rule.writes % rule.chunk_size for n in (3, 7, 0)]
     second = memorize(rule, **span(inputs, 7, 18), state=first.state)
     for b, length in enumerate((3, 7, 0)):
         real = torch.tensor([*range(length), *range(7, 18)])
@@ -251,7 +256,7 @@ def test_gradients_cross_a_cut_until_the_state_is_detached(rule):
         else:
             state = memorize(rule, **span(piece, 0, 7)).state
             y = memorize(rule, **span(piece, 7, 16), state=state.detach() if detach else state).y
-        return torch.autograd.grad(y.square().sum(), leaf)[0]
+        return by_token(torch.autograd.grad(y.square().sum(), leaf)[0], 16)
 
     whole, pieces, detached = (gradient_of_the_rest(*how) for how in ((0, 0), (1, 0), (1, 1)))
     torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)

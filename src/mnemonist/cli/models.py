@@ -100,7 +100,8 @@ def _steps(rule: MemoryRule) -> str:
         "decayed": "at each token, after forgetting",
         "chunk": f"from the start of a chunk of {rule.chunk_size}",
     }[rule.gradient_at]
-    return f"{where}, with momentum" if rule.momentum else where
+    times = f"{rule.writes} times " if rule.writes > 1 else ""
+    return f"{times}{where}, with momentum" if rule.momentum else f"{times}{where}"
 
 
 def _forgets(rule: MemoryRule) -> str:

@@ -22,7 +22,7 @@ from mnemonist.memory.network import answer
 from mnemonist.memory.recurrent import read_recurrent
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
-from mnemonist.memory.stream import Gates, Trace
+from mnemonist.memory.stream import Gates, Trace, among_writes
 
 Backend = Literal["auto", "recurrent", "chunked", "exact", "fla", "triton"]
 
@@ -36,7 +36,8 @@ HALF = (torch.bfloat16, torch.float16)
 class Surprise:
     """What each token did to the memory, per token and head: ``[B, T, H]`` each, cut from the graph.
 
-    Values at padding mean nothing.
+    Values at padding mean nothing. Of a token's several writes, losses are summed up, the norm is that of all their
+    gradients together, and step size and momentum are means.
     """
 
     loss: Tensor
@@ -103,10 +104,10 @@ def memorize(
     Args:
         rule: the choices, or the name of a row of `RULES`.
         q: queries ``[B, T, H, K]``.
-        k: keys ``[B, T, H, K]``.
-        v: values ``[B, T, H, V]``.
-        step_size: theta ``[B, T, H]``; None means 1, which only the dot objective allows.
-        log_momentum: log eta ``[B, T, H]``; given if and only if the rule has momentum.
+        k: keys ``[B, T * W, H, K]``, where each token makes W = `MemoryRule.writes` of them, one after the other.
+        v: values ``[B, T * W, H, V]``.
+        step_size: theta ``[B, T * W, H]``; None means 1, which only the dot objective allows.
+        log_momentum: log eta ``[B, T * W, H]``; given if and only if the rule has momentum.
         log_decay: log (1 - alpha): ``[B, T, H]``, or ``[B, T, H, D]`` if the rule forgets per channel, with ``D`` from
             `MemoryRule.decay_channels`; given if and only if the rule forgets. -inf forgets everything.
         initial: ``M_0``, a list of ``[H, D_in, D_out]`` applied as ``x @ W``; None means zeros, which only a linear
@@ -130,13 +131,15 @@ def memorize(
             do. Numbers are only looked at on a CPU: elsewhere every call would wait for the device.
     """
     rule = find_rule(rule)
-    _check_tokens(q, k, v, mask)
-    lengths = None if cu_seqlens is None else _check_sequences(cu_seqlens, q, mask)
+    _check_tokens(rule, q, k, v, mask)
+    lengths = None if cu_seqlens is None else rule.writes * _check_sequences(cu_seqlens, q, mask)
     with _full_precision(q.device):
         if mask is not None and bool(mask.all()):
             mask = None
         if mask is not None:  # whatever stands at padding, NaN too, must reach nothing: 0 * NaN is NaN
-            q, k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (q, k, v))
+            q = q.masked_fill(~mask[..., None, None], 0)
+            mask = mask.repeat_interleave(rule.writes, 1)  # from here on of writes, as all else
+            k, v = (x.masked_fill(~mask[..., None, None], 0) for x in (k, v))
         phi = _feature_map(rule, feature_map, q)
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
         # Where nothing is done to tokens they stay as they came: passes over all of them cost as much as a kernel.
@@ -147,6 +150,8 @@ def memorize(
         B = q.shape[0] if lengths is None else lengths.numel()
         gates = _check_gates(rule, queries, v.shape[-1], step_size, log_momentum, log_decay, mask, dtype)
         weights = _check_initial(rule, initial, H, K, v.shape[-1], dtype, q.device)
+        asking = 0 if rule.read_at == "before" else rule.writes - 1
+        queries = among_writes(queries, rule.writes, asking)
         if rule.denominator:
             # Summing up phi(k) is writing the value 1: one more output channel.
             values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
@@ -168,8 +173,10 @@ def memorize(
                 y, after, trace = _read_sequences(read, tokens, gates, weights, state, lengths)
             else:
                 y, after, trace = read(tokens, gates, weights, state, mask)
+        if rule.writes > 1:
+            y = y[:, asking :: rule.writes]
         y = _normalised(rule, y)
-        report = _surprise(trace, gates) if surprise and trace is not None else None
+        report = _surprise(rule, trace, gates) if surprise and trace is not None else None
         return MemoryRead(y.to(v.dtype), after, report, chosen)
 
 
@@ -355,8 +362,18 @@ def _feature_map(rule: MemoryRule, given: Callable[[Tensor], Tensor] | None, q: 
     return build_feature_map(rule.feature_map, q.shape[-2], q.shape[-1], **rule.feature_options)
 
 
-def _check_tokens(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+def _check_tokens(rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    if (
+        not q.dim() == k.dim() == v.dim() == 4
+        or k.shape != (q.shape[0], rule.writes * q.shape[1], *q.shape[2:])
+        or v.shape[:3] != k.shape[:3]
+    ):
+        if rule.writes > 1:
+            raise ValueError(
+                f"rule {rule.name!r} has {rule.writes} writes a token: q {list(q.shape)} must be [B, T, H, K], and k "
+                f"{list(k.shape)} and v {list(v.shape)} [B, {rule.writes} T, H, K] and [B, {rule.writes} T, H, V] with "
+                "the same B, T and H."
+            )
         raise ValueError(
             f"q {list(q.shape)} and k {list(k.shape)} must both be [B, T, H, K] and v {list(v.shape)} [B, T, H, V] "
             "with the same B, T and H."
@@ -403,14 +420,15 @@ def _check_gates(
     dtype: torch.dtype,
 ) -> Gates:
     B, T, H, K = q.shape
+    writes = (B, rule.writes * T, H)
     if step_size is None:
         if rule.objective != "dot":
             raise ValueError(f"rule {rule.name!r} needs step_size [B, T, H]; only the dot objective has a default (1).")
-        step_size = q.new_ones(B, T, H)
+        step_size = q.new_ones(writes)
     channels = (rule.decay_channels(K, value_dim),) if rule.retention == "channel" else ()
     expected = {
-        "step_size": (step_size, True, (B, T, H)),
-        "log_momentum": (log_momentum, rule.momentum, (B, T, H)),
+        "step_size": (step_size, True, writes),
+        "log_momentum": (log_momentum, rule.momentum, writes),
         "log_decay": (log_decay, rule.retention != "none", (B, T, H, *channels)),
     }
     for name, (gate, used, shape) in expected.items():
@@ -422,7 +440,7 @@ def _check_gates(
     gates = Gates(
         step_size.to(dtype),
         None if log_momentum is None else log_momentum.to(dtype),
-        None if log_decay is None else log_decay.to(dtype),
+        None if log_decay is None else among_writes(log_decay.to(dtype), rule.writes, 0),
     ).without_padding(mask)
     if q.device.type == "cpu" and q.numel():  # elsewhere asking would wait for the device
         for name in expected:
@@ -486,12 +504,18 @@ def _check_state(rule: MemoryRule, state: MemoryState, weights: list[Tensor], ba
         )
 
 
-def _surprise(trace: Trace, gates: Gates) -> Surprise:
-    decay = None if gates.log_decay is None else -torch.expm1(gates.log_decay.detach())
+def _surprise(rule: MemoryRule, trace: Trace, gates: Gates) -> Surprise:
+    def of_tokens(x_BTH: Tensor, join: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x_BTH.detach()
+        return x if rule.writes == 1 else join(x.unflatten(1, (-1, rule.writes)))
+
+    decay = None
+    if gates.log_decay is not None:
+        decay = -torch.expm1(of_tokens(gates.log_decay, lambda x: x[:, :, 0]))
     return Surprise(
-        trace.loss.detach(),
-        trace.gradient_norm.detach(),
-        gates.step_size.detach(),
-        None if gates.log_momentum is None else gates.log_momentum.detach().exp(),
+        of_tokens(trace.loss, lambda x: x.sum(2)),
+        of_tokens(trace.gradient_norm, lambda x: x.norm(dim=2)),
+        of_tokens(gates.step_size, lambda x: x.mean(2)),
+        None if gates.log_momentum is None else of_tokens(gates.log_momentum.exp(), lambda x: x.mean(2)),
         decay.mean(-1) if decay is not None and decay.dim() == 4 else decay,
     )

@@ -8,7 +8,8 @@ Every model of this family reads a stream of keys and values with the same loop
 
 and differs only in the *shape* of ``M``, in what it is asked to get right (the *objective* ``l``), in how it
 *steps* (momentum; at which ``M`` the gradient is taken), in what it *forgets*, and in the *feature map* through
-which it sees keys and queries. A `MemoryRule` names these choices; a paper is a row of `RULES`.
+which it sees keys and queries. A token that writes several times steps once for each of its keys, forgets before the
+first of these steps and is answered after the last. A `MemoryRule` names these choices; a paper is a row of `RULES`.
 
 This module needs no torch, so the command line can list the rules at once.
 """
@@ -72,8 +73,11 @@ class MemoryRule:
     """Weights at which the gradient is taken: M_{t-1}; (1 - alpha_t) M_{t-1}; or M at the start of the chunk."""
     read_at: ReadPoint = "after"
     """Whether a token's query is answered after its own write, by M_t, or before it, by M_{t-1}."""
+    writes: int = 1
+    """Keys and values of a token, written one after the other: it forgets before the first, and is answered after the
+    last (or all before the first, if ``read_at`` is before). Each steps, and carries momentum on, by itself."""
     chunk_size: int = 64
-    """Tokens that share one gradient point if ``gradient_at`` is chunk; else only the block length of the algebra."""
+    """Writes that share one gradient point if ``gradient_at`` is chunk; else only the block length of the algebra."""
     feature_map: str | None = None
     """Name of the map phi seen by the memory in place of keys and queries (see `feature_maps`)."""
     features: int | None = None
@@ -105,8 +109,9 @@ class MemoryRule:
             raise ValueError(
                 f"expansion ({self.expansion}) and huber_delta ({self.huber_delta}) must be positive numbers."
             )
-        if not isinstance(self.chunk_size, int) or self.chunk_size < 1:
-            raise ValueError(f"chunk_size is {self.chunk_size}; it must be a whole number of at least 1.")
+        for field in ("chunk_size", "writes"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be a whole number of at least 1.")
         if self.feature_map is not None and self.feature_map not in FEATURE_MAPS:
             raise ValueError(
                 f"feature_map is {self.feature_map!r}; it must be None or one of {', '.join(FEATURE_MAPS)}"
@@ -142,6 +147,10 @@ class MemoryRule:
             raise ValueError(
                 f"gates is chunk but gradient_at is {self.gradient_at}: only rules that take their gradients at the "
                 "start of a chunk know where one begins; take gradient_at chunk."
+            )
+        if self.gates == "chunk" and self.writes > 1:
+            raise ValueError(
+                f"gates is chunk but writes is {self.writes}: a chunk may end within a token; take gates token."
             )
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
@@ -259,6 +268,24 @@ _ROWS = (
         gradient_at="decayed",
     ),
     MemoryRule(
+        name="kda",
+        source="Kimi Team 2025 (arXiv 2510.26692), section 3: Gated DeltaNet with a decay for every channel",
+        retention="channel",
+        gradient_at="decayed",
+    ),
+    MemoryRule(
+        name="deltaproduct",
+        source="Siems et al. 2025 (arXiv 2502.10297), section 3: several steps of DeltaNet for every token",
+        writes=2,
+    ),
+    MemoryRule(
+        name="gated-deltaproduct",
+        source="Siems et al. 2025 (arXiv 2502.10297), section 3, gated: the token forgets before it writes",
+        retention="head",
+        gradient_at="decayed",
+        writes=2,
+    ),
+    MemoryRule(
         name="ttt-linear",
         source="Sun et al. 2024 (arXiv 2407.04620), section 2.3-2.7: mini-batch 16, residual and norm",
         residual=True,
@@ -290,6 +317,19 @@ _ROWS = (
         residual=True,
         norm=True,
         momentum=True,
+        retention="head",
+        decay_to="initial",
+        gradient_at="chunk",
+    ),
+    MemoryRule(
+        name="yaad",
+        source="Behrouz et al. 2025 (arXiv 2504.13173), Yaad: the Huber loss, and no momentum; one delta for all "
+        "tokens, one rate per head and the decay target are ours",
+        depth=2,
+        activation="gelu",
+        residual=True,
+        norm=True,
+        objective="huber",
         retention="head",
         decay_to="initial",
         gradient_at="chunk",

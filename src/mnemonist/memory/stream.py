@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -54,6 +55,14 @@ class Trace:
 
     loss: Tensor
     gradient_norm: Tensor
+
+
+def among_writes(x_BT: Tensor, writes: int, place: int) -> Tensor:
+    """``[B, T, ...] -> [B, T * writes, ...]``: what a token has once, at one of its writes; at the others zeros."""
+    if writes == 1:
+        return x_BT
+    around = (0, 0) * (x_BT.dim() - 2) + (place, writes - 1 - place)
+    return F.pad(x_BT.unsqueeze(2), around).flatten(1, 2)
 
 
 def cut_chunks(x_BT: Tensor, length: int) -> Tensor:

@@ -5,7 +5,7 @@ counted in matrix products, two operations a multiply-add; elementwise work is l
 cost beyond their products. A memory with weights of ``P`` numbers pays per token and head, in units of ``P``: 2 for its
 answer to the key, 2 for the error sent back through all layers but the first, 2 for each thing written (M, and S if
 there is momentum) and 2 for each thing read (M, S, and what it decays to); and within its chunk ``2 C (D_in + D_out)``
-a layer for the writes that are not in the weights yet.
+a layer for the writes that are not in the weights yet. A token that writes several times pays all of it each time.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def memory_flops(layer: NeuralMemory) -> int:
     flops = 2 * products * (keys + written + parts) + 2 * (products - first)
     if rule.solvable or not rule.per_token:
         flops += sum(2 * rule.chunk_size * heads * (d_in + d_out) for heads, d_in, d_out in shapes)
-    return flops
+    return rule.writes * flops
 
 
 def empty_model(config: ModelConfig) -> LanguageModel:

@@ -46,7 +46,7 @@ class NeuralMemoryState(StreamState):
 
     memory: MemoryState
     tail: Tensor
-    """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, 3 * H * D]``."""
+    """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, (1 + 2 * writes) * H * D]``."""
     held: Tensor | None = None
     """Gates of the unfinished chunk, ``[B, G]``, if the rule holds them for a chunk; between two they say nothing."""
 
@@ -83,9 +83,10 @@ class NeuralMemory(nn.Module):
             )
         self.rule = find_rule(rule)
         self.heads, self.head_dim, self.conv_size = heads, head_dim, conv_size
-        inner = heads * head_dim
-        self.in_proj = nn.Linear(width, 3 * inner, bias=False)
-        self.conv = nn.Parameter(torch.empty(conv_size, 3 * inner)) if conv_size > 1 else None  # last row: the present
+        inner, writes = heads * head_dim, self.rule.writes
+        self.in_proj = nn.Linear(width, (1 + 2 * writes) * inner, bias=False)  # a query, keys, values
+        sent = self.in_proj.out_features
+        self.conv = nn.Parameter(torch.empty(conv_size, sent)) if conv_size > 1 else None  # last row: the present
         self.feature_map = (
             None
             if self.rule.feature_map is None
@@ -97,8 +98,8 @@ class NeuralMemory(nn.Module):
         self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
         by_token, forgets = self.rule.gates != "constant", self.rule.retention != "none"
-        self.step_proj = nn.Linear(width, heads) if by_token else None
-        self.momentum_proj = nn.Linear(width, heads) if self.rule.momentum else None
+        self.step_proj = nn.Linear(width, writes * heads) if by_token else None
+        self.momentum_proj = nn.Linear(width, writes * heads) if self.rule.momentum else None
         self.decay_proj = nn.Linear(width, heads * self.decay_channels) if by_token and forgets else None
         self.initial = nn.ParameterList(nn.Parameter(w) for w in initial_weights(self.rule, heads, key_dim, head_dim))
         for weight in self.initial:
@@ -212,13 +213,13 @@ class NeuralMemory(nn.Module):
         return NeuralMemoryState(memory, tail, weights[0].new_zeros(x_BTE.shape[0], width))
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
-        """Per-token gates: step_size ``[B, T, H]``, log_momentum, log_decay; only those the rule uses."""
+        """Gates as `memorize` takes them: step_size, log_momentum, log_decay; only those the rule uses."""
         if self.step_proj is None:
             return self._constant_gates(x)
-        step = self.step_bound * torch.sigmoid(wide(self.step_proj(x)))
+        step = self.step_bound * torch.sigmoid(self._of_writes(wide(self.step_proj(x))))
         gates = {}
         if self.momentum_proj is not None:
-            logit = wide(self.momentum_proj(x))
+            logit = self._of_writes(wide(self.momentum_proj(x)))
             gates["log_momentum"] = F.logsigmoid(logit).clamp_min(LOG_MOMENTUM_FLOOR)
             step = step * torch.sigmoid(-logit)
         if self.decay_proj is not None:
@@ -228,6 +229,10 @@ class NeuralMemory(nn.Module):
             )
         gates["step_size"] = step
         return gates
+
+    def _of_writes(self, x: Tensor) -> Tensor:
+        """``[B, T, writes * H] -> [B, T * writes, H]``."""
+        return x if self.rule.writes == 1 else x.unflatten(2, (self.rule.writes, -1)).flatten(1, 2)
 
     @eager
     def _hold(
@@ -251,8 +256,9 @@ class NeuralMemory(nn.Module):
 
     def _constant_gates(self, x: Tensor) -> dict[str, Tensor]:
         """The same for every token: the largest step; decays of 1 - 2^-5, 1 - 2^-6 ... by head (RetNet eq. 8)."""
-        shape = (*x.shape[:2], self.heads)
-        gates = {"step_size": wide(x.new_full(shape, self.step_bound))}
+        B, T, _ = x.shape
+        shape = (B, T, self.heads)
+        gates = {"step_size": wide(x.new_full((B, self.rule.writes * T, self.heads), self.step_bound))}
         if self.rule.retention != "none":
             kept = torch.log1p(-torch.pow(2.0, -5.0 - torch.arange(self.heads, dtype=torch.float64)))
             log_decay = kept.to(gates["step_size"]).expand(shape)
@@ -263,21 +269,21 @@ class NeuralMemory(nn.Module):
 
     @eager
     def _streams(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values, ``[B, T, H, D]``, and the inputs the next call still needs."""
-        unit_keys = self.rule.keys == "unit"
+        """Queries ``[B, T, H, D]``, keys and values ``[B, T * writes, H, D]``, and the inputs the next call needs."""
+        unit_keys, writes = self.rule.keys == "unit", self.rule.writes
         if self.conv is not None and (mask is None or not _has_padding(mask)):
             before = x.new_zeros(x.shape[0], self.conv_size - 1, x.shape[2]) if tail is None else tail
             if native_streams.applies((x, before, self.conv)):
-                return native_streams.send(x, before, self.conv, self.heads, unit_keys)
-            if triton_layers.applies(self.head_dim, x, before, self.conv):
+                return native_streams.send(x, before, self.conv, self.heads, unit_keys, writes)
+            if writes == 1 and triton_layers.applies(self.head_dim, x, before, self.conv):
                 return triton_layers.send(x, before, self.conv, self.heads, unit_keys)
         y, after = self._convolve(x, tail, mask)
-        y = F.silu(y).unflatten(-1, (3, self.heads, self.head_dim))
-        q, k, v = y.unbind(2)
+        y = F.silu(y).unflatten(-1, (-1, self.heads, self.head_dim))
+        asked, values = y[:, :, : 1 + writes], y[:, :, 1 + writes :]
         if unit_keys:
             # Mixed precision would give them in float32, and the memory multiplies in the type of its tokens.
-            q, k = F.normalize(y[:, :, :2], dim=-1).to(y.dtype).unbind(2)
-        return q, k, v, after
+            asked = F.normalize(asked, dim=-1).to(y.dtype)
+        return asked[:, :, 0], asked[:, :, 1:].flatten(1, 2), values.flatten(1, 2), after
 
     def _convolve(self, x: Tensor, tail: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The short causal convolution over real tokens, and the inputs its next call still needs."""

@@ -6,19 +6,20 @@ import torch
 import torch.nn.functional as F
 
 
-def tensors(B, T, H, D, taps, dtype):
+def tensors(B, T, H, D, taps, dtype, writes=1):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
-    return normal(B, T, 3 * H * D), normal(B, taps - 1, 3 * H * D), normal(taps, 3 * H * D)
+    channels = (1 + 2 * writes) * H * D
+    return normal(B, T, channels), normal(B, taps - 1, channels), normal(taps, channels)
 
 
-def by_torch(x, tail, conv, heads, unit_keys):
+def by_torch(x, tail, conv, heads, unit_keys, writes=1):
     past = torch.cat([tail, x], dim=1)
     y = F.silu(sum(past[:, i : i + x.shape[1]] * tap for i, tap in enumerate(conv)))
-    q, k, v = y.unflatten(-1, (3, heads, -1)).unbind(2)
+    q, k, v = (x.flatten(1, 2) for x in y.unflatten(-1, (1 + 2 * writes, heads, -1)).split([1, writes, writes], dim=2))
     if unit_keys:
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     return q, k, v, past[:, x.shape[1] :]

@@ -25,7 +25,8 @@ DELTA = RULES["gated-deltanet"]
 SERVED = {
     rule.name: rule
     for rule in (
-        *(RULES[name] for name in ("linear-attention", "retnet", "mamba2", "gla", "deltanet", "gated-deltanet")),
+        *(RULES[name] for name in ("linear-attention", "retnet", "mamba2", "gla", "deltanet", "gated-deltanet", "kda")),
+        *(RULES[name] for name in ("deltaproduct", "gated-deltaproduct")),
         DOT,
         DOT.replace(name="dot-decayed", retention="head", gradient_at="decayed"),
         DOT.replace(name="dot-to-initial", retention="head", decay_to="initial"),
@@ -34,6 +35,7 @@ SERVED = {
         DOT.replace(name="counted-channels", retention="channel", denominator=True, feature_map="elu"),
         RULES["deltanet"].replace(name="delta-decayed", gradient_at="decayed"),
         DELTA.replace(name="gated-to-initial", decay_to="initial"),
+        RULES["kda"].replace(name="kda-to-initial", decay_to="initial"),
     )
 }
 each_rule = pytest.mark.parametrize("rule", SERVED.values(), ids=SERVED)
@@ -65,6 +67,9 @@ def stand_in(operation, short):
     def gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False):
         return scan(q, k, v, per_head(g, q), beta, scale, initial_state)
 
+    def kda(q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False):
+        return scan(q, k, v, g, beta, scale, initial_state)
+
     def simple_gla(q, k, v, g=None, scale=None, initial_state=None, output_final_state=False):
         return scan(q, k, v, per_head(g, q), None, scale, initial_state)
 
@@ -75,9 +80,10 @@ def stand_in(operation, short):
         return scan(q, k, v, gk, None, scale, initial_state)
 
     gla = fused_recurrent_gla if short else chunk_gla
-    return {"delta_rule": delta_rule, "gated_delta_rule": gated_delta_rule, "simple_gla": simple_gla, "gla": gla}[
-        operation
-    ]
+    known = {
+        "delta_rule": delta_rule, "gated_delta_rule": gated_delta_rule, "kda": kda, "simple_gla": simple_gla, "gla": gla
+    }  # fmt: skip
+    return known[operation]
 
 
 def installed():
@@ -114,9 +120,13 @@ def reference(operation, short):
             q, k, v, gate["gk" if short else "g"], initial_state, output_final_state
         )
 
-    return {"delta_rule": delta_rule, "gated_delta_rule": gated_delta_rule, "simple_gla": simple_gla, "gla": gla}[
-        operation
-    ]
+    def kda(q, k, v, g, beta, scale, initial_state, output_final_state):
+        return naive(operation).naive_recurrent_kda(q, k, v, g, beta, scale, initial_state, output_final_state)
+
+    known = {
+        "delta_rule": delta_rule, "gated_delta_rule": gated_delta_rule, "kda": kda, "simple_gla": simple_gla, "gla": gla
+    }  # fmt: skip
+    return known[operation]
 
 
 @pytest.fixture(params=["stand-in", "references"])
@@ -222,8 +232,8 @@ def test_half_precision_is_multiplied_in_the_type_of_the_tokens(monkeypatch):
         (DELTA.replace(objective="huber"), "dot and l2"),
         (RULES["titans-linear"], "momentum"),
         (DELTA.replace(read_at="before"), "after the write"),
-        (DELTA.replace(retention="channel"), "one rate per head"),
         (DELTA.replace(gradient_at="previous"), "after it has forgotten"),
+        (RULES["kda"].replace(gradient_at="previous"), "after it has forgotten"),
     ],
     ids=lambda x: x.name if isinstance(x, MemoryRule) else None,
 )
@@ -299,6 +309,8 @@ def test_float32_is_rounded_to_tf32_only_where_torch_may_do_so_too(on_a_gpu, mon
     assert "does not compute in float32" in fla.obstacle(RULES["deltanet"], on_a_gpu(), wide, False)
     with torch.no_grad():  # token by token there are no products to round
         assert fla.obstacle(RULES["deltanet"], on_a_gpu(T=1), wide, False) is None
+        assert fla.obstacle(RULES["kda"], on_a_gpu(T=1), wide, False) is None
+    assert "kda does not compute in float32" in fla.obstacle(RULES["kda"], on_a_gpu(), wide, False)
     assert "float64" in fla.obstacle(DELTA, on_a_gpu(), torch.float64, False)
     assert "256 channels" in fla.obstacle(DELTA, on_a_gpu(K=257), torch.bfloat16, False)
 

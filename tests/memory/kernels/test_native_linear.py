@@ -6,7 +6,7 @@ import pytest
 import torch
 from compiler import needs_compiler
 from oracle import make_inputs
-from pieces import assert_same_state, surprise_of
+from pieces import assert_same_state, span, surprise_of
 from test_equivalence import FAST, leaves, require_grad, scalar_of
 
 from mnemonist.memory import RULES, MemoryRule, memorize
@@ -44,7 +44,7 @@ def test_it_equals_the_loop_in_torch(rule, widths, through_torch):
     def read():
         state, reads = None, []
         for part in (slice(0, cut), slice(cut, T)):
-            piece = {n: x[:, part] if n != "initial" else x for n, x in inputs.items()}
+            piece = span(inputs, part.start, part.stop)
             reads.append(memorize(rule, **piece, state=state, mask=None if mask is None else mask[:, part]))
             state = reads[-1].state
         for leaf in leaves(inputs).values():

@@ -19,10 +19,11 @@ pytestmark = needs_compiler
     ("B", "T", "H", "D", "taps"),
     [(2, 9, 2, 5, 4), (1, 40, 3, 16, 4), (2, 2, 1, 33, 5), (1, 1, 2, 8, 2), (3, 6, 1, 4, 1), (2, 150, 2, 7, 6)],
 )
-def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance, unit_keys):
-    inputs = tensors(B, T, H, D, taps, dtype)
+@pytest.mark.parametrize("writes", [1, 3])
+def test_equals_torch_both_ways(B, T, H, D, taps, dtype, tolerance, unit_keys, writes):
+    inputs = tensors(B, T, H, D, taps, dtype, writes)
     twins = [x.detach().clone().requires_grad_() for x in inputs]
-    fast, slow = native_streams.send(*inputs, H, unit_keys), by_torch(*twins, H, unit_keys)
+    fast, slow = native_streams.send(*inputs, H, unit_keys, writes), by_torch(*twins, H, unit_keys, writes)
     send_back(fast, slow)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -38,7 +39,7 @@ def test_a_token_of_nothing_stays_nothing_and_has_finite_derivatives():
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("rule", ["titans", "mamba2"])
+@pytest.mark.parametrize("rule", ["titans", "mamba2", "gated-deltaproduct"])
 def test_it_is_what_the_layer_uses_and_changes_nothing(rule, monkeypatch):
     layer, x = NeuralMemory(12, 2, 4, rule).double(), torch.randn(2, 7, 12, dtype=torch.float64)
     calls = []

@@ -3,7 +3,8 @@
 Its kernels compute one step of one of these two forms, read after the write, from a state ``[N, H, K, V]``:
 
     M_t = a_t M_{t-1} + k_t^T v_t                               simple_gla (a per head), gla (a per channel)
-    M_t = a_t M_{t-1} - beta_t k_t^T (k_t a_t M_{t-1} - v_t)    delta_rule (a = 1), gated_delta_rule (a per head)
+    M_t = a_t M_{t-1} - beta_t k_t^T (k_t a_t M_{t-1} - v_t)    delta_rule (a = 1), gated_delta_rule (a per head), kda
+                                                                (a per channel)
 
 A dot rule is the first with ``theta v`` as values (a denominator is one more value channel, prepared by `memorize`);
 an l2 rule that takes its gradient at the decayed memory is the second with ``beta = theta``. A memory that decays to
@@ -52,9 +53,7 @@ def supports(rule: MemoryRule) -> str | None:
         return "none of them carries momentum"
     if rule.read_at == "before":
         return "they read after the write only"
-    if rule.objective == "l2" and rule.retention == "channel":
-        return "under the l2 objective they forget at one rate per head only"
-    if rule.objective == "l2" and rule.retention == "head" and rule.gradient_at == "previous":
+    if rule.objective == "l2" and rule.retention != "none" and rule.gradient_at == "previous":
         return "they take the gradient of a forgetting memory after it has forgotten"
     return None
 
@@ -80,8 +79,8 @@ def obstacle(rule: MemoryRule, q_BTHK: Tensor, dtype: torch.dtype, trace: bool) 
     if q_BTHK.shape[-1] > MAX_KEY_DIM:
         return f"its kernels take keys of at most {MAX_KEY_DIM} channels"
     if dtype == torch.float32 and not _short(q_BTHK):
-        if _operation(rule) == "delta_rule":
-            return "its delta rule does not compute in float32"
+        if _operation(rule) in ("delta_rule", "kda"):  # the first refuses; the second is only tested in half precision
+            return f"its {_operation(rule)} does not compute in float32"
         if torch.get_float32_matmul_precision() == "highest":
             return "its kernels multiply float32 as TF32 (torch.set_float32_matmul_precision('high') allows it)"
     return missing(_operation(rule))
@@ -130,7 +129,7 @@ def read_fla(
             values = values - torch.einsum("bthk,hkv->bthv", k_BTHK, base)
     operation, short = _operation(rule), _short(q_BTHK)
     given: dict[str, Tensor | None] = {}
-    if operation.endswith("delta_rule"):
+    if rule.objective == "l2":
         given["beta"] = gates.step_size.contiguous()
     else:
         values = values * gates.step_size.unsqueeze(-1)
@@ -156,7 +155,7 @@ def read_fla(
 
 def _operation(rule: MemoryRule) -> str:
     if rule.objective == "l2":
-        return "delta_rule" if rule.retention == "none" else "gated_delta_rule"
+        return {"none": "delta_rule", "head": "gated_delta_rule", "channel": "kda"}[rule.retention]
     return "gla" if rule.retention == "channel" else "simple_gla"
 
 

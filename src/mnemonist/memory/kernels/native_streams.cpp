@@ -4,7 +4,8 @@
 //
 //     a_t = sum_i conv_i past_{t+i}      s_t = silu(a_t)      q_t, k_t = s_t / |s_t|      v_t = s_t
 //
-// Without unit keys, queries and keys are s_t too.
+// Without unit keys, queries and keys are s_t too. A token has one query and as many keys and values as it writes, in
+// this order: N = (1 + 2 writes) H D channels.
 
 #include "native_matrix.h"
 
@@ -12,13 +13,13 @@ extern "C" {
 
 // As `_Work` in native_streams.py. Pointers are to float or double; past is the tail, then x.
 struct Work {
-  int32_t B, T, H, D, taps, threads, double_precision, unit_keys;
+  int32_t B, T, H, D, writes, taps, threads, double_precision, unit_keys;
   double shortest;                       // norms below it are taken as this
-  const void *x, *tail, *conv;           // [B, T, 3 H D], [B, taps - 1, 3 H D], [taps, 3 H D]
-  void *q, *k, *v, *next_tail;           // [B, T, H, D] each, and as the tail
+  const void *x, *tail, *conv;           // [B, T, N], [B, taps - 1, N], [taps, N]
+  void *q, *k, *v, *next_tail;           // [B, T, H, D], [B, T, writes, H, D] both, and as the tail
   // The way back: derivatives of the outer loss.
   const void *to_q, *to_k, *to_v, *to_next_tail;
-  void *to_x, *to_tail, *to_conv;         // to_conv: [units, taps, 3 H D], to be summed
+  void *to_x, *to_tail, *to_conv;         // to_conv: [units, taps, N], to be summed
 };
 }
 
@@ -31,7 +32,7 @@ template <typename T> class Streams {
   static constexpr int W = Vector<T>::width;
 
   explicit Streams(const Work& work)
-      : w(work), D(work.D), inner(static_cast<long>(work.H) * D), channels(3 * inner), kept(work.taps - 1),
+      : w(work), D(work.D), inner(static_cast<long>(work.H) * D), channels(first(3)), kept(work.taps - 1),
         blocks((work.T + BLOCK - 1) / BLOCK), past(work.taps) {}
 
  protected:
@@ -53,7 +54,10 @@ template <typename T> class Streams {
   void look(long t) {
     for (int i = 0; i < w.taps; ++i) past[i] = seen(t + i);
   }
-  long place(long t) const { return (b * w.T + t) * inner; }
+  // Channels of a stream (queries, keys, values), the first of them, and where those of a token go.
+  long width(int stream) const { return stream ? w.writes * inner : inner; }
+  long first(int stream) const { return stream ? inner + (stream - 1) * w.writes * inner : 0; }
+  long place(long t, int stream) const { return (b * w.T + t) * width(stream); }
   bool normed(int stream) const { return w.unit_keys && stream < 2; }
 
   // Calls `each` for vectors of `count` channels from `first` on, and `one` for those that are left.
@@ -77,7 +81,7 @@ template <typename T> class Streams {
 
 template <typename T> class Sender : Streams<T> {
   using Base = Streams<T>;
-  using Base::w, Base::D, Base::kept, Base::channels, Base::inner, Base::b, Base::begin, Base::end, Base::at;
+  using Base::w, Base::D, Base::kept, Base::channels, Base::b, Base::begin, Base::end, Base::at;
 
  public:
   explicit Sender(const Work& work) : Base(work) {}
@@ -88,10 +92,10 @@ template <typename T> class Sender : Streams<T> {
     for (long t = begin; t < end; ++t) {
       this->look(t);
       for (int s = 0; s < 3; ++s) {
-        T* to = at(streams[s], this->place(t));
-        const long first = s * inner;
+        T* to = at(streams[s], this->place(t, s));
+        const long first = this->first(s), width = this->width(s);
         this->along(
-            first, inner,
+            first, width,
             [&](long j) {
               const vec<T> a = this->convolved(j);
               store(to + j - first, a / (T(1) + exponential<T>(-a)));
@@ -101,8 +105,7 @@ template <typename T> class Sender : Streams<T> {
               to[j - first] = a / (T(1) + std::exp(-a));
             });
         if (!this->normed(s)) continue;
-        for (long h = 0; h < w.H; ++h) {
-          T* head = to + h * D;
+        for (T* head = to; head < to + width; head += D) {
           const T inverse = 1 / this->length(head);
           this->along(0, D, [&](long j) { store(head + j, load(head + j) * inverse); }, [&](long j) { head[j] *= inverse; });
         }
@@ -116,7 +119,7 @@ template <typename T> class Sender : Streams<T> {
 
 template <typename T> class WayBack : Streams<T> {
   using Base = Streams<T>;
-  using Base::w, Base::D, Base::kept, Base::channels, Base::inner, Base::b, Base::begin, Base::end, Base::at, Base::past;
+  using Base::w, Base::D, Base::kept, Base::channels, Base::b, Base::begin, Base::end, Base::at, Base::past;
 
  public:
   explicit WayBack(const Work& work) : Base(work), out(channels), slope(channels), ring(w.taps * channels) {}
@@ -168,17 +171,17 @@ template <typename T> class WayBack : Streams<T> {
           s[j] = gate + o[j] * (1 - gate);
         });
     for (int stream = 0; stream < 3; ++stream) {
-      const T* grads = at(streams[stream], this->place(t));
-      const long first = stream * inner;
+      const T* grads = at(streams[stream], this->place(t, stream));
+      const long first = this->first(stream), width = this->width(stream);
       if (!this->normed(stream)) {
         this->along(
-            first, inner, [&](long j) { store(to + j, load(grads + j - first) * load(s + j)); },
+            first, width, [&](long j) { store(to + j, load(grads + j - first) * load(s + j)); },
             [&](long j) { to[j] = grads[j - first] * s[j]; });
         continue;
       }
-      for (long h = 0; h < w.H; ++h) {
-        const T *grad = grads + h * D, *head = o + first + h * D, *bend = s + first + h * D;
-        T* sum = to + first + h * D;
+      for (long j = 0; j < width; j += D) {
+        const T *grad = grads + j, *head = o + first + j, *bend = s + first + j;
+        T* sum = to + first + j;
         const T norm = this->length(head), inverse = 1 / norm;
         // Of what is shorter than the shortest, the divisor is no function.
         const T share = norm <= T(w.shortest) ? T(0) : dot<T>(D, grad, head) * inverse * inverse;

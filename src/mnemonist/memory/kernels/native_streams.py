@@ -27,7 +27,8 @@ class _Work(native.Structure):
     """As `Work` in the source."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("B", "T", "H", "D", "taps", "threads", "double_precision", "unit_keys")),
+        *((name, ctypes.c_int32) for name in ("B", "T", "H", "D", "writes", "taps", "threads", "double_precision")),
+        ("unit_keys", ctypes.c_int32),
         ("shortest", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "tail", "conv", "q", "k", "v", "next_tail")),
         *((name, ctypes.c_void_p) for name in ("to_q", "to_k", "to_v", "to_next_tail", "to_x", "to_tail", "to_conv")),
@@ -49,29 +50,30 @@ def applies(tensors: Sequence[Tensor]) -> bool:
 
 
 def send(
-    x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool = True
+    x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool = True, writes: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve, bend, and bring queries and keys to norm 1 (unless ``unit_keys`` is false).
 
     Args:
-        x: ``[B, T, 3 H D]``: projections of T tokens to queries, keys and values.
-        tail: ``[B, taps - 1, 3 H D]``: those of the tokens before.
-        conv: ``[taps, 3 H D]``, the last for the present token.
+        x: ``[B, T, (1 + 2 W) H D]``: projections of T tokens to a query, W keys and W values.
+        tail: ``[B, taps - 1, (1 + 2 W) H D]``: those of the tokens before.
+        conv: ``[taps, (1 + 2 W) H D]``, the last for the present token.
         heads: ``H``.
         unit_keys: whether queries and keys are divided by their norms.
+        writes: ``W``, keys and values of a token.
 
     Returns:
-        Queries, keys and values ``[B, T, H, D]``, and the tail for the tokens that follow.
+        Queries ``[B, T, H, D]``, keys and values ``[B, T * W, H, D]``, and the tail for the tokens that follow.
     """
-    return _Send.apply(x, tail, conv, heads, unit_keys)
+    return _Send.apply(x, tail, conv, heads, unit_keys, writes)
 
 
-def _work(x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool) -> _Work:
+def _work(x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool, writes: int) -> _Work:
     B, T, channels = x.shape
     return _Work(
-        B=B, T=T, H=heads, D=channels // (3 * heads), taps=conv.shape[0], threads=torch.get_num_threads(),
-        double_precision=x.dtype == torch.float64, shortest=SHORTEST, x=x.data_ptr(), tail=tail.data_ptr(),
-        conv=conv.data_ptr(), unit_keys=unit_keys,
+        B=B, T=T, H=heads, D=channels // ((1 + 2 * writes) * heads), writes=writes, taps=conv.shape[0],
+        threads=torch.get_num_threads(), double_precision=x.dtype == torch.float64, shortest=SHORTEST, x=x.data_ptr(),
+        tail=tail.data_ptr(), conv=conv.data_ptr(), unit_keys=unit_keys,
     )  # fmt: skip
 
 
@@ -82,17 +84,19 @@ def _point(work: _Work, names: Sequence[str], tensors: Sequence[Tensor]) -> None
 
 class _Send(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool, writes: int
+    ) -> tuple[Tensor, ...]:
         kernel = stream_kernel()
         assert kernel is not None
         inputs = (x.contiguous(), tail.contiguous(), conv.contiguous())
-        B, T, channels = x.shape
-        out = [x.new_empty(B, T, heads, channels // (3 * heads)) for _ in range(3)] + [torch.empty_like(inputs[1])]
+        work = _work(*inputs, heads, unit_keys, writes)
+        out = [x.new_empty(work.B, work.T * many, heads, work.D) for many in (1, writes, writes)]
+        out.append(torch.empty_like(inputs[1]))
         native.on_large_pages(*out)
-        work = _work(*inputs, heads, unit_keys)
         _point(work, ("q", "k", "v", "next_tail"), out)
         kernel.send(ctypes.byref(work))
-        ctx.choices = heads, unit_keys
+        ctx.choices = heads, unit_keys, writes
         ctx.save_for_backward(*inputs)
         return tuple(out)
 
@@ -110,4 +114,4 @@ class _Send(torch.autograd.Function):
         _point(work, ("to_q", "to_k", "to_v", "to_next_tail"), given)
         _point(work, ("to_x", "to_tail", "to_conv"), out)
         kernel.go_back(ctypes.byref(work))
-        return *out[:2], to_conv.sum(0), None, None
+        return *out[:2], to_conv.sum(0), None, None, None
