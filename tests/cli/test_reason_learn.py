@@ -304,6 +304,19 @@ def test_another_model_teaches(adder, tmp_path) -> None:
     assert len(judged) == 128 and {one.right for one in judged} == {True, False}
 
 
+def test_a_teacher_judges_every_token_of_its_student(adder, tmp_path, capsys) -> None:
+    begun, out = tmp_path / "begun", tmp_path / "out"
+    assert main(learn("distil:epochs=4", begun, preset=SMALL, count=64, validation=0)) == 0
+    round_ = f"on-policy-distil:iterations=16,problems=8,{SHORT}"
+    assert main(learn(round_, out, model=begun, teacher=adder, teacher_shots=0, count=64, validation=4)) == 0
+    apart = [json.loads(line)["kl"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(apart) == 16 and sum(apart[-4:]) < 0.8 * sum(apart[:4])
+    assert len(load_judged(out / "attempts" / "000015.jsonl")) == 8
+    assert "no-comparison" not in capsys.readouterr().err
+    assert main(["reason", "doctor", str(out)]) == 0
+    assert "collapse" not in capsys.readouterr().out
+
+
 def test_what_one_model_gets_right_is_fitted_to_from_another(adder, tmp_path, capsys) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     assert main(learn("distil:epochs=1", base, preset=SMALL, count=4, validation=0)) == 0
@@ -635,6 +648,11 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["grpo", "countdown", "--data", "x.jsonl"], "learns from attempts; leave out --data"),
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
+        (["on-policy-distil", "countdown"], "round on-policy-distil has no teacher; give the folder of a model"),
+        (
+            ["on-policy-distil", "countdown", "--server", "http://h", "--server-model", "m"],
+            "asks its teacher about every token, which no server tells",
+        ),
         (["distil", "countdown", "--teacher", "nowhere"], "There is no model at nowhere"),
         (["distil", "countdown", "--teacher-shots", "1"], "there is no teacher to be shown anything; name one"),
         (["distil", "countdown", "--teacher", "ADDER", "--teacher-chat"], "a chat needs a model of transformers"),

@@ -68,3 +68,12 @@ def trl_settings(objective: PolicyObjective) -> dict[str, Any]:
         "mask_truncated_completions": objective.skip_overlong,
         "max_completion_length": LIMIT,
     }
+
+
+DIVERGENCES = (0.0, 0.25, 0.5, 1.0)
+
+
+def logits() -> tuple[Tensor, Tensor]:
+    """``[N, V]`` of a policy and of its teacher, N being the tokens of the batch."""
+    shape = (sum(LENGTHS), 7)
+    return wave(shape, 2.3, 1.9), wave(shape, 1.1, 2.4, 0.3)

@@ -215,3 +215,20 @@ def test_what_is_no_round_or_damaged_is_said(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text(damage)
         with pytest.raises(UserError, match=r"metrics.jsonl cannot be read"):
             examine_folder(tmp_path)
+
+
+def test_what_a_teacher_judges_is_looked_at_otherwise() -> None:
+    """Its attempts need no comparison, and entropies fall to the teacher's; but the two must come nearer."""
+    equal = attempts(lambda p, n: {"right": False})
+    near = metrics(entropy=lambda done: 1 - 0.95 * done, reward=lambda done: 0.2, kl=lambda done: 1 - 0.8 * done)
+    assert examine(equal, near, taught=True) == []
+    assert set(names(examine(equal, near))) == {"no-comparison", "collapse", "no-rise"}
+    (far,) = examine([], metrics(kl=lambda done: 1 - 0.05 * done), taught=True)
+    assert far.name == "no-approach" and re.search(r"was 0.995 .* is 0.955 after 20 steps", far.what)
+    assert examine([], metrics(steps=10, kl=lambda done: 1.0), taught=True) == []  # too few to say
+
+
+def test_the_folder_of_a_round_says_who_judges(tmp_path: Path) -> None:
+    (tmp_path / "round.json").write_text(json.dumps({"round": {"name": "on-policy-distil", "weight": "teacher"}}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in metrics(kl=lambda done: 1.0)))
+    assert names(examine_folder(tmp_path)) == ["no-approach"]

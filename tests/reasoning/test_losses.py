@@ -7,13 +7,21 @@ from dataclasses import replace
 import loss_cases
 import pytest
 import torch
-from loss_cases import CASES, LENGTHS, LIMIT, REWARDS
+from loss_cases import CASES, DIVERGENCES, LENGTHS, LIMIT, REWARDS
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.advantages import advantages
-from mnemonist.reasoning.losses import k3, policy_losses, preference_loss, sum_over_attempts, weighted_likelihood
+from mnemonist.reasoning.losses import (
+    divergence,
+    k3,
+    policy_losses,
+    preference_loss,
+    sum_over_attempts,
+    weighted_likelihood,
+)
 from mnemonist.reasoning.objective import OBJECTIVES, Length, PolicyObjective, find_objective
 
+PINNED_DIVERGENCES = (1.5192134, 0.2228833, 0.2857442, 1.6019056)  # by the same
 PINNED = {  # by TRL 1.16.0 with torch 2.13.0: `python tests/reasoning/test_trl.py`
     "grpo": 0.0428381,
     "r1": 0.0121248,
@@ -148,6 +156,42 @@ def test_a_preference_raises_the_right_one_and_lowers_the_wrong_one() -> None:
     assert total.loss.item() == pytest.approx(0.6931472)  # at the reference nothing is preferred yet
     total.loss.backward()
     assert (right.grad, wrong.grad) == (torch.tensor([-0.25]), torch.tensor([0.25]))
+
+
+# A teacher's opinion.
+
+
+@pytest.mark.parametrize(("beta", "pinned"), [*zip(DIVERGENCES, PINNED_DIVERGENCES, strict=True)])
+def test_divergences_are_those_of_trl(beta: float, pinned: float) -> None:
+    policy, teacher = (x.log_softmax(-1) for x in loss_cases.logits())
+    assert float(divergence(policy, teacher, beta).mean()) == pytest.approx(pinned, abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", DIVERGENCES)
+def test_a_divergence_is_the_sum_over_all_tokens_and_zero_where_nothing_is_between(beta: float) -> None:
+    policy, teacher = (x.double().log_softmax(-1) for x in loss_cases.logits())
+    p, q = policy.exp(), teacher.exp()
+    if beta == 0:
+        expected = q * (q / p).log()
+    elif beta == 1:
+        expected = p * (p / q).log()
+    else:
+        m = beta * q + (1 - beta) * p
+        expected = beta * q * (q / m).log() + (1 - beta) * p * (p / m).log()
+    torch.testing.assert_close(divergence(policy, teacher, beta), expected.sum(-1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(divergence(policy, policy, beta), torch.zeros(len(policy)).double(), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda logits: divergence(logits.log_softmax(-1), teacher, beta),
+        loss_cases.logits()[0].double().requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize("edge", [0.0, 1.0])
+def test_near_its_ends_a_divergence_is_a_share_of_what_it_is_there(edge: float) -> None:
+    policy, teacher = (x.double().log_softmax(-1) for x in loss_cases.logits())
+    near = abs(edge - 1e-7)
+    share = divergence(policy, teacher, near) / 1e-7
+    torch.testing.assert_close(share, divergence(policy, teacher, edge), rtol=1e-5, atol=1e-5)
 
 
 # The table.

@@ -25,7 +25,7 @@ from toy_policies import (
 )
 
 from mnemonist.errors import CannotGoOn, UserError
-from mnemonist.reasoning import on_policy
+from mnemonist.reasoning import policy_gradient
 from mnemonist.reasoning.adapters import with_adapters
 from mnemonist.reasoning.attempts import Attempt, Decoding
 from mnemonist.reasoning.learning import Learned, learn
@@ -116,7 +116,7 @@ def test_every_iteration_draws_anew(tmp_path: Path) -> None:
 
 def test_every_attempt_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    original = on_policy.read
+    original = policy_gradient.read
 
     def read(model: Any, batch: Any, temperature: float, **asked: bool) -> Any:
         seen.extend(
@@ -124,7 +124,7 @@ def test_every_attempt_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pyt
         )
         return original(model, batch, temperature, **asked)
 
-    monkeypatch.setattr(on_policy, "read", read)
+    monkeypatch.setattr(policy_gradient, "read", read)
     choices = row("dr-grpo", iterations=1, minibatches=4, epochs=2)
     run(tmp_path, choices, config=replace(CONFIG, accumulation=2, learning_rate=1e-9))
     attempts = load_judged(tmp_path / "attempts" / "000000.jsonl")
@@ -316,13 +316,13 @@ def test_attempts_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
 
 def test_attempts_that_were_cut_off_have_no_part_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masks: list[float] = []
-    original = on_policy.sum_over_attempts
+    original = policy_gradient.sum_over_attempts
 
     def spy(loss: torch.Tensor, mask: torch.Tensor, *rest: Any) -> Any:
         masks.extend(mask.sum(-1).tolist())
         return original(loss, mask, *rest)
 
-    monkeypatch.setattr(on_policy, "sum_over_attempts", spy)
+    monkeypatch.setattr(policy_gradient, "sum_over_attempts", spy)
     # Four tokens are just enough for most attempts of a policy that sometimes strays.
     decoding = Decoding(max_tokens=4, temperature=1.3)
     run(tmp_path, row("dapo", iterations=1, dynamic=False, attempts=16, decoding=decoding))

@@ -17,7 +17,8 @@ from mnemonist.reasoning.rounds import RECIPES, ROUNDS, Round, find_recipe, find
 def test_every_row_has_its_name_and_a_source() -> None:
     assert all(row.name == name and ("arXiv" in row.source) for name, row in ROUNDS.items())
     assert ROUNDS.keys() >= {"distil", "journey", "rest-em", "dpo", *OBJECTIVES} - {"r1"}
-    assert all(row.objective is OBJECTIVES[name] for name, row in ROUNDS.items() if row.on_policy)
+    assert all(row.objective is OBJECTIVES[name] for name, row in ROUNDS.items() if row.weight == "advantage")
+    assert [name for name, row in ROUNDS.items() if row.asks_teacher] == ["distil", "on-policy-distil"]
 
 
 def test_rest_em_is_that_of_its_paper() -> None:
@@ -67,13 +68,17 @@ def test_a_round_is_found_by_name_and_changed_by_text() -> None:
         ("grpo:objective=dapo", "'objective=dapo' is not a change"),
         ("grpo:temperature=hot", "temperature is 'hot'; it must be of type float"),
         ("grpo:iterations=0", "iterations is 0; it must be a whole number from 1"),
-        ("grpo:weight=best", "weight is 'best'; it must be one of one, right, advantage, pairs"),
+        ("grpo:weight=best", "weight is 'best'; it must be one of one, right, advantage, pairs, teacher"),
         ("grpo:attempts=1", "advantages need at least two attempts"),
         ("grpo:temperature=0", "all attempts at a problem are equal"),
         ("grpo:minibatches=5", "8 x 8 attempts cannot be cut into 5 equal minibatches"),
         ("distil:weight=advantage", "round distil needs an objective, such as grpo"),
         ("grpo:weight=right", "has an objective, which only rounds of weight 'advantage' use"),
         ("dpo:beta=0", "pairs need at least two attempts at a problem, and a beta above 0"),
+        ("on-policy-distil:temperature=0", "all attempts at a problem are equal"),
+        ("on-policy-distil:minibatches=5", "64 x 1 attempts cannot be cut into 5 equal minibatches"),
+        ("on-policy-distil:divergence=2", "divergence is 2.0; it must be from 0 to 1"),
+        ("on-policy-distil:proposer=teacher", "a teacher judges the tokens of the policy's own attempts"),
         ("journey:weight=right", "texts that are given have a weight of one"),
     ],
 )

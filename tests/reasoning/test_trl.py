@@ -14,13 +14,19 @@ from typing import Any
 import loss_cases
 import pytest
 import torch
-from loss_cases import CASES, LENGTHS, LIMIT, REWARDS
+from loss_cases import CASES, DIVERGENCES, LENGTHS, LIMIT, REWARDS
 from torch import Tensor
 from toy_policies import TOKENIZER, make_policy
 
 from mnemonist.reasoning.advantages import advantages, overlong_penalty
 from mnemonist.reasoning.completions import Row, RowMaker, read, stack
-from mnemonist.reasoning.losses import policy_losses, preference_loss, sum_over_attempts, weighted_likelihood
+from mnemonist.reasoning.losses import (
+    divergence,
+    policy_losses,
+    preference_loss,
+    sum_over_attempts,
+    weighted_likelihood,
+)
 from mnemonist.reasoning.objective import PolicyObjective
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
@@ -250,10 +256,27 @@ def trl_likelihood(tokenizer: Any, folder: Path) -> tuple[float, Any]:
         return float(trainer.compute_loss(trainer.model, batch)), trainer.model
 
 
+@pytest.mark.parametrize("beta", DIVERGENCES)
+def test_divergences_from_a_teacher_equal_trls(beta: float) -> None:
+    policy, teacher = loss_cases.logits()
+    policy.requires_grad_()
+    ours = divergence((policy / 0.7).log_softmax(-1), (teacher / 0.7).log_softmax(-1), beta).mean()
+    theirs = trl_divergence(policy, teacher, beta, 0.7)
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, policy)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-7)
+
+
+def trl_divergence(policy: Tensor, teacher: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
+    from trl.experimental.gkd import GKDTrainer
+
+    return GKDTrainer.generalized_jsd_loss(policy, teacher, beta=beta, temperature=temperature)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         marks = hugging_face_tokenizer(Path(place))
         values = {name: round(trl_policy_loss(row, marks, Path(place))[0], 7) for name, row in CASES.items()}
         values["preference"] = round(trl_preference_loss(marks, Path(place))[0], 7)
         values["likelihood"] = round(trl_likelihood(marks, Path(place))[0], 7)
+        values["divergences"] = [round(float(trl_divergence(*loss_cases.logits(), beta)), 7) for beta in DIVERGENCES]
         print(json.dumps({"trl": trl.__version__, **values}, indent=1))

@@ -148,13 +148,8 @@ class Opinion:
         return self.log_probs_BT.sum(-1)
 
 
-def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: bool = False) -> Opinion:
-    """What a model thinks of the targets of a batch, at a temperature. Entropies take a twentieth of a small model's
-    step.
-
-    Logits are most of what a small model with many tokens keeps for the way back, so there are as few of them as can
-    be.
-    """
+def logits_of(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, V]`` in float32 for the N targets of a batch, row after row; and where these are, ``[B, T]``."""
     asked_BT = batch["targets"] != IGNORED
     # What stands before every completion has no targets.
     first = int(asked_BT.any(0).int().argmax())
@@ -162,15 +157,29 @@ def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: b
     given = {name: spared[name] for name in arguments(model) & spared.keys()}
     logits_BSV = model(input_ids=batch["tokens"], attention_mask=batch["attention"], **given).logits
     logits_NV = logits_BSV[asked_BT[:, -logits_BSV.shape[1] :]].float()
-    if temperature != 1:
-        logits_NV = logits_NV / temperature
+    return logits_NV if temperature == 1 else logits_NV / temperature, asked_BT
+
+
+@torch.no_grad()
+def entropies(logits_NV: Tensor) -> Tensor:
+    """Nats ``[N]``."""
+    return torch.cat([torch.special.entr(part.softmax(-1)).sum(-1) for part in logits_NV.split(ENTROPIES)])
+
+
+def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: bool = False) -> Opinion:
+    """What a model thinks of the targets of a batch, at a temperature. Entropies take a twentieth of a small model's
+    step.
+
+    Logits are most of what a small model with many tokens keeps for the way back, so there are as few of them as can
+    be.
+    """
+    logits_NV, asked_BT = logits_of(model, batch, temperature)
     log_probs_N = -F.cross_entropy(logits_NV, batch["targets"][asked_BT], reduction="none")
     blank_BT = log_probs_N.new_zeros(asked_BT.shape)
     entropy_BT = None
     if entropy:
         with torch.no_grad():
-            parts = [torch.special.entr(part.softmax(-1)).sum(-1) for part in logits_NV.split(ENTROPIES)]
-            entropy_BT = blank_BT.masked_scatter(asked_BT, torch.cat(parts))
+            entropy_BT = blank_BT.masked_scatter(asked_BT, entropies(logits_NV))
     return Opinion(blank_BT.masked_scatter(asked_BT, log_probs_N), asked_BT.to(log_probs_N.dtype), entropy_BT)
 
 

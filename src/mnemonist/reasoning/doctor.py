@@ -42,6 +42,8 @@ LITTLE_CHOICE = 0.25
 """What is left of the entropy that a run began with."""
 NO_RISE = 0.02
 """Rewards that rise by less have not risen."""
+STILL_APART = 0.9
+"""Divergences from a teacher that keep more than this share have not fallen."""
 MUCH_CLIPPED = 0.3
 """Share of tokens whose gradient was cut off."""
 
@@ -63,18 +65,23 @@ class Finding:
         return f"{self.name}: {self.what}; {self.advice}"
 
 
-def examine(attempts: Sequence[Row] = (), metrics: Sequence[Row] = (), *, static: bool = False) -> list[Finding]:
+def examine(
+    attempts: Sequence[Row] = (), metrics: Sequence[Row] = (), *, static: bool = False, taught: bool = False
+) -> list[Finding]:
     """All findings about attempts of one moment, and about the metrics of all moments so far.
 
     Args:
         attempts: weighed ones, groups side by side.
         metrics: lines in the order of steps.
         static: whether they are of a policy gradient without dynamic sampling, which may be turned on.
+        taught: whether a teacher judges every token, so that rewards teach nothing and entropies go where it has them.
     """
     found: list[Finding | None] = []
     if len(attempts) >= FEW:
-        found += [_no_comparison(attempts, static), *(check(attempts) for check in _OF_ATTEMPTS)]
-    if len(metrics) >= FEW:
+        found += [None if taught else _no_comparison(attempts, static), *(check(attempts) for check in _OF_ATTEMPTS)]
+    if len(metrics) >= FEW and taught:
+        found += [_no_approach(metrics)]
+    elif len(metrics) >= FEW:
         found += [_collapse(metrics), _no_rise(metrics, static), *(check(metrics) for check in _OF_METRICS)]
     return [one for one in found if one is not None]
 
@@ -86,14 +93,15 @@ def examine_folder(folder: str | Path) -> list[Finding]:
         UserError: there is no round, or a file of it cannot be read.
     """
     folder = Path(folder)
-    objective = _round(folder).get("objective") or {}
+    round_ = _round(folder)
+    objective = round_.get("objective") or {}
     files = sorted((folder / "attempts").glob("[0-9]*.jsonl"))[-1:]  # of a policy gradient
     if not files:
         files = next((own for p in _iterations(folder) if (own := sorted((p / "attempts").glob("*.jsonl")))), [])
     attempts = [row for path in files for row in _lines(path)]
     metrics = folder / "metrics.jsonl"
-    static = not objective.get("dynamic", True)
-    return examine(attempts, _lines(metrics) if metrics.exists() else [], static=static)
+    static, taught = not objective.get("dynamic", True), round_.get("weight") == "teacher"
+    return examine(attempts, _lines(metrics) if metrics.exists() else [], static=static, taught=taught)
 
 
 def examine_validation(folder: str | Path) -> list[Finding]:
@@ -320,6 +328,21 @@ def _no_rise(metrics: Sequence[Row], static: bool) -> Finding | None:
         + (_DYNAMIC if static else "")
         if idle
         else "raise the learning rate, draw more attempts at each problem, or begin with a policy that was distilled",
+    )
+
+
+def _no_approach(metrics: Sequence[Row]) -> Finding | None:
+    apart = [row["kl"] for row in metrics if row.get("kl") is not None]
+    if len(apart) < 2 * FEW:
+        return None
+    first, last = _ends(apart)
+    if last < STILL_APART * first:
+        return None
+    return Finding(
+        "no-approach",
+        f"the divergence from the teacher was {first:.3g} nats a token at first and is {last:.3g} after {len(apart)} "
+        "steps",
+        "raise the learning rate, or begin with a policy that was distilled from the teacher's texts",
     )
 
 

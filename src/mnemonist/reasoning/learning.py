@@ -346,7 +346,7 @@ def _require(round_: Round, policy: Policy, material: Material) -> None:
     own = round_.proposer == "self" or bool(material.validation)
     missing = {
         "a sampler of the policy": own and policy.sampler is None,
-        "a teacher": round_.proposer == "teacher" and material.teacher is None,
+        "a teacher": round_.asks_teacher and material.teacher is None,
         "problems": round_.proposer != "given" and not material.problems,
         "pairs of prompts and completions": round_.proposer == "given" and not material.pairs,
         "problems for validation, or until_worse=false,": round_.until_worse and not material.validation,

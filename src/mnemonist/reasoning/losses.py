@@ -6,6 +6,7 @@ and 0 on prompts and padding. The end mark is a token like any other: a policy t
 
     likelihood     - sum_i w_i sum_t ln p_it / sum_i w_i |o_i|
     policy         - sum_i c_i sum_t [ min(rho_it A_i, clip(rho_it, 1 - low, 1 + high) A_i) - beta k3_it ]
+    divergence     sum_it JSD_beta(teacher || policy at t) / sum_i |o_i|
     preference     - ln sigmoid(beta [ln p(right) / ref(right) - ln p(wrong) / ref(wrong)])
 
 with `rho` the ratio of the policy to the one that made the attempt and `c_i` what a token of attempt i weighs. Every
@@ -14,6 +15,7 @@ loss comes as a sum and the number it has to be divided by, so that a step may b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +119,32 @@ def sum_over_attempts(
     if length == "constant":  # Dr. GRPO
         return LossSum(loss_BT.sum() / limit, count)
     return LossSum((loss_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)).sum(), count)
+
+
+# A teacher's opinion.
+
+
+def divergence(log_probs_NV: Tensor, teacher_NV: Tensor, beta: float) -> Tensor:
+    """Generalised Jensen-Shannon divergence of each token, ``[N]`` in nats (GKD, arXiv 2306.13649, equation 1).
+
+    `beta KL(teacher || m) + (1 - beta) KL(policy || m)` with `m = beta teacher + (1 - beta) policy`; at its ends, where
+    that is zero, what it is like near them: `KL(teacher || policy)` at 0, `KL(policy || teacher)` at 1.
+
+    Args:
+        log_probs_NV: of the policy, over all tokens.
+        teacher_NV: of the teacher.
+        beta: from 0 to 1.
+    """
+
+    def apart(one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return F.kl_div(other_NV, one_NV, reduction="none", log_target=True).sum(-1)
+
+    if beta == 0:
+        return apart(teacher_NV, log_probs_NV)
+    if beta == 1:
+        return apart(log_probs_NV, teacher_NV)
+    mixed_NV = torch.logaddexp(teacher_NV + math.log(beta), log_probs_NV + math.log1p(-beta))
+    return beta * apart(teacher_NV, mixed_NV) + (1 - beta) * apart(log_probs_NV, mixed_NV)
 
 
 # Preferences.

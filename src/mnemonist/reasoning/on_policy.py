@@ -1,4 +1,4 @@
-"""Rounds whose fit is a step or a few: policy gradients on attempts of the moment.
+"""Rounds whose fit is a step or a few, on attempts of the moment: policy gradients, and a teacher's opinion of tokens.
 
 All iterations together are one run of the shared training loop. When a step is the first of an iteration, the policy
 as it is then proposes; the attempts are written to a file and only then used:
@@ -22,32 +22,53 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import CannotGoOn
-from mnemonist.reasoning.advantages import advantages, draw_groups, overlong_penalty, teaching
-from mnemonist.reasoning.completions import Batch, Row, RowMaker, read, stack
-from mnemonist.reasoning.losses import policy_losses, sum_over_attempts
-from mnemonist.reasoning.objective import PolicyObjective
-from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, groups_of, measure, propose
-from mnemonist.reasoning.round_folder import wearing, weights_of
+from mnemonist.reasoning.advantages import draw_groups
+from mnemonist.reasoning.completions import Batch, Row
+from mnemonist.reasoning.policy_gradient import PolicyGradient
+from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, groups_of, measure, propose, rewards_of
 from mnemonist.reasoning.rounds import Round
 from mnemonist.reasoning.shuffling import endless, mix, share
 from mnemonist.reasoning.tasks.task import Problem
+from mnemonist.reasoning.token_teacher import TokenTeacher
 from mnemonist.reasoning.weighing import load_judged, save_judged
 from mnemonist.training import LossSum, StepMetrics, TrainingConfig, TrainingResult, train
 from mnemonist.training.checkpoint import saved_step
 from mnemonist.training.loop import CHECKPOINT, METRICS
 from mnemonist.training.metrics import MetricsLog
 
+ATTEMPTS = "attempts"
+"""Where in its folder a run keeps them."""
+
+
+class Aim(Protocol):
+    """What the steps are taken for."""
+
+    dynamic: bool
+    """Whether groups that teach nothing are replaced by groups of further problems."""
+    compares: bool
+    """Whether the policy is compared with another."""
+
+    def weigh(self, groups: Sequence[Group], wanted: int, iteration: int) -> list[Row]:
+        """What an iteration proposed, as rows that count; none if there is nothing left to learn."""
+
+    def stack(self, rows: Sequence[Row]) -> Batch:
+        """Rows as tensors."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[LossSum, torch.Tensor]:
+        """The loss of a micro-batch; and sums over its tokens ``[4]`` of one, and of what `PolicyMetrics` says of each:
+        the entropy, whether it was clipped, and its divergence."""
+
 
 @dataclass(frozen=True)
 class PolicyMetrics:
-    """One step of a policy gradient, measured; a line of the round's metrics."""
+    """One step on attempts of the moment, measured; a line of the round's metrics."""
 
     step: int
     """Optimiser steps done, this one included."""
@@ -62,7 +83,7 @@ class PolicyMetrics:
     clipped: float
     """Share of tokens whose gradient was cut off."""
     kl: float | None
-    """Nats per token between the policy and its reference; None without one."""
+    """Nats per token between the policy and its reference, or its teacher; None without one."""
 
     def to_json(self) -> str:
         """One line of the metrics file, without its end."""
@@ -122,7 +143,7 @@ def policy_config(round_: Round, problems: int, config: TrainingConfig, world: i
 
 def _forget_after(folder: Path, done: int, steps_per_iteration: int) -> None:
     """Delete attempts of iterations that began after step ``done``."""
-    for path in (folder / "attempts").glob("*.jsonl"):
+    for path in (folder / ATTEMPTS).glob("*.jsonl"):
         iteration = path.name.lstrip(".").partition(".")[0]
         if iteration.isdecimal() and int(iteration) * steps_per_iteration > done:
             path.unlink()
@@ -140,19 +161,20 @@ class _Run:
         config: TrainingConfig,
         accelerator: Accelerator,
     ) -> None:
-        assert round_.objective is not None and policy.sampler is not None
+        assert policy.sampler is not None
         self._round, self._policy, self._material, self._folder = round_, policy, material, folder
         self._config, self._accelerator, self._sampler = config, accelerator, policy.sampler
-        self._objective: PolicyObjective = round_.objective
-        self._maker = RowMaker(policy.tokenizer, material.format.end)
+        # Before the loop puts a checkpoint's weights into the policy: what the round began with may be remembered.
+        self._aim: Aim
+        if round_.weight == "teacher":
+            self._aim = TokenTeacher(round_, policy, material)
+        else:
+            self._aim = PolicyGradient(round_, policy, material, folder / ATTEMPTS)
         self._wanted = round_.problems or len(material.problems)
         self._iteration = -1  # whose attempts are being read
         self._rows: list[Row] = []
         self._proposed: dict[str, float] = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
-        # Before the loop puts a checkpoint's weights into the policy: these are those that the round began with.
-        # With LoRA that is the adapters alone.
-        self._reference = weights_of(policy.model) if self._objective.beta else None
 
     def train(self, fit: Path, done: int, progress: bool, log: MetricsLog | None) -> TrainingResult:
         """Take all steps that are left."""
@@ -186,7 +208,8 @@ class _Run:
         iteration = step // self._round.steps_per_iteration
         if iteration != self._iteration:
             groups = self._groups(iteration)
-            self._rows = self._weighed(groups, iteration)
+            self._proposed = measure(groups)
+            self._rows = self._aim.weigh(groups, self._wanted, iteration)
             self._iteration = iteration
         return bool(self._rows)
 
@@ -198,13 +221,13 @@ class _Run:
         rows = (self._rows[n] for n in order[minibatch :: self._round.minibatches])
         own = share(rows, len, micro, self._config.accumulation, rank, world)
         # A part without attempts still has to be a part: one that counts for nothing.
-        batch = stack(own or [replace(self._rows[0], counts=False, weight=0.0)])
+        batch = self._aim.stack(own or [replace(self._rows[0], counts=False, weight=0.0)])
         return {**batch, "attempts": torch.tensor(len(own))}
 
     def _groups(self, iteration: int) -> list[Group]:
         """What an iteration proposed, in the order of the draws."""
-        path = self._folder / "attempts" / f"{iteration:06}.jsonl"
-        if self._objective.dynamic:
+        path = self._folder / ATTEMPTS / f"{iteration:06}.jsonl"
+        if self._aim.dynamic:
             return self._draw_dynamically(path, iteration)
         problems = self._problems(iteration, 0, 1)
         return self._propose(path, problems, iteration, 0)
@@ -217,7 +240,7 @@ class _Run:
             def draw(number: int, count: int) -> list[Group]:
                 return self._propose(parts[number], self._problems(iteration, number, draws), iteration, number)
 
-            groups = draw_groups(draw, _rewards, self._wanted, draws)
+            groups = draw_groups(draw, rewards_of, self._wanted, draws)
             if self._accelerator.is_main_process:
                 save_judged(path, [one for group in groups for one in group])
                 for part in parts:
@@ -237,64 +260,13 @@ class _Run:
         decoding = replace(self._round.decoding, seed=mix(self._config.seed, "attempts", iteration, number))
         return propose(path, problems, self._round.attempts, self._sampler, self._material, decoding, self._policy)
 
-    def _weighed(self, groups: list[Group], iteration: int) -> list[Row]:
-        """Attempts as rows with their advantages for weights; none where dynamic sampling found all of them right.
-
-        Raises:
-            CannotGoOn: nothing is left to learn from.
-        """
-        objective, limit = self._objective, self._round.decoding.max_tokens
-        self._proposed = measure(groups)
-        if objective.dynamic:
-            groups = teaching(groups, _rewards, self._wanted)
-        kept = f"they are kept in {self._folder / 'attempts'}"
-        if not groups and self._proposed["accuracy"] == 1:
-            return []
-        if not groups:
-            raise CannotGoOn(
-                f"none of the {self._proposed['problems']} problems of iteration {iteration} has attempts of different "
-                f"worth, so there is nothing to learn from ({kept}): take easier or harder problems, more attempts at "
-                "each, or a policy that was distilled first"
-            )
-        lost = [[one.attempt.finish == "length" and objective.skip_overlong for one in group] for group in groups]
-        if all(map(all, lost)):
-            raise CannotGoOn(
-                f"every attempt of iteration {iteration} was cut off at {limit} tokens, and the objective leaves those "
-                f"out ({kept}): raise max_tokens, or take skip_overlong=false"
-            )
-        rewards_PG = torch.tensor(
-            [
-                [one.reward - overlong_penalty(one.attempt.tokens, limit, objective.overlong_share) for one in group]
-                for group in groups
-            ]
-        )
-        advantages_PG = advantages(rewards_PG, objective.advantage).tolist()
-        rows = []
-        for group, weights, cut in zip(groups, advantages_PG, lost, strict=True):
-            for one, weight, skipped in zip(group, weights, cut, strict=True):
-                rows.append(replace(self._maker.drawn(one.attempt), weight=weight, counts=not skipped))
-        return rows
-
     # Fit.
 
     def loss_of(self, model: nn.Module, batch: Batch) -> LossSum:
         """The loss of one micro-batch; what is measured beside it is added up until the step is done."""
-        temperature = self._round.decoding.temperature
-        reference = None
-        if self._reference is not None:  # first, while no gradient waits for the policy's own weights
-            with torch.no_grad(), wearing(self._policy.model, self._reference):
-                reference = read(self._policy.model, batch, temperature).log_probs_BT
-        opinion = read(model, batch, temperature, entropy=True)
-        assert opinion.entropy_BT is not None
-        mask_BT = opinion.mask_BT * batch["counts"][:, None]
-        losses = policy_losses(
-            opinion.log_probs_BT, batch["old"], batch["weights"], mask_BT, self._objective, reference
-        )
-        kl_BT = torch.zeros_like(mask_BT) if losses.kl_BT is None else losses.kl_BT.detach()
-        parts = (torch.ones_like(mask_BT), opinion.entropy_BT, losses.clipped_BT, kl_BT)
-        self._sums += torch.stack([(part * mask_BT).sum().double() for part in parts]).cpu()
-        limit = self._round.decoding.max_tokens
-        return sum_over_attempts(losses.loss_BT, mask_BT, self._objective.length, limit, batch["attempts"])
+        loss, sums = self._aim.loss(model, batch)
+        self._sums += sums.cpu()
+        return loss
 
     def _measured(self, metrics: StepMetrics) -> PolicyMetrics:
         """What the step has come to, over all processes; the sums begin anew."""
@@ -310,9 +282,5 @@ class _Run:
             metrics.grad_norm,
             entropy / max(tokens, 1),
             clipped / max(tokens, 1),
-            None if self._reference is None else kl / max(tokens, 1),
+            kl / max(tokens, 1) if self._aim.compares else None,
         )
-
-
-def _rewards(group: Group) -> list[float]:
-    return [one.reward for one in group]

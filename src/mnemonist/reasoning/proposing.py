@@ -65,7 +65,7 @@ class Material:
     validation: Sequence[Problem] = ()
     """Asked after every fit, at a temperature of 0."""
     teacher: Sampler | None = None
-    """Proposes where a round's proposer is "teacher"."""
+    """Proposes where a round's proposer is "teacher", judges where its weight is."""
     pairs: Sequence[tuple[str, str]] = ()
     """Prompts and completions, where it is "given"."""
     rewards: Sequence[Reward] = ()
@@ -208,7 +208,7 @@ def measure(groups: Sequence[Group]) -> dict[str, float]:
     """
     judged = list(itertools.chain.from_iterable(groups))
     several = [group for group in groups if len(group) > 1]
-    equal = [not teaches([one.reward for one in group]) for group in several]
+    equal = [not teaches(rewards_of(group)) for group in several]
     return {
         "problems": len(groups),
         "attempts": len(judged),
@@ -221,6 +221,11 @@ def measure(groups: Sequence[Group]) -> dict[str, float]:
         "length": _mean([one.attempt.tokens for one in judged]),
         "zero_variance": _mean(equal),
     }
+
+
+def rewards_of(group: Group) -> list[float]:
+    """Of each attempt."""
+    return [one.reward for one in group]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ from mnemonist.reasoning.tasks.rewards import Reward
 from mnemonist.tensors import content_hash
 from mnemonist.training import TrainingConfig
 
-FORMAT = "mnemonist-round/2"
+FORMAT = "mnemonist-round/3"
 
 Weights = Mapping[str, Tensor]
 """By the names of parameters."""

@@ -6,8 +6,10 @@ gives weight, and how far a fit goes: ReST-EM takes few iterations with long fit
 a method is a row of `ROUNDS`, and a recipe of several stages a list of rows in `RECIPES`.
 
     proposer    given (texts that are there already, such as journeys), teacher (another sampler), self
-    weight      one, right, advantage (of rewards in a group), pairs (a right attempt above a wrong one)
-    fit         likelihood for the first two, a clipped policy gradient for advantages, preference for pairs
+    weight      one, right, advantage (of rewards in a group), pairs (a right attempt above a wrong one),
+                teacher (what a teacher thinks of every token)
+    fit         likelihood for the first two, a clipped policy gradient for advantages, preference for pairs,
+                the divergence from the teacher
 
 Nothing here needs torch, so the command line can show the choices at once. `learning` runs rounds.
 """
@@ -28,7 +30,7 @@ IDENTITY = "round.json"
 """Name of the file in which the folder of a round says what it is."""
 
 Proposer = Literal["given", "teacher", "self"]
-Weight = Literal["one", "right", "advantage", "pairs"]
+Weight = Literal["one", "right", "advantage", "pairs", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Round:
     epochs: int = 1
     """How often a fit reads what has weight."""
     minibatches: int = 1
-    """Optimiser steps in which a policy gradient goes through the attempts of an iteration."""
+    """Optimiser steps in which attempts of the moment are gone through, by those who read no others."""
     from_base: bool = False
     """Whether every fit begins with the weights that the round began with."""
     until_worse: bool = False
@@ -65,6 +67,9 @@ class Round:
     """Of a policy gradient."""
     beta: float = 0.1
     """How strongly a fit to pairs is held near the policy before it."""
+    divergence: float = 1.0
+    """How a policy is compared with its teacher: 1 by the reverse divergence KL(policy || teacher), which shuns what
+    the teacher would not write; 0 by KL(teacher || policy), which wants all that it would; between them by both."""
     draws: int = 4
     """Dynamic sampling: times as many problems as an iteration needs that it draws at most."""
 
@@ -75,10 +80,16 @@ class Round:
         for name, least in (("problems", 0), *((name, 1) for name in _COUNTS)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a whole number from {least}")
-        if self.on_policy:
+        if self.weight == "advantage":
             self._require_groups()
         elif self.objective is not None:
             raise UserError(f"round {self.name} has an objective, which only rounds of weight 'advantage' use")
+        if self.on_policy:
+            self._require_draws()
+        if self.weight == "teacher" and self.proposer != "self":
+            raise UserError("a teacher judges the tokens of the policy's own attempts; its proposer is self")
+        if not 0 <= self.divergence <= 1:
+            raise UserError(f"divergence is {self.divergence}; it must be from 0 to 1")
         if self.weight == "pairs" and (self.attempts < 2 or self.beta <= 0):
             raise UserError("pairs need at least two attempts at a problem, and a beta above 0")
         if self.proposer == "given" and (self.weight != "one" or self.iterations != 1):
@@ -89,6 +100,8 @@ class Round:
             raise UserError(f"round {self.name} needs an objective, such as {', '.join(OBJECTIVES)}")
         if self.proposer != "self" or self.attempts < 2:
             raise UserError("advantages need at least two attempts at a problem, by the policy itself")
+
+    def _require_draws(self) -> None:
         if self.decoding.temperature == 0:
             raise UserError("the temperature is 0, so that all attempts at a problem are equal; take 1")
         if self.problems * self.attempts % self.minibatches:
@@ -99,11 +112,16 @@ class Round:
     @property
     def on_policy(self) -> bool:
         """Whether it is one run of steps on attempts of the moment, rather than a run of its own for each fit."""
-        return self.weight == "advantage"
+        return self.weight in ("advantage", "teacher")
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it needs a teacher, to propose or to judge."""
+        return "teacher" in (self.proposer, self.weight)
 
     @property
     def steps_per_iteration(self) -> int:
-        """Optimiser steps on the attempts of one iteration; for policy gradients."""
+        """Optimiser steps on the attempts of one iteration; for rounds on attempts of the moment."""
         return self.epochs * self.minibatches
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +147,13 @@ ROUNDS: Mapping[str, Round] = {
             "DeepSeek-R1 (arXiv 2501.12948), section 2.4: a teacher's attempts, the right ones",
             proposer="teacher",
             epochs=3,
+        ),
+        Round(
+            "on-policy-distil",
+            "GKD (arXiv 2306.13649): own attempts, and what a teacher thinks of each of their tokens",
+            weight="teacher",
+            iterations=200,
+            problems=64,
         ),
         Round(
             "journey",

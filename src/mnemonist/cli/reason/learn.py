@@ -117,10 +117,10 @@ def rounds_of(options: Learn) -> tuple[Round, ...]:
     rounds = find_recipe(options.round) if recipe else (find_round(options.round),)
     if options.objective is None:
         return rounds
-    if not any(row.on_policy for row in rounds):
+    if not any(row.objective for row in rounds):
         raise UserError(f"round {name} has no objective to replace; leave out --objective")
     objective = find_objective(options.objective)
-    return tuple(replace(row, objective=objective) if row.on_policy else row for row in rounds)
+    return tuple(replace(row, objective=objective) if row.objective else row for row in rounds)
 
 
 def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
@@ -130,7 +130,8 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         UserError: they do.
     """
     given = any(row.proposer == "given" for row in rounds)
-    teacher = any(row.proposer == "teacher" for row in rounds)
+    teacher = any(row.asks_teacher for row in rounds)
+    judged = any(row.weight == "teacher" for row in rounds)
     check(options.telling)
     if options.data is not None and not given:
         raise UserError(f"round {options.round} learns from attempts; leave out --data, or take round journey")
@@ -142,6 +143,13 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
         raise UserError(
             "there is no teacher to be shown anything; name one, or leave out --teacher-chat and --teacher-shots"
         )
+    if judged and options.server is not None:
+        raise UserError(
+            f"round {options.round} asks its teacher about every token, which no server tells; give a model with "
+            "--teacher, or take round distil"
+        )
+    if judged and options.teacher is None:
+        raise UserError(f"round {options.round} has no teacher; give the folder of a model with --teacher")
     if given and options.data is None:
         require_steps(task, f"round {options.round} without --data")
     if teacher and options.teacher is None and options.server is None:
@@ -188,7 +196,7 @@ def lesson_of(
         worth = options.format_reward
     if worth:
         material = replace(material, rewards=(accuracy_reward(task, format), format_reward(format, worth)))
-    if any(row.proposer == "teacher" for row in rounds):
+    if any(row.asks_teacher for row in rounds):
         material = replace(material, teacher=teacher_of(options, material))
     if not any(row.proposer == "given" for row in rounds):
         return Lesson(material, base=None if options.base is None else base_of(options.base, model))

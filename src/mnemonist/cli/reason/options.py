@@ -258,10 +258,10 @@ class Learner:
 class Learn:
     """Learn by a round or a recipe; `mnemonist reason grpo ...` is short for `mnemonist reason learn grpo ...`.
 
-    distil (a teacher's right attempts), journey (thoughts with their dead ends), rest-em (own right attempts, again and
-    again), rejection-sampling (own right attempts, once), dpo (right above wrong ones), grpo, dr-grpo, dapo, gspo,
-    lite-ppo (policy gradients), r1 (a recipe of four). Ctrl-C leaves a model; --resume goes on as if it had never
-    stopped.
+    distil (a teacher's right attempts), on-policy-distil (own attempts, every token judged by a teacher), journey
+    (thoughts with their dead ends), rest-em (own right attempts, again and again), rejection-sampling (own right
+    attempts, once), dpo (right above wrong ones), grpo, dr-grpo, dapo, gspo, lite-ppo (policy gradients), r1 (a recipe
+    of four). Ctrl-C leaves a model; --resume goes on as if it had never stopped.
     """
 
     round: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROUND")]
@@ -292,7 +292,8 @@ class Learn:
     """Model of the same shape that fits begin with where a round fits "from the base" (rest-em, rejection-sampling);
     left out, the learner as it is given."""
     teacher: Path | None = None
-    """Model whose attempts are distilled; left out, the task's own solutions are, if it has any."""
+    """Model whose attempts are distilled, or that judges every token of on-policy-distil; left out, the task's own
+    solutions are distilled, if it has any."""
     server: str | None = None
     """Address of a server whose model is the teacher; its key, if any, is read from the variable OPENAI_API_KEY."""
     server_model: str | None = None

@@ -35,7 +35,7 @@ MEASURES: Mapping[str, str] = {
     "length": "tokens of an attempt",
     "truncated": "share of attempts that were cut off",
     "entropy": "entropy, nats a token",
-    "kl": "divergence from the reference, nats a token",
+    "kl": "divergence from the reference or the teacher, nats a token",
 }
 """What is drawn of the metrics of a round."""
 
