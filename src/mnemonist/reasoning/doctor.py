@@ -342,7 +342,8 @@ def _no_approach(metrics: Sequence[Row]) -> Finding | None:
         "no-approach",
         f"the divergence from the teacher was {first:.3g} nats a token at first and is {last:.3g} after {len(apart)} "
         "steps",
-        "raise the learning rate, or begin with a policy that was distilled from the teacher's texts",
+        "raise the learning rate, take divergence=0 (a policy that is certain of what it writes learns next to nothing "
+        "from the reverse divergence), or begin with a policy that was distilled from the teacher's texts",
     )
 
 
