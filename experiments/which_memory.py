@@ -74,6 +74,8 @@ QUESTIONS = (
     Question("parity of 256 elements", TRACKING, "parity-", at("elements", 256)),
     Question("32 swaps of 5 things, the trained length", TRACKING, "swaps-", at("elements", 32)),
     Question("128 swaps of 5 things", TRACKING, "swaps-", at("elements", 128)),
+    Question("32 moves of up to 3 of 5 things, the trained length", TRACKING, "cycles-", at("elements", 32)),
+    Question("128 moves of up to 3 of 5 things", TRACKING, "cycles-", at("elements", 128)),
     Question(
         "bits per byte of code, first 1,024 bytes", LENGTH, "text-", lambda r: mean_over(r, 0, TRAINED), "live", True
     ),
