@@ -40,6 +40,7 @@ def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     found: dict[str, torch.nn.Module] = {f"layer-{rule}": NeuralMemory(WIDTH, 2, 4, rule) for rule in rules}
     found["layer-gates-of-chunks"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",gates=chunk")
+    found["layer-writes"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",writes=2")
     found["layer-no-conv"] = NeuralMemory(WIDTH, 2, 4, rules[0], conv_size=1)
     found |= {f"block-{kind}": Block(SMALL, kind) for kind in BLOCKS}
     return {name: shaken(module, dtype=dtype) for name, module in found.items()}
