@@ -13,6 +13,8 @@ import torch
 from toy_policies import (
     FORMAT,
     TOKENIZER,
+    FailingSampler,
+    Stop,
     SumTask,
     ToySampler,
     VowelTask,
@@ -239,24 +241,6 @@ def test_rounds_follow_one_another_in_a_recipe(tmp_path: Path) -> None:
 
 
 # Interruption.
-
-
-class Stop(Exception):
-    """A crash, as far as anyone can tell."""
-
-
-class FailingSampler(ToySampler):
-    """Crashes when asked for the so-many-th time."""
-
-    def __init__(self, model: torch.nn.Module, at: int) -> None:
-        super().__init__(model)
-        self.left = at
-
-    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-        return super().sample(prompts, decoding)
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:

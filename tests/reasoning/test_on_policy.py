@@ -15,6 +15,8 @@ from sharing_processes import main, run_in_two
 from toy_policies import (
     FORMAT,
     TOKENIZER,
+    FailingSampler,
+    Stop,
     ToySampler,
     VowelTask,
     make_policy,
@@ -333,24 +335,6 @@ def test_attempts_that_were_cut_off_have_no_part_in_the_loss(tmp_path: Path, mon
 
 
 # Interruption.
-
-
-class Stop(Exception):
-    """A crash, as far as anyone can tell."""
-
-
-class FailingSampler(ToySampler):
-    """Crashes when asked for the so-many-th time."""
-
-    def __init__(self, model: torch.nn.Module, at: int) -> None:
-        super().__init__(model)
-        self.left = at
-
-    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-        return super().sample(prompts, decoding)
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes], dict[str, torch.Tensor]]:

@@ -15,6 +15,8 @@ import torch
 from toy_policies import (
     FORMAT,
     TOKENIZER,
+    FailingSampler,
+    Stop,
     ToySampler,
     VowelTask,
     make_policy,
@@ -131,24 +133,6 @@ def test_logits_beyond_the_tokens_are_left_out() -> None:
     assert losses[0][0].loss.item() == pytest.approx(losses[1][0].loss.item(), rel=1e-5)
     assert losses[0][0].targets == losses[1][0].targets == 4  # what does not count has no part in it
     assert logits_of(policy.model, stack([maker.of_text("b\n", "=a.")]))[0].shape[0] == 4
-
-
-class Stop(Exception):
-    """A crash, as far as anyone can tell."""
-
-
-class FailingSampler(ToySampler):
-    """Crashes when asked for the so-many-th time."""
-
-    def __init__(self, model: torch.nn.Module, at: int) -> None:
-        super().__init__(model)
-        self.left = at
-
-    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-        return super().sample(prompts, decoding)
 
 
 def test_a_run_that_was_killed_goes_on_exactly(tmp_path: Path) -> None:

@@ -101,6 +101,24 @@ class ToySampler:
         return logits[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])].float()
 
 
+class Stop(Exception):
+    """A crash, as far as anyone can tell."""
+
+
+class FailingSampler(ToySampler):
+    """Crashes when asked for the so-many-th time."""
+
+    def __init__(self, model: torch.nn.Module, at: int) -> None:
+        super().__init__(model)
+        self.left = at
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+        return super().sample(prompts, decoding)
+
+
 def _draw(log_p: torch.Tensor, decoding: Decoding, generator: torch.Generator) -> int:
     if decoding.temperature == 0:
         return int(log_p.argmax())
