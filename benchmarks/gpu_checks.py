@@ -56,14 +56,15 @@ def inputs_of(case: Case, device: torch.device, heads: int) -> dict[str, Any]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
+    written = rule.writes * T
     given: dict[str, Any] = {
         "q": F.normalize(normal(B, T, H, D), dim=-1).to(case.dtype),
-        "k": F.normalize(normal(B, T, H, D), dim=-1).to(case.dtype),
-        "v": normal(B, T, H, D).to(case.dtype),
-        "step_size": torch.sigmoid(normal(B, T, H)) * (0.5 if rule.linear else 0.05),
+        "k": F.normalize(normal(B, written, H, D), dim=-1).to(case.dtype),
+        "v": normal(B, written, H, D).to(case.dtype),
+        "step_size": torch.sigmoid(normal(B, written, H)) * (0.5 if rule.linear else 0.05),
     }
     if rule.momentum:
-        given["log_momentum"] = F.logsigmoid(normal(B, T, H))
+        given["log_momentum"] = F.logsigmoid(normal(B, written, H))
     if rule.retention != "none":
         channels = (rule.decay_channels(D, D),) if rule.retention == "channel" else ()
         given["log_decay"] = F.logsigmoid(normal(B, T, H, *channels) + 3)
@@ -90,12 +91,17 @@ def read(case: Case, given: dict[str, Any], backend: str, whole: bool = False) -
         mask = mask.to(given["q"].device)
     state, reads = None, []
     for start, stop in zip((0, *cuts), (*cuts, T), strict=True):
-        piece = {n: x[:, start:stop] if n in PER_TOKEN else x for n, x in given.items()}
+        piece = {n: _of_tokens(x, T, start, stop) if n in PER_TOKEN else x for n, x in given.items()}
         part = None if mask is None else mask[:, start:stop]
         options: dict[str, Any] = {"state": state, "mask": part, "backend": backend, **case.options}
         reads.append(memorize(case.rule, **piece, **options))
         state = reads[-1].state
     return reads
+
+
+def _of_tokens(x: Tensor, T: int, start: int, stop: int) -> Tensor:
+    """What some of T tokens have: once each, or once for each of their writes."""
+    return x.unflatten(1, (T, -1))[:, start:stop].flatten(1, 2)
 
 
 def errors_of(case: Case, device: torch.device, backend: str, heads: int) -> tuple[dict[str, float], str]:
