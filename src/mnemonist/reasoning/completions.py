@@ -176,10 +176,7 @@ def read(model: nn.Module, batch: Batch, temperature: float = 1.0, *, entropy: b
     logits_NV, asked_BT = logits_of(model, batch, temperature)
     log_probs_N = -F.cross_entropy(logits_NV, batch["targets"][asked_BT], reduction="none")
     blank_BT = log_probs_N.new_zeros(asked_BT.shape)
-    entropy_BT = None
-    if entropy:
-        with torch.no_grad():
-            entropy_BT = blank_BT.masked_scatter(asked_BT, entropies(logits_NV))
+    entropy_BT = blank_BT.masked_scatter(asked_BT, entropies(logits_NV)) if entropy else None
     return Opinion(blank_BT.masked_scatter(asked_BT, log_probs_N), asked_BT.to(log_probs_N.dtype), entropy_BT)
 
 

@@ -53,6 +53,7 @@ class TokenTeacher:
                 f"round {round_.name} asks its teacher about every token, which only a model in this process tells; "
                 "name one with --teacher"
             )
+        asked.model.to(next(policy.model.parameters()).device)
         self._asked, self._temperature, self._beta = asked, round_.decoding.temperature, round_.divergence
         if asked.tokenizer.encode(PROBE) != text_tokenizer(policy.tokenizer).encode(PROBE):
             raise UserError(
@@ -90,7 +91,7 @@ class TokenTeacher:
         return stack(rows) | {TEACHER + name: shown[name] for name in ("tokens", "attention", "targets")}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[LossSum, Tensor]:
-        """The divergence of every token, and sums of entropies and of divergences."""
+        """The divergence of every token at the temperature of the attempts, and sums of entropies and divergences."""
         logits_NV, asked_BT = logits_of(model, batch, self._temperature)
         given = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
         with torch.no_grad(), evaluating(self._asked.model):
