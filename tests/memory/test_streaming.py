@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -227,6 +229,23 @@ def test_selected_rows_read_on_as_they_would_have(rule):
     read = memorize(rule, **chosen, state=state.select(rows))
     torch.testing.assert_close(read.y, together.y[rows], rtol=1e-10, atol=1e-10)
     assert_same_state(read.state, together.state.select(rows), 1e-10)
+
+
+@each_rule
+def test_packed_sequences_are_read_as_if_each_were_alone(rule):
+    inputs = make_inputs(rule, B=1, T=18, K=4, V=4)
+    borders = (0, 3, 3, 11, 18)
+    packed = memorize(rule, **inputs, cu_seqlens=torch.tensor(borders))
+    for n, (start, stop) in enumerate(itertools.pairwise(borders)):
+        mine = packed.state.select(torch.tensor([n]))
+        if start == stop:
+            assert_bit_equal_state(mine, MemoryState.fresh(rule, start_of(rule, inputs), 1))
+            continue
+        alone = memorize(rule, **span(inputs, start, stop))
+        torch.testing.assert_close(packed.y[0, start:stop], alone.y[0], rtol=1e-10, atol=1e-10)
+        assert_same_state(mine, alone.state, 1e-10)
+        for name, values in surprise_of(alone).items():
+            torch.testing.assert_close(surprise_of(packed)[name][0, start:stop], values[0], rtol=1e-10, atol=1e-10)
 
 
 @each_rule
