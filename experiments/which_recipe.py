@@ -17,8 +17,8 @@ from mnemonist.evals.results import Result
 from mnemonist.intervals import interval
 
 PAGE = Path(__file__).parent.parent / "docs" / "which-recipe.md"
-JOURNEY, SCALING, REST_EM, GRPO, CHAT = (
-    study_of(name) for name in ("journey", "scaling", "rest_em", "grpo", "small_chat")
+JOURNEY, SCALING, REST_EM, GRPO, CHAT, TAUGHT = (
+    study_of(name) for name in ("journey", "scaling", "rest_em", "grpo", "small_chat", "on_policy_distil")
 )
 ABOUT = (
     "Means and 95% intervals of the seeds (Student's t); differences are paired by seed, and bold where the interval "
@@ -111,7 +111,7 @@ def stepped(arm: str, when: str, n: int, which: str = "accuracy") -> Side:
 
 def said(way: str, terms: int) -> Side:
     """Of the pretrained chat model."""
-    return Side(next(iter(CHAT.arms)), at(way=way, terms=terms))
+    return Side("smollm2", at(way=way, terms=terms))
 
 
 THREE, FOUR = NUMBERS
@@ -162,6 +162,14 @@ COMPARISONS = (
         said("distilled", 2), said("question first", 2),
     ),
     Comparison("ReST-EM after them", "before it", "sums of 4 terms", CHAT, said("ReST-EM", 4), said("distilled", 4)),
+    Comparison(
+        "a teacher's right texts at 192 problems", "24 solutions before", "sums of 4 terms", TAUGHT,
+        said("texts", 4), said("student", 4),
+    ),
+    Comparison(
+        "own attempts, tokens judged by the teacher", "its texts", "sums of 4 terms", TAUGHT,
+        said("own, reverse", 4), said("texts", 4),
+    ),
 )  # fmt: skip
 
 
