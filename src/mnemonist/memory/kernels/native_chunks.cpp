@@ -85,7 +85,9 @@ struct Work {
   const uint8_t* valid;                      // [B, T], or null
   const int64_t *begins, *ends;              // [B]: where in a chunk a row begins, and the column after its last token
   const void* target[MOST_LAYERS];           // [H, D_in, D_out] each
-  void *weights[MOST_LAYERS], *moving[MOST_LAYERS], *anchor[MOST_LAYERS];  // [N, D_in, D_out], read and written
+  const void *found[MOST_LAYERS], *found_moving[MOST_LAYERS];  // [N, D_in, D_out]: weights, momentum before the first
+  void *weights[MOST_LAYERS], *moving[MOST_LAYERS];       // as they are after each chunk
+  void *anchor[MOST_LAYERS];                              // read and written
   void* y;                                   // [B, T, H, V]: the memory's answers to the queries
   void *loss, *gradient_norm;                // [B, T, H], or null
 
@@ -274,8 +276,8 @@ template <typename T> class Reader : Place<T> {
     for (int g = 0; g < w.G; ++g) {
       this->enter(g, n);
       for (int i = 0; i < L && !g; ++i) {
-        if (w.start[i]) std::copy_n(own(w.weights, i), numbers(i), started(w.start, i));
-        if (w.start_moving[i]) std::copy_n(own(w.moving, i), numbers(i), started(w.start_moving, i));
+        if (w.start[i]) std::copy_n(weights(i), numbers(i), started(w.start, i));
+        if (w.start_moving[i]) std::copy_n(moving(i), numbers(i), started(w.start_moving, i));
       }
       chunk(g);
     }
@@ -330,12 +332,17 @@ template <typename T> class Reader : Place<T> {
     if (w.gradient_norm) norms();
     ask();
     if (fresh && (g + 1 == w.G || !this->is_fresh(g + 1)))
-      for (int i = 0; i < L; ++i) std::copy_n(own(w.weights, i), numbers(i), own(w.anchor, i));
+      for (int i = 0; i < L; ++i) std::copy_n(weights(i), numbers(i), own(w.anchor, i));
     write(g);
   }
 
   // The weights that this chunk takes its gradients at.
-  const T* taken_at(int i) const { return fresh ? own(w.weights, i) : own(w.anchor, i); }
+  const T* taken_at(int i) const { return fresh ? weights(i) : own(w.anchor, i); }
+
+  // What this chunk finds: in the first one what was given, which stays as it is.
+  const T* weights(int i) const { return begins() ? at(w.found[i], n * numbers(i)) : own(w.weights, i); }
+  const T* moving(int i) const { return begins() ? at(w.found_moving[i], n * numbers(i)) : own(w.moving, i); }
+  bool begins() const { return index < static_cast<long>(w.B) * w.H; }
 
   void norms() {
     for (int t = 0; t < c; ++t) {
@@ -355,10 +362,10 @@ template <typename T> class Reader : Place<T> {
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
       const T *x = i ? seen[i].data() : k.data(), *d = errors[i].data();
-      const T* part[3] = {own(w.weights, i)};
+      const T* part[3] = {weights(i)};
       int parts = 1;
       if (w.targets) part[parts++] = target(i);
-      if (w.momentum) part[parts++] = own(w.moving, i);
+      if (w.momentum) part[parts++] = moving(i);
       for (int p = 0; p < parts; ++p) {
         Scale<T> scale;
         scale.row = this->base_row(p, this->read_row()), scale.add = p > 0;
@@ -387,19 +394,19 @@ template <typename T> class Reader : Place<T> {
   void write(int g) {
     for (int i = 0; i < L; ++i) {
       const int in = w.sizes[i], out = w.sizes[i + 1];
-      T *m = own(w.weights, i), *s = w.momentum ? own(w.moving, i) : nullptr;
+      const T *m = weights(i), *s = w.momentum ? moving(i) : nullptr;
       const T *x = i ? seen[i].data() : k.data(), *d = errors[i].data();
       Scale<T> scale;
       scale.sign = -1, scale.inner = this->shares_row(c), scale.copy = next(g, w.start, i);
       scale.plus(m, *this->base_row(0, c));
       if (w.targets) scale.plus(target(i), *this->base_row(1, c));
       if (s) scale.plus(s, *this->base_row(P - 1, c));
-      transposed_times(c, in, out, x, d, m, scale);
+      transposed_times(c, in, out, x, d, own(w.weights, i), scale);
       if (!s) continue;
-      Scale<T> moving;
-      moving.sign = -1, moving.inner = this->writes_row(c), moving.copy = next(g, w.start_moving, i);
-      moving.plus(s, this->left[c]);
-      transposed_times(c, in, out, x, d, s, moving);
+      Scale<T> writes;
+      writes.sign = -1, writes.inner = this->writes_row(c), writes.copy = next(g, w.start_moving, i);
+      writes.plus(s, this->left[c]);
+      transposed_times(c, in, out, x, d, own(w.moving, i), writes);
     }
   }
 };

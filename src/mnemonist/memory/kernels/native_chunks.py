@@ -40,7 +40,8 @@ class _Work(native.Structure):
         *((name, ctypes.c_double) for name in ("huber_delta", "norm_eps", "longest")),
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "step_size", "log_momentum", "log_decay")),
         *((name, ctypes.c_void_p) for name in ("valid", "begins", "ends")),
-        *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("target", "weights", "moving", "anchor")),
+        *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("target", "found", "found_moving")),
+        *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("weights", "moving", "anchor")),
         *((name, ctypes.c_void_p) for name in ("y", "loss", "gradient_norm")),
         *((name, ctypes.c_void_p * MOST_LAYERS) for name in ("start", "start_moving", "before", "sent", "asked")),
         ("first_anchor", ctypes.c_void_p * MOST_LAYERS),
@@ -170,8 +171,11 @@ class _ReadChunks(torch.autograd.Function):
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         of_memories, v = layout.groups(tensors)[1], tensors[2]
         work = layout.work(tensors)
+        for name, of in (("found", "weights"), ("found_moving", "moving")):
+            native.point(getattr(work, name), of_memories.get(of, ()))
+        new = {"weights", "moving"} if work.G else set()
         # Where a chunk begins with the piece, nobody reads the anchor that was before.
-        new = {"anchor"} if layout.place.valid is None and not layout.place.phase and work.T else set()
+        new |= {"anchor"} if layout.place.valid is None and not layout.place.phase and work.T else set()
         state = {
             name: [torch.empty_like(w) if name in new else w.clone() for w in group]
             for name, group in of_memories.items()
