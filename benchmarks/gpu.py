@@ -133,15 +133,19 @@ def check(bench: Bench) -> None:
 def tokens(bench: Bench, rule: MemoryRule, batch: int, dim: int, length: int, graph: bool) -> dict[str, Any]:
     """Tokens in bfloat16 with gates in float32, as layers under mixed precision make them."""
     H, device = bench.sizes.heads, bench.device
-    shape = (batch, length, H)
+    shape, written = (batch, length, H), (batch, rule.writes * length, H)
 
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(*size, device=device)
 
-    given: dict[str, Any] = {n: F.normalize(normal(*shape, dim), dim=-1).bfloat16() for n in ("q", "k")}
-    given |= {"v": normal(*shape, dim).bfloat16(), "step_size": torch.rand(shape, device=device) * 0.01}
+    given: dict[str, Any] = {
+        "q": F.normalize(normal(*shape, dim), dim=-1).bfloat16(),
+        "k": F.normalize(normal(*written, dim), dim=-1).bfloat16(),
+        "v": normal(*written, dim).bfloat16(),
+        "step_size": torch.rand(written, device=device) * 0.01,
+    }
     if rule.momentum:
-        given["log_momentum"] = F.logsigmoid(normal(*shape) + 2)
+        given["log_momentum"] = F.logsigmoid(normal(*written) + 2)
     if rule.retention != "none":
         channels = (rule.decay_channels(dim, dim),) if rule.retention == "channel" else ()
         given["log_decay"] = F.logsigmoid(normal(*shape, *channels) + 4)
