@@ -161,7 +161,7 @@ def reading(bench: Bench, rule: MemoryRule, dim: int, back: bool, backend: str) 
     def make(batch: int) -> Work:
         given = tokens(bench, rule, batch, dim, bench.sizes.tokens, back)
         leaves = [x for x in [*given.values(), *given["initial"]] if isinstance(x, torch.Tensor)]
-        outer = torch.randn_like(given["v"])
+        outer = torch.randn_like(given["q"])  # as many as answers, and as wide
 
         def work() -> None:
             with torch.set_grad_enabled(back):
@@ -312,7 +312,7 @@ def linear_speed(bench: Bench) -> None:
         def make(batch: int) -> Work:
             given = tokens(bench, RULES["gated-deltanet"], batch, sizes.dim, sizes.tokens, back)
             start = given.pop("initial")[0].detach().expand(batch, -1, -1, -1).contiguous()
-            outer = torch.randn_like(given["v"])
+            outer = torch.randn_like(given["q"])  # as many as answers, and as wide
             named = {"g": given.pop("log_decay"), "beta": given.pop("step_size"), **given}
 
             def work() -> None:
