@@ -20,6 +20,7 @@ from toy_policies import (
     VowelTask,
     make_policy,
     problems_of,
+    records,
     speller,
     with_changes,
 )
@@ -62,10 +63,6 @@ def accuracy(policy: Policy, temperature: float = 0.0) -> float:
     prompts = [FORMAT.prompt(problem.question) for problem in asked]
     attempts = policy.sampler.sample(prompts, replace(SHORT, temperature=temperature, seed=11))
     return measure([proposing.weigh(asked, attempts, TASK, FORMAT)])["accuracy"]
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from toy_policies import (
     VowelTask,
     make_policy,
     problems_of,
+    records,
     speller,
     speller_weights,
     with_changes,
@@ -66,10 +66,6 @@ def run(
     resume: bool = False,
 ) -> Learned:
     return learn(round_, policy or speller(), material, folder, config, resume=resume, progress=False)
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr-grpo", "dapo", "lite-ppo", "gspo"])

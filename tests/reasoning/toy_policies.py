@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,6 +227,11 @@ def speller(dropout: float = 0.0) -> Policy:
 
 def problems_of(task: Any, count: int, split: Split = "train") -> list[Problem]:
     return [task.problem(split, task.difficulties[0], index) for index in range(count)]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What was measured at each step, or iteration, of a round."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def with_changes(**changes: Any) -> TrainingConfig:

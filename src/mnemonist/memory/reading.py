@@ -516,6 +516,6 @@ def _surprise(rule: MemoryRule, trace: Trace, gates: Gates) -> Surprise:
         of_tokens(trace.loss, lambda x: x.sum(2)),
         of_tokens(trace.gradient_norm, lambda x: x.norm(dim=2)),
         of_tokens(gates.step_size, lambda x: x.mean(2)),
-        None if gates.log_momentum is None else of_tokens(gates.log_momentum.exp(), lambda x: x.mean(2)),
+        None if gates.log_momentum is None else of_tokens(gates.log_momentum.detach().exp(), lambda x: x.mean(2)),
         decay.mean(-1) if decay is not None and decay.dim() == 4 else decay,
     )

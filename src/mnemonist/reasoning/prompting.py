@@ -166,14 +166,21 @@ class InContext:
         """What tables and ledgers call it."""
         return f"{self.sampler.name}, asked in {self.shown.name}"
 
+    def as_shown(self, prompt: str) -> str:
+        """What the sampler reads where it is asked a prompt.
+
+        Raises:
+            UserError: the prompt is not of the format.
+        """
+        return self.shown.prompt(self.format.question_in(prompt))
+
     def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Ledger | None = None) -> list[Attempt]:
         """One attempt for each prompt, see `Sampler`; without the tokens of the prompt, which are those of another.
 
         Raises:
             UserError: a prompt is not of the format, or the sampler fails.
         """
-        shown = [self.shown.prompt(self.format.question_in(prompt)) for prompt in prompts]
-        attempts = self.sampler.sample(shown, decoding, ledger)
+        attempts = self.sampler.sample([self.as_shown(prompt) for prompt in prompts], decoding, ledger)
         return [
             replace(attempt, prompt=prompt, prompt_ids=()) for prompt, attempt in zip(prompts, attempts, strict=True)
         ]

@@ -72,10 +72,9 @@ class TokenTeacher:
         rows, self._prompts = [], {}
         for one in (one for group in groups for one in group):
             row = self._maker.of_attempt(one.attempt)
-            prompt = one.attempt.prompt
-            if self._context is not None:
-                prompt = self._context.shown.prompt(self._context.format.question_in(prompt))
-            self._prompts[row.prompt] = tuple(self._asked.tokenizer.encode(prompt))
+            if row.prompt not in self._prompts:
+                prompt = one.attempt.prompt if self._context is None else self._context.as_shown(one.attempt.prompt)
+                self._prompts[row.prompt] = tuple(self._asked.tokenizer.encode(prompt))
             length, most = len(self._prompts[row.prompt]) + len(row.completion), self._asked.max_positions
             if most is not None and length > most:
                 raise UserError(
