@@ -41,6 +41,8 @@ def per_layer(gate: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
     """Read one row of T tokens without padding; returns y, M, S, losses, gradient norms."""
+    if rule.step == "optimum":
+        return fit_one_row(rule, q, k, v, step_size, log_decay, initial[0])
     M = [w.clone() for w in initial]
     S = [torch.zeros_like(w) for w in initial]
     ys, losses, norms = [], [], []
@@ -73,6 +75,34 @@ def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
         losses.append(of_token)
         norms.append(squares.sqrt())
     return torch.stack(ys), M, S, torch.stack(losses), torch.stack(norms)
+
+
+def fit_one_row(rule, q, k, v, step_size, log_decay, initial):
+    """The same of a memory at its optimum: before and after every token, a least squares fit to all that was read."""
+
+    def fit(weights):  # of the writes so far, [W, H]; the ridge is K more rows of ones on a diagonal
+        H, K, _ = initial.shape
+        eye = rule.ridge**0.5 * torch.eye(K, dtype=initial.dtype).expand(H, K, K)
+        keys = torch.cat([weights.T.sqrt()[..., None] * k[: len(weights)].transpose(0, 1), eye], dim=1)
+        values = torch.cat([weights.T.sqrt()[..., None] * v[: len(weights)].transpose(0, 1), eye @ initial], dim=1)
+        return torch.linalg.lstsq(keys, values).solution
+
+    weights = step_size[:0]
+    M, ys, losses, norms = fit(weights), [], [], []
+    for t in range(q.shape[0]):
+        met, of_token, squares = M, 0, 0
+        for s in range(t * rule.writes, (t + 1) * rule.writes):
+            error = torch.einsum("hk,hkv->hv", k[s], M) - v[s]
+            of_token = of_token + (error**2).sum(-1) / 2
+            squares = squares + (error**2).sum(-1) * (k[s] ** 2).sum(-1)
+            if log_decay is not None and s == t * rule.writes:
+                weights = weights * log_decay[t].exp()
+            weights = torch.cat([weights, step_size[s : s + 1]])
+            M = fit(weights)
+        ys.append(torch.einsum("hk,hkv->hv", q[t], M if rule.read_at == "after" else met))
+        losses.append(of_token)
+        norms.append(squares.sqrt())
+    return torch.stack(ys), [M], [], torch.stack(losses), torch.stack(norms)
 
 
 def make_inputs(rule, *, B=2, T=21, H=2, K=5, V=5, seed=0, dtype=torch.float64, scale=1.0):

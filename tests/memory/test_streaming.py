@@ -166,10 +166,14 @@ def test_padding_is_a_no_op_whatever_stands_there(rule, stream):
 
 
 def start_of(rule, inputs):
-    """Initial weights as the state holds them: one more output channel under a denominator."""
-    if not rule.denominator:
-        return inputs["initial"]
-    return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in inputs["initial"]]
+    """Initial weights as the state holds them: one more output channel under a denominator; sums of an optimum."""
+    if rule.denominator:
+        return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in inputs["initial"]]
+    if rule.step == "optimum":
+        (w,) = inputs["initial"]
+        eye = torch.eye(w.shape[1], dtype=w.dtype).expand(w.shape[0], -1, -1)
+        return [torch.cat([rule.ridge * w, rule.ridge * eye], dim=-1)]
+    return inputs["initial"]
 
 
 @pytest.mark.parametrize("backend", ["auto", "recurrent"])

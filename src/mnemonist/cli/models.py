@@ -95,6 +95,8 @@ def _shape(rule: MemoryRule) -> str:
 
 
 def _steps(rule: MemoryRule) -> str:
+    if rule.step == "optimum":
+        return f"to the optimum, ridge {rule.ridge:g}"
     where = {
         "previous": "at each token",
         "decayed": "at each token, after forgetting",

@@ -41,6 +41,7 @@ CANDIDATES: Mapping[str, Candidate] = {
     "kda": Candidate("KDA", "lmm", "kda"),
     "deltaproduct": Candidate("DeltaProduct, 2 writes", "lmm", "deltaproduct"),
     "gated-deltaproduct": Candidate("Gated DeltaProduct, 2 writes", "lmm", "gated-deltaproduct"),
+    "mesa": Candidate("Mesa", "lmm", "mesa"),
     "ttt-linear": Candidate("TTT-linear", "lmm", "ttt-linear"),
     "ttt-mlp": Candidate("TTT-MLP", "lmm", "ttt-mlp"),
     "titans-linear": Candidate("Titans, linear memory", "lmm", "titans-linear"),

@@ -18,10 +18,12 @@ from mnemonist.memory.eager import eager
 from mnemonist.memory.exact import read_exact
 from mnemonist.memory.feature_map_table import FEATURE_MAPS
 from mnemonist.memory.feature_maps import build_feature_map
+from mnemonist.memory.least_squares import minimum
 from mnemonist.memory.network import answer
+from mnemonist.memory.optimum import read_optimum
 from mnemonist.memory.recurrent import read_recurrent
 from mnemonist.memory.rule import MemoryRule, find_rule
-from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
+from mnemonist.memory.state import MemoryState, as_kept, initial_weights
 from mnemonist.memory.stream import Gates, Trace, among_writes
 
 Backend = Literal["auto", "recurrent", "chunked", "exact", "fla", "triton"]
@@ -155,7 +157,7 @@ def memorize(
         if rule.denominator:
             # Summing up phi(k) is writing the value 1: one more output channel.
             values = torch.cat([values, torch.ones_like(values[..., :1])], dim=-1)
-            weights = with_denominator(weights)
+        weights = as_kept(rule, weights)
         if state is None:
             state = MemoryState.fresh(rule, weights, B)
         _check_state(rule, state, weights, B)
@@ -201,7 +203,8 @@ def recall(
     with _full_precision(q.device):
         phi = _feature_map(rule, feature_map, q)
         queries = phi(q.to(weights[0].dtype)).transpose(1, 2)
-        y = answer(rule, lambda i, z: z @ weights[i], queries).transpose(1, 2)
+        asked = [minimum(w) for w in weights] if rule.step == "optimum" else weights
+        y = answer(rule, lambda i, z: z @ asked[i], queries).transpose(1, 2)
         return _normalised(rule, y).to(q.dtype)
 
 
@@ -287,7 +290,8 @@ def _read(
         from mnemonist.memory.kernels.flash_linear_attention import read_fla
 
         return *read_fla(*tokens, gates, weights, state, mask, operand), None
-    reader = read_exact if chosen == "exact" else read_chunked
+    by_chunk = read_optimum if state.rule.step == "optimum" else read_exact
+    reader = by_chunk if chosen == "exact" else read_chunked
     return reader(*tokens, gates, weights, state, mask, surprise)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mnemonist.memory.least_squares import minimum
 from mnemonist.memory.network import answer, inner_gradient, inner_loss
+from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace
 
@@ -47,8 +49,11 @@ def read_recurrent(
             begins = (phase == 0)[:, None, None, None]
             anchor = [torch.where(begins, m, a) for m, a in zip(M, anchor, strict=True)]
         point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
-        gradient = inner_gradient(rule, point, k, v)
-        steps = [-theta * (x.mT @ d) for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
+        gradient = inner_gradient(rule, _network(rule, point), k, v)
+        if rule.step == "optimum":  # M are sums, and every token is summed up, whatever the gradient
+            steps = [theta * (k.mT @ torch.cat([v, k], dim=-1))]
+        else:
+            steps = [-theta * (x.mT @ d) for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
 
         if gates.log_momentum is not None:
             eta = gates.log_momentum[:, t, :, None, None].exp()
@@ -56,7 +61,7 @@ def read_recurrent(
             S = _where(real, steps, S)
         met, M = M, _where(real, [m + step for m, step in zip(kept, steps, strict=True)], M)
 
-        asked = M if rule.read_at == "after" else met
+        asked = _network(rule, M if rule.read_at == "after" else met)
         y = answer(rule, lambda i, z, M=asked: z @ M[i], q)  # type: ignore[misc]
         answers.append(y if real is None else y * real)
         losses.append(inner_loss(rule, gradient.output, v))
@@ -72,6 +77,11 @@ def read_recurrent(
     y_BTHV = torch.cat(answers, dim=2).transpose(1, 2)
     trace = Trace(*(torch.cat(x, dim=2).transpose(1, 2) for x in (losses, norms)))
     return y_BTHV, MemoryState(rule, tuple(M), tuple(S), tuple(anchor), phase), trace
+
+
+def _network(rule: MemoryRule, weights: list[Tensor]) -> list[Tensor]:
+    """The memory that the weights of a state stand for."""
+    return [minimum(sums) for sums in weights] if rule.step == "optimum" else weights
 
 
 def _per_layer(decay: Tensor, sizes: list[int]) -> list[Tensor]:

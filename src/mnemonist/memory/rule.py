@@ -9,7 +9,9 @@ Every model of this family reads a stream of keys and values with the same loop
 and differs only in the *shape* of ``M``, in what it is asked to get right (the *objective* ``l``), in how it
 *steps* (momentum; at which ``M`` the gradient is taken), in what it *forgets*, and in the *feature map* through
 which it sees keys and queries. A token that writes several times steps once for each of its keys, forgets before the
-first of these steps and is answered after the last. A `MemoryRule` names these choices; a paper is a row of `RULES`.
+first of these steps and is answered after the last. A memory that steps to the *optimum* takes no gradient: it is at
+every token the minimum of all that it has read (`least_squares`). A `MemoryRule` names these choices; a paper is a row
+of `RULES`.
 
 This module needs no torch, so the command line can list the rules at once.
 """
@@ -29,6 +31,7 @@ from mnemonist.memory.feature_map_table import FEATURE_MAPS, feature_dim
 
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 Objective = Literal["dot", "l2", "huber"]
+Step = Literal["gradient", "optimum"]
 Retention = Literal["none", "head", "channel"]
 DecayTarget = Literal["zero", "initial"]
 GradientPoint = Literal["previous", "decayed", "chunk"]
@@ -63,6 +66,11 @@ class MemoryRule:
     """Inner loss summed over value channels: dot -<M(k), v>; l2 1/2 |M(k) - v|^2; huber, per channel."""
     huber_delta: float = 1.0
     """Where the Huber loss turns from quadratic to linear."""
+    step: Step = "gradient"
+    """Where a write takes the memory: down the gradient of one loss; or to the optimum, the minimum of the losses of all
+    that was read, each times its step size and what is left of it, plus ``ridge / 2 |M - M_0|^2``."""
+    ridge: float = 0.25
+    """How strongly an optimum is held to the initial weights."""
     momentum: bool = False
     """Carry past surprise on: S_t = eta_t S_{t-1} - theta_t grad."""
     retention: Retention = "none"
@@ -129,6 +137,10 @@ class MemoryRule:
             feature_dim(self.feature_map, 1, features=self.features)  # complains of the number
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise ValueError(f"scale is {self.scale}; it must be a positive number, or left out for 1/sqrt(D).")
+        if not 0 < self.ridge < math.inf:
+            raise ValueError(f"ridge is {self.ridge}; it must be a positive number.")
+        if self.step == "optimum":
+            self._check_optimum()
         if self.residual and self.feature_map is not None:
             raise ValueError(
                 "residual and feature_map exclude each other: mapped keys no longer have the width of values."
@@ -155,6 +167,19 @@ class MemoryRule:
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
 
+    def _check_optimum(self) -> None:
+        needs = "step is optimum, which needs"
+        if not self.linear or self.objective != "l2":
+            raise ValueError(f"{needs} a linear memory with the l2 objective: of others nobody knows the minimum.")
+        if self.momentum:
+            raise ValueError(f"{needs} momentum off: there is no gradient to carry on.")
+        if self.gradient_at != "previous":
+            raise ValueError(f"{needs} gradient_at previous, not {self.gradient_at}: no gradient is taken.")
+        if self.retention == "channel":
+            raise ValueError(f"{needs} retention none or head: what forgets by channel has no such minimum.")
+        if self.retention == "head" and self.decay_to == "zero":
+            raise ValueError(f"{needs} decay_to initial: the pull to the initial weights is never forgotten.")
+
     @property
     def linear(self) -> bool:
         """Whether the memory is one bare matrix."""
@@ -167,7 +192,7 @@ class MemoryRule:
 
     @property
     def solvable(self) -> bool:
-        """Whether the errors of a chunk solve a triangular system (or need none): the exact path applies."""
+        """Whether the errors of a chunk solve a triangular system, or need none: the exact path applies."""
         return self.linear and self.per_token and self.objective in ("l2", "dot")
 
     @property
@@ -216,6 +241,7 @@ class MemoryRule:
 _CHOICES: dict[str, Any] = {
     "activation": Activation,
     "objective": Objective,
+    "step": Step,
     "retention": Retention,
     "decay_to": DecayTarget,
     "gradient_at": GradientPoint,
@@ -284,6 +310,14 @@ _ROWS = (
         retention="head",
         gradient_at="decayed",
         writes=2,
+    ),
+    MemoryRule(
+        name="mesa",
+        source="von Oswald et al. 2025 (arXiv 2506.05233), the least squares of all that was read; one ridge for all "
+        "channels is ours",
+        step="optimum",
+        retention="head",
+        decay_to="initial",
     ),
     MemoryRule(
         name="ttt-linear",

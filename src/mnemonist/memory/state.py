@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mnemonist.errors import UserError
+from mnemonist.memory.least_squares import sums_of
 from mnemonist.memory.network import ACTIVATION_GAIN
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.tensors import load_tensors, save_tensors
@@ -28,7 +29,8 @@ class MemoryState:
 
     rule: MemoryRule
     weights: tuple[Tensor, ...]
-    """``M``: per layer ``[B, H, D_in, D_out]``; with a denominator the last output column sums up phi(k)."""
+    """``M``: per layer ``[B, H, D_in, D_out]``; with a denominator the last output column sums up phi(k). Of a memory at
+    its optimum, the sums that it is the solution of, ``[B, H, K, V + K]`` (`least_squares`)."""
     momentum: tuple[Tensor, ...] = ()
     """``S``: like ``weights``; empty if the rule has no momentum."""
     anchor: tuple[Tensor, ...] = ()
@@ -148,9 +150,15 @@ class MemoryState:
             raise UserError(f"{path} cannot be used: {error}") from error
 
 
-def with_denominator(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Weights with one more output channel, at first zero, that counts keys."""
-    return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+def as_kept(rule: MemoryRule, weights: Sequence[Tensor]) -> list[Tensor]:
+    """``M_0`` as a state keeps it: with a denominator there is one more output channel, at first zero, that counts keys;
+    of an optimum there are sums, in which it stands as if it had been read.
+    """
+    if rule.denominator:
+        return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]
+    if rule.step == "optimum":
+        return [sums_of(rule, w) for w in weights]
+    return list(weights)
 
 
 def initial_weights(

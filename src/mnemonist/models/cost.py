@@ -5,7 +5,8 @@ counted in matrix products, two operations a multiply-add; elementwise work is l
 cost beyond their products. A memory with weights of ``P`` numbers pays per token and head, in units of ``P``: 2 for its
 answer to the key, 2 for the error sent back through all layers but the first, 2 for each thing written (M, and S if
 there is momentum) and 2 for each thing read (M, S, and what it decays to); and within its chunk ``2 C (D_in + D_out)``
-a layer for the writes that are not in the weights yet. A token that writes several times pays all of it each time.
+a layer for the writes that are not in the weights yet. A token that writes several times pays all of it each time. A
+memory at its optimum pays for its sums as for values that are wider by its keys, and for each step of the search for an answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mnemonist.memory import least_squares
 from mnemonist.models.attention import CausalAttention
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.context import MemoryContext
@@ -95,6 +97,8 @@ def _attention_flops(attention: CausalAttention, seen: float) -> int:
 def memory_flops(layer: NeuralMemory) -> int:
     """Operations per token that the memories of a layer learn and answer with, its projections left out."""
     rule = layer.rule
+    if rule.step == "optimum":
+        return rule.writes * _optimum_flops(*layer.initial[0].shape)
     shapes = [weight.shape for weight in layer.initial]
     products = sum(weight.numel() for weight in layer.initial)
     first = layer.initial[0].numel()
@@ -107,6 +111,13 @@ def memory_flops(layer: NeuralMemory) -> int:
     if rule.solvable or not rule.per_token:
         flops += sum(2 * rule.chunk_size * heads * (d_in + d_out) for heads, d_in, d_out in shapes)
     return rule.writes * flops
+
+
+def _optimum_flops(heads: int, key_dim: int, value_dim: int) -> int:
+    sums = key_dim * (value_dim + key_dim)
+    search = least_squares.STEPS * (2 * key_dim * key_dim + 2 * least_squares.CHUNK * key_dim)  # two products, and scores
+    in_chunk = least_squares.CHUNK * (2 * key_dim + value_dim)
+    return 2 * heads * (2 * sums + in_chunk + search)
 
 
 def empty_model(config: ModelConfig) -> LanguageModel:

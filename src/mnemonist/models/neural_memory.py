@@ -30,7 +30,7 @@ from mnemonist.memory.kernels import native_streams, triton_layers
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
-from mnemonist.memory.state import MemoryState, initial_weights, with_denominator
+from mnemonist.memory.state import MemoryState, as_kept, initial_weights
 from mnemonist.models.normalisation import RMSNorm, gated_norms, wide
 from mnemonist.models.state import StreamState
 
@@ -201,9 +201,7 @@ class NeuralMemory(nn.Module):
 
     def initial_state(self, x_BTE: Tensor) -> NeuralMemoryState:
         """The state before the first token, for the rows of ``x``."""
-        weights = [wide(weight) for weight in self.initial]
-        if self.rule.denominator:
-            weights = with_denominator(weights)
+        weights = as_kept(self.rule, [wide(weight) for weight in self.initial])
         tail = x_BTE.new_zeros(x_BTE.shape[0], self.conv_size - 1, self.in_proj.out_features)
         memory = MemoryState.fresh(self.rule, weights, x_BTE.shape[0])
         if self.rule.gates != "chunk":

@@ -49,6 +49,8 @@ def supports(rule: MemoryRule) -> str | None:
         return "they take no gradients at a chunk's start"
     if rule.objective == "huber":
         return "they know the dot and l2 objectives only"
+    if rule.step == "optimum":
+        return "they take steps, and this memory is at its optimum"
     if rule.momentum:
         return "none of them carries momentum"
     if rule.read_at == "before":

@@ -39,6 +39,8 @@ def refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_dim:
     """Why the kernels cannot read for ``rule`` on such tensors, as the end of a sentence, or None if they can."""
     if not rule.solvable or rule.objective != "l2":
         return "it takes a gradient at every token, and the kernels that do know linear memories with the l2 objective"
+    if rule.step == "optimum":
+        return "they take steps, and this memory is at its optimum"
     return any_refusal(rule, device, dtype, key_dim, value_dim)
 
 

@@ -1,0 +1,80 @@
+"""In-context regression: who learns a line from examples as well as least squares does, and who knows noise from truth?
+
+python experiments/regression/run.py            # what is missing, then the page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from study import Arm, Study, draw, found, main, markdown, seeds_of, task
+
+from mnemonist.evals.candidates import CANDIDATES, configure
+from mnemonist.evals.regression import Regression
+from mnemonist.evals.results import Result
+from mnemonist.models import ModelConfig
+from mnemonist.training import TrainingConfig
+
+HERE = Path(__file__).parent
+DIM = 8
+TASKS = {"exact": Regression(dim=DIM, points=25), "noisy": Regression(dim=DIM, points=25, noise=0.5)}
+SHOWN = (1, 4, 8, 12, 16, 24)
+"""Pairs seen that have a column in the table."""
+COMPARED = (
+    "attention", "linear-attention", "mamba2", "gla", "deltanet", "gated-deltanet", "kda", "gated-deltaproduct", "mesa",
+    "ttt-linear", "titans-linear", "lmm-2",
+)  # fmt: skip
+
+
+def arms() -> dict[str, Arm]:
+    """Each candidate learns from examples without noise, and from others with it."""
+    return {f"{group}-{name}": arm(group, name) for group in TASKS for name in COMPARED}
+
+
+def arm(group: str, name: str) -> Arm:
+    """A candidate that learns to foretell y from the pairs before it."""
+    problems = TASKS[group]
+    size = ModelConfig(
+        blocks=("attention",) * 2,
+        vocab_size=problems.vocab_size,
+        width=64,
+        heads=2,
+        head_dim=16,
+        memory_heads=2,
+        memory_head_dim=16,
+        window=16,
+        persistent_tokens=0,
+        mlp_width=160,
+    )
+    config = configure(name, size, "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else "")
+    training = TrainingConfig(
+        steps=4000, batch_size=64, learning_rate=3e-3, warmup_steps=400, row_length=2 * problems.length,
+        save_every=1000, device="cpu",
+    )  # fmt: skip
+    return Arm(CANDIDATES[name].label, config, training, task(problems), {"": dataclasses.replace(problems, count=2000)})
+
+
+def write_page(study: Study) -> str:
+    """A table and a plot for each kind of examples."""
+    parts = [seeds_of(study)]
+    for group in TASKS:
+        means = list(found(study, [name for name in study.arms if name.startswith(f"{group}-")]).values())
+        if means:
+            draw(HERE / f"{group}.svg", means)
+            parts += [f"### {group}", markdown([shown(result) for result in means]), f"![{group}]({group}.svg)"]
+    return "\n\n".join(parts)
+
+
+def shown(result: Result) -> Result:
+    """The rows of it that have a column."""
+    return dataclasses.replace(result, rows=tuple(row for row in result.rows if row.setting["seen"] in SHOWN))
+
+
+STUDY = Study(HERE, arms(), write_page)
+
+if __name__ == "__main__":
+    main(STUDY)
