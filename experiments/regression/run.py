@@ -55,7 +55,9 @@ def arm(group: str, name: str) -> Arm:
         steps=4000, batch_size=64, learning_rate=3e-3, warmup_steps=400, row_length=2 * problems.length,
         save_every=1000, device="cpu",
     )  # fmt: skip
-    return Arm(CANDIDATES[name].label, config, training, task(problems), {"": dataclasses.replace(problems, count=2000)})
+    return Arm(
+        CANDIDATES[name].label, config, training, task(problems), {"": dataclasses.replace(problems, count=2000)}
+    )
 
 
 def write_page(study: Study) -> str:

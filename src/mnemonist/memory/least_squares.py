@@ -11,8 +11,9 @@ whose values are ``[v | k]``, and that decays to what it began with. Only the re
 Token by token `minimum` does it. By chunk, the systems ``x_t H_t = q_t`` of all tokens are solved at once by conjugate
 gradients, in which no ``H_t`` is ever written out: ``x_t H_t`` is linear attention with ``x`` for queries. Each chunk
 knows the inverse of the ``H`` that it starts from, and a token's ``H`` differs from that one by the few keys before it
-in the chunk: with it as a preconditioner it takes half as many steps. Every token stops by itself, once its residual
-is rounding, so that no token changes a bit of what comes before it.
+in the chunk: with it as a preconditioner it takes fewer steps. Every token stops by itself, once its residual is
+rounding, so that no token changes a bit of what comes before it. A compiled kernel may search in place of the loop below
+(`kernels.native_systems`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnemonist.memory.gates import ChunkGates, chunk_gates, reading_before
+from mnemonist.memory.gates import chunk_gates, reading_before
+from mnemonist.memory.kernels import native_systems
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.stream import Gates, cut_chunks
 
 CHUNK = 32
 """Tokens that share a preconditioner. Shorter ones are closer to it, and there are more to invert."""
-SHORT = 4
-"""Pieces of up to so many tokens write their matrices out."""
 TOLERANCE = 16
 """Residual at which a token stops, relative to its query, in units of the last place."""
 
@@ -85,24 +85,24 @@ class Systems:
         B, T, H = self.shape
         C, K = self.keys.shape[1:]
         q = cut_chunks(_whole_chunks(q_BTHK, C), C).flatten(0, 1)
-        x = self._directly(q) if C <= SHORT else self._by_conjugate_gradients(q)
+        x = self._search(q)
         x = x.reshape(-1, B, H, C, K).permute(1, 0, 3, 2, 4)
         return x.flatten(1, 2)[:, :T]
 
-    def _directly(self, q: Tensor) -> Tensor:
-        eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-        H = self.base[..., None] * self.start.unsqueeze(1) + self.fixed[..., None] * eye
-        H = H + (self.keys.unsqueeze(1) * self.mix.unsqueeze(-1)).mT @ self.keys.unsqueeze(1)
-        return torch.linalg.solve(H, q)
+    def _search(self, q: Tensor) -> Tensor:
+        most = 2 * q.shape[-1]  # in exact arithmetic half of it ends every search
+        near = TOLERANCE * torch.finfo(q.dtype).eps
+        found = native_systems.solve(q, self.keys, self.start, self.base, self.fixed, self.mix, most, near)
+        return self._by_torch(q, most, near) if found is None else found
 
-    def _by_conjugate_gradients(self, q: Tensor) -> Tensor:
+    def _by_torch(self, q: Tensor, most: int, near: float) -> Tensor:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(self.start).L)
-        enough = (TOLERANCE * torch.finfo(q.dtype).eps * q.norm(dim=-1, keepdim=True)).square()
+        enough = near**2 * q.square().sum(-1, keepdim=True)
         x = q @ inverse
         residual = q - self.times(x)
         direction = ahead = residual @ inverse
         slope = (residual * ahead).sum(-1, keepdim=True)
-        for _ in range(2 * q.shape[-1]):  # in exact arithmetic half of it ends every search
+        for _ in range(most):
             open_ = residual.square().sum(-1, keepdim=True) > enough
             if not bool(open_.any()):
                 break
@@ -128,20 +128,15 @@ def systems(
     valid = None if mask is None else cut_chunks(_whole_chunks(mask[..., None].expand(B, T, H), C), C)
     after = chunk_gates(moved.step_size, None, moved.log_decay, valid, to_target=True)
     read = after if read_at == "after" else reading_before(after, to_target=True)
-    start = start_BHKK.detach().flatten(0, 1)
-    starts = []
-    for g, chunk in enumerate(after.unbind()):
+    start, starts = start_BHKK.detach().flatten(0, 1), []
+    held = rule.ridge * torch.eye(K, dtype=start.dtype, device=start.device)
+    for chunk, written in zip(after.unbind(), keys.unbind(), strict=True):
         starts.append(start)
-        start = _write(rule, start, keys[g], chunk)
+        left, returned = (part.unsqueeze(-1) for part in chunk.base_last)
+        weighed = written * chunk.mix_last.unsqueeze(-1)
+        start = (start * left).addcmul_(returned, held).baddbmm_(weighed.mT, written)
     base, fixed, mix = (part.flatten(0, 1) for part in (*read.base, read.mix))
     return Systems(keys.flatten(0, 1), torch.cat(starts), base, rule.ridge * fixed, mix, (B, T, H))
-
-
-def _write(rule: MemoryRule, start: Tensor, keys: Tensor, chunk: ChunkGates) -> Tensor:
-    """``H`` after a chunk, ``[N, K, K]``."""
-    left, returned = (part.unsqueeze(-1) for part in chunk.base_last)
-    eye = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
-    return (start * left).addcmul(returned, rule.ridge * eye).baddbmm((keys * chunk.mix_last.unsqueeze(-1)).mT, keys)
 
 
 def _mask(mask_BT: Tensor | None, B: int, T: int, device: torch.device) -> Tensor:

@@ -39,6 +39,19 @@ def read_optimum(
         y, after, _ = read_exact(x, k_BTHK, written, gates, [M_0], MemoryState(rule_of_sums, (M,)), mask_BT, False)
         return y, after
 
+    def trace_of(answers: Tensor) -> Trace:
+        norm = k_BTHK.norm(dim=-1) * (answers - v_BTHV).norm(dim=-1)
+        return Trace(inner_loss(rule, answers, v_BTHV), norm)
+
+    if q_BTHK.shape[1] == 1:  # there is one matrix, and it is written out
+        _, after = read(q_BTHK, values, state.weights[0], initial[0], "before")
+        after = MemoryState(rule, after.weights)
+        y = _ask(after if rule.read_at == "after" else state, q_BTHK)
+        if mask_BT is not None:
+            y = y * mask_BT[..., None, None]
+        with torch.no_grad():
+            return y, after, trace_of(_ask(state, k_BTHK)) if trace else None
+
     with torch.no_grad():
         solved = systems(rule, k_BTHK, gates, H_start, mask_BT, rule.read_at)
         x = solved.solve(q_BTHK)
@@ -49,10 +62,15 @@ def read_optimum(
     if trace:
         with torch.no_grad():
             met = systems(rule, k_BTHK, gates, H_start, mask_BT, "before").solve(k_BTHK)
-            answers = read(met, values, state.weights[0], initial[0], "before")[0][..., :V]
-            norm = k_BTHK.norm(dim=-1) * (answers - v_BTHV).norm(dim=-1)
-            seen = Trace(inner_loss(rule, answers, v_BTHV), norm)
+            seen = trace_of(read(met, values, state.weights[0], initial[0], "before")[0][..., :V])
     return y[..., :V], MemoryState(rule, after.weights), seen
+
+
+def _ask(state: MemoryState, q_B1HK: Tensor) -> Tensor:
+    """What the memory answers to one query a row, ``[B, 1, H, V]``."""
+    G, H = parts(state.weights[0])
+    x = torch.linalg.solve(H, q_B1HK.squeeze(1).unsqueeze(-1))
+    return (x.mT @ G).transpose(1, 2)
 
 
 @lru_cache

@@ -115,7 +115,9 @@ def memory_flops(layer: NeuralMemory) -> int:
 
 def _optimum_flops(heads: int, key_dim: int, value_dim: int) -> int:
     sums = key_dim * (value_dim + key_dim)
-    search = least_squares.STEPS * (2 * key_dim * key_dim + 2 * least_squares.CHUNK * key_dim)  # two products, and scores
+    search = least_squares.STEPS * (
+        2 * key_dim * key_dim + 2 * least_squares.CHUNK * key_dim
+    )  # two products, and scores
     in_chunk = least_squares.CHUNK * (2 * key_dim + value_dim)
     return 2 * heads * (2 * sums + in_chunk + search)
 
