@@ -23,12 +23,14 @@ CASES = {
     "gated-deltaproduct": RULES["gated-deltaproduct"].replace(chunk_size=3),
     "writes-deep": RULES["titans"].replace(**SMALL | {"chunk_size": 3}, writes=2),
     "linear-attention": RULES["linear-attention"].replace(chunk_size=2),
+    "mesa": RULES["mesa"],
+    "optimum-before": RULES["mesa"].replace(retention="none", decay_to="zero", read_at="before"),
     "huber-chunk": DEEP.replace(objective="huber", huber_delta=0.5, momentum=True),
     "channel-deep": DEEP.replace(retention="channel", decay_to="initial"),
 }
 
 
-PADDED = ("titans", "titans-linear", "gla", "gated-deltaproduct", "channel-deep")
+PADDED = ("titans", "titans-linear", "gla", "gated-deltaproduct", "channel-deep", "mesa")
 
 
 @pytest.mark.parametrize("name, masked", [*((n, False) for n in CASES), *((n, True) for n in PADDED)])

@@ -153,6 +153,8 @@ def extreme(rule, T, alpha, eta, theta):
         ("kda", 1e-7, 0.0, 1.0),
         ("kda", 1 - 1e-7, 0.0, 1.0),
         ("gated-deltaproduct", 1e-7, 0.0, 1.0),
+        ("mesa", 1e-7, 0.0, 1.0),
+        ("mesa", 1 - 1e-7, 0.0, 1.0),
         ("linear-attention", 0.0, 0.0, 1.0),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mnemonist.evals.regression import recursive_least_squares
 from mnemonist.memory import RULES, MemoryRule, find_rule, memorize
 
 B, T, H, K, V = 2, 21, 2, 4, 3
@@ -360,6 +361,40 @@ def test_titans_without_momentum_is_the_closed_form_of_equation_16(draw):
             close(read.y[b, t, h], network(M_t, q[b, t, h]))
 
 
+@pytest.mark.parametrize("backend", ["recurrent", "exact"])
+def test_mesa_answers_by_the_least_squares_of_all_that_it_has_read(draw, backend):
+    """o_t = G_t (H_t + Lambda)^-1 q_t with H_t = a H + b k k^T and G_t = a G + b v k^T, both from zero."""
+    q, k, v = tokens_of(draw)
+    beta, alpha = torch.sigmoid(draw(B, T, H)), torch.sigmoid(draw(B, T, H) + 2)
+    read = memorize("mesa", q, k, v, step_size=beta, log_decay=alpha.log(), backend=backend)
+    ridge = RULES["mesa"].ridge * torch.eye(K, dtype=torch.float64)
+    for b, h in each_memory():
+        gram, sums = torch.zeros(K, K, dtype=torch.float64), torch.zeros(V, K, dtype=torch.float64)
+        for t in range(T):
+            gram = alpha[b, t, h] * gram + beta[b, t, h] * torch.outer(k[b, t, h], k[b, t, h])
+            sums = alpha[b, t, h] * sums + beta[b, t, h] * torch.outer(v[b, t, h], k[b, t, h])
+            close(read.y[b, t, h], sums @ torch.linalg.inv(gram + ridge) @ q[b, t, h])
+
+
+def test_an_optimum_of_all_pairs_is_what_recursive_least_squares_comes_to(draw):
+    x, w, noise = draw(1, T, 1, K), draw(K, 1), 0.3
+    y = x @ w + noise * draw(1, T, 1, 1)
+    rule = MemoryRule(step="optimum", ridge=noise**2, read_at="before")
+    read = memorize(rule, x, x, y, step_size=torch.ones(1, T, 1, dtype=x.dtype))
+    expected = recursive_least_squares(x[:, :, 0].numpy(), y[:, :, 0, 0].numpy(), noise)
+    close(read.y[:, :, 0, 0], torch.from_numpy(expected))
+    close(read.surprise.loss[:, :, 0], 0.5 * (read.y - y)[:, :, 0, 0].square())
+
+
+def test_what_nobody_wrote_an_optimum_answers_as_it_was_born(draw):
+    keys = F.one_hot(torch.zeros(B, T, H, dtype=torch.int64), K).double()
+    asked = F.one_hot(torch.ones(B, T, H, dtype=torch.int64), K).double()
+    born, step = draw(H, K, V), torch.ones(B, T, H, dtype=torch.float64)
+    rule = RULES["mesa"].replace(retention="none", decay_to="zero")
+    read = memorize(rule, asked, keys, draw(B, T, H, V), step_size=step, initial=[born])
+    close(read.y, born[:, 1].expand(B, T, H, V))
+
+
 def test_only_the_chunk_gradient_depends_on_the_chunk_size(draw):
     q, k, v = tokens_of(draw)
     gates = {"step_size": torch.sigmoid(draw(B, T, H)), "log_momentum": F.logsigmoid(draw(B, T, H))}
@@ -459,6 +494,14 @@ def test_json_of_something_else_is_refused(text):
         ({"denominator": True}, "denominator needs a linear memory with the dot objective"),
         ({"denominator": True, "objective": "dot", "depth": 2}, "denominator needs a linear memory"),
         ({"decay_to": "initial"}, "nothing decays; choose head or channel"),
+        ({"step": "best"}, "step is 'best'; it must be one of gradient, optimum"),
+        ({"ridge": 0.0}, "ridge is 0.0; it must be a positive number"),
+        ({"step": "optimum", "depth": 2}, "step is optimum, which needs a linear memory with the l2 objective"),
+        ({"step": "optimum", "objective": "huber"}, "needs a linear memory with the l2 objective"),
+        ({"step": "optimum", "momentum": True}, "needs momentum off"),
+        ({"step": "optimum", "gradient_at": "chunk"}, "needs gradient_at previous, not chunk"),
+        ({"step": "optimum", "retention": "channel"}, "needs retention none or head"),
+        ({"step": "optimum", "retention": "head"}, "needs decay_to initial"),
     ],
 )
 def test_contradictory_choices_are_refused(choices, sentence):

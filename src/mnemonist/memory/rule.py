@@ -67,8 +67,8 @@ class MemoryRule:
     huber_delta: float = 1.0
     """Where the Huber loss turns from quadratic to linear."""
     step: Step = "gradient"
-    """Where a write takes the memory: down the gradient of one loss; or to the optimum, the minimum of the losses of all
-    that was read, each times its step size and what is left of it, plus ``ridge / 2 |M - M_0|^2``."""
+    """Where a write takes the memory: down the gradient of its loss; or to the optimum, the minimum of the losses of
+    all that was read, each times its step size and what is left of it, plus ``ridge / 2 |M - M_0|^2``."""
     ridge: float = 0.25
     """How strongly an optimum is held to the initial weights."""
     momentum: bool = False

@@ -29,8 +29,8 @@ class MemoryState:
 
     rule: MemoryRule
     weights: tuple[Tensor, ...]
-    """``M``: per layer ``[B, H, D_in, D_out]``; with a denominator the last output column sums up phi(k). Of a memory at
-    its optimum, the sums that it is the solution of, ``[B, H, K, V + K]`` (`least_squares`)."""
+    """``M``: per layer ``[B, H, D_in, D_out]``; with a denominator the last output column sums up phi(k). Of a
+    memory at its optimum, the sums that it is the solution of, ``[B, H, K, V + K]`` (`least_squares`)."""
     momentum: tuple[Tensor, ...] = ()
     """``S``: like ``weights``; empty if the rule has no momentum."""
     anchor: tuple[Tensor, ...] = ()
@@ -151,8 +151,10 @@ class MemoryState:
 
 
 def as_kept(rule: MemoryRule, weights: Sequence[Tensor]) -> list[Tensor]:
-    """``M_0`` as a state keeps it: with a denominator there is one more output channel, at first zero, that counts keys;
-    of an optimum there are sums, in which it stands as if it had been read.
+    """``M_0`` as a state keeps it.
+
+    With a denominator there is one more output channel, at first zero, that counts keys. Of an optimum there are sums,
+    in which ``M_0`` stands as if it had been read.
     """
     if rule.denominator:
         return [torch.cat([w, torch.zeros_like(w[..., :1])], dim=-1) for w in weights]

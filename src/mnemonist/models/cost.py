@@ -6,7 +6,7 @@ cost beyond their products. A memory with weights of ``P`` numbers pays per toke
 answer to the key, 2 for the error sent back through all layers but the first, 2 for each thing written (M, and S if
 there is momentum) and 2 for each thing read (M, S, and what it decays to); and within its chunk ``2 C (D_in + D_out)``
 a layer for the writes that are not in the weights yet. A token that writes several times pays all of it each time. A
-memory at its optimum pays for its sums as for values that are wider by its keys, and for each step of the search for an answer.
+memory at its optimum pays for sums with values that are wider by its keys, and for each step of a search.
 """
 
 from __future__ import annotations
@@ -115,11 +115,9 @@ def memory_flops(layer: NeuralMemory) -> int:
 
 def _optimum_flops(heads: int, key_dim: int, value_dim: int) -> int:
     sums = key_dim * (value_dim + key_dim)
-    search = least_squares.STEPS * (
-        2 * key_dim * key_dim + 2 * least_squares.CHUNK * key_dim
-    )  # two products, and scores
+    a_step = 2 * key_dim * (key_dim + least_squares.CHUNK)  # what is kept, the preconditioner, and scores twice
     in_chunk = least_squares.CHUNK * (2 * key_dim + value_dim)
-    return 2 * heads * (2 * sums + in_chunk + search)
+    return 2 * heads * (2 * sums + in_chunk + least_squares.STEPS * a_step)
 
 
 def empty_model(config: ModelConfig) -> LanguageModel:

@@ -231,6 +231,7 @@ def test_half_precision_is_multiplied_in_the_type_of_the_tokens(monkeypatch):
         (DOT.replace(gradient_at="chunk"), "chunk's start"),
         (DELTA.replace(objective="huber"), "dot and l2"),
         (RULES["titans-linear"], "momentum"),
+        (RULES["mesa"], "at its optimum"),
         (DELTA.replace(read_at="before"), "after the write"),
         (DELTA.replace(gradient_at="previous"), "after it has forgotten"),
         (RULES["kda"].replace(gradient_at="previous"), "after it has forgotten"),
