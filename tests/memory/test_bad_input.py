@@ -107,7 +107,8 @@ def test_gates_must_be_numbers(name, value):
     if allowed:
         memorize(LINEAR, **inputs | {name: gate})
     else:
-        refused(LINEAR, f"{name} holds NaN or infinite values; check", **{name: gate})
+        what = "is up to 1000; it is the log" if value == 1000.0 else "holds NaN or infinite values; check"
+        refused(LINEAR, f"{name} {what}", **{name: gate})
 
 
 @pytest.mark.parametrize("name", ["step_size", "log_momentum", "log_decay"])
@@ -226,3 +227,18 @@ def test_a_feature_map_that_was_drawn_or_learned_must_be_given():
 
 def test_a_feature_map_needs_a_rule_that_has_one():
     refused(DOT, "rule 'retnet' has no feature map, but one was given; set feature_map", feature_map=torch.exp)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("log_decay", 0.03, r"log_decay is up to 0.03; it is the log of what is left of the memory, 1 - alpha"),
+        ("log_momentum", 0.5, r"log_momentum is up to 0.5; it is the log of what is left of the momentum"),
+        ("step_size", -0.5, r"step_size is down to -0.5; a step must be at least 0"),
+    ],
+)
+def test_gates_out_of_range_are_refused(name, value, sentence):
+    inputs = make_inputs(RULES["titans-linear"])
+    inputs[name][0, 3, 1] = value
+    with pytest.raises(ValueError, match=sentence):
+        memorize("titans-linear", **inputs)

@@ -20,6 +20,7 @@ from mnemonist.models import (
     neural_memory,
 )
 from mnemonist.models.blocks import MIXERS, BlockState
+from mnemonist.tensors import save_tensors
 
 
 @pytest.mark.parametrize("rule", [*list(RULES), "titans:depth=4,activation=gelu", "deltanet:feature_map=hedgehog"])
@@ -242,3 +243,84 @@ def test_a_step_of_two_turns_a_memory_around():
 def test_a_rule_can_choose_how_many_features_its_map_has():
     layer = NeuralMemory(12, 2, 4, "linear-attention:feature_map=favor,features=32")
     assert layer.initial[0].shape == (2, 32, 4)
+
+
+DEEP_BY_TOKEN = [
+    "deltanet:depth=2", "gated-deltanet:depth=4", "titans:gradient_at=previous,norm=false,residual=false",
+    "deltanet:depth=2,momentum=true", "deltanet:feature_map=elu", "gated-deltanet:feature_map=taylor",
+    "mesa:feature_map=elu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["many keys", "one key"])
+@pytest.mark.parametrize("rule", DEEP_BY_TOKEN)
+def test_no_memory_overshoots_as_it_is_born(rule, repeated):
+    torch.manual_seed(0)
+    layer = NeuralMemory(32, 2, 16, rule)
+    x = torch.randn(2, 200, 32)
+    if repeated:
+        x = x[:, :1].repeat(1, 200, 1)
+    with torch.no_grad():
+        layer.step_proj.bias.fill_(20.0)  # at its bound
+        assert layer(x)[0].abs().max() < 20
+
+
+def test_where_the_gradient_is_taken_does_not_change_the_step():
+    """A chunk of one token is a gradient at every token."""
+    torch.manual_seed(0)
+    one, other = (NeuralMemory(16, 2, 8, f"titans:{point}") for point in ("chunk_size=1", "gradient_at=previous"))
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(2, 30, 16)
+    torch.testing.assert_close(one(x)[0], other(x)[0])
+    assert one.step_bound == other.step_bound < 1
+    assert NeuralMemory(16, 2, 8, "deltanet").step_bound == NeuralMemory(16, 2, 8, "mamba2").step_bound == 1
+
+
+def test_a_layer_says_what_is_wrong_with_its_input():
+    layer, x = NeuralMemory(16, 2, 8, "deltanet"), torch.randn(2, 9, 16)
+    with pytest.raises(ValueError, match=r"x is \[9, 16\]; this layer reads embeddings \[B, T, 16\]"):
+        layer(x[0])
+    with pytest.raises(ValueError, match=r"x is \[2, 9, 15\]"):
+        layer(x[..., :15])
+    with pytest.raises(ValueError, match=r"mask_BT is \[2, 8\]; it must be \[2, 9\]"):
+        layer(x, mask_BT=torch.ones(2, 8, dtype=torch.bool))
+    for bound in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="step_bound is .*; it must be a positive number"):
+            NeuralMemory(16, 2, 8, step_bound=bound)
+    other = NeuralMemory(16, 2, 8, "deltanet", conv_size=2)
+    with pytest.raises(ValueError, match=r"belongs to another layer: its convolution keeps \[3, 48\]"):
+        other(x, layer(x)[1])
+    assert "heads=2, head_dim=8, rule=deltanet" in str(layer)
+
+
+def test_a_mask_of_whole_numbers_is_a_mask():
+    layer, x = NeuralMemory(16, 2, 8, "titans:chunk_size=4"), torch.randn(2, 9, 16)
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    assert torch.equal(layer(x, mask_BT=mask.long())[0], layer(x, mask_BT=mask)[0])
+
+
+@pytest.mark.parametrize("rule", ["titans:chunk_size=4", "titans:chunk_size=4,gates=chunk", "mesa", "linear-attention"])
+def test_the_state_of_a_layer_goes_through_a_file(rule, tmp_path):
+    torch.manual_seed(0)
+    layer, x = NeuralMemory(16, 2, 8, rule), torch.randn(2, 15, 16)
+    with torch.no_grad():
+        _, state, _ = layer(x[:, :7])
+        state.save(tmp_path / "state.safetensors")
+        again = layer.load_state(tmp_path / "state.safetensors")
+        y, after, _ = layer(x[:, 7:], state)
+        y_again, after_again, _ = layer(x[:, 7:], again)
+    assert torch.equal(y, y_again)
+    one, other = after.to_tensors(), after_again.to_tensors()
+    assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+
+
+def test_the_state_of_another_layer_is_refused(tmp_path):
+    path, x = tmp_path / "state.safetensors", torch.randn(1, 3, 16)
+    NeuralMemory(16, 2, 8, "deltanet")(x)[1].save(path)
+    with pytest.raises(UserError, match="cannot be used: its memories have another rule than mamba2"):
+        NeuralMemory(16, 2, 8, "mamba2").load_state(path)
+    with pytest.raises(UserError, match="cannot be used: These tensors are not a state of this model"):
+        NeuralMemory(16, 4, 4, "deltanet").load_state(path)
+    save_tensors(path, {"other": x}, format="mnemonist-layer-state/1", rule=RULES["deltanet"].to_json())
+    with pytest.raises(UserError, match="cannot be used: 'tail' is missing"):
+        NeuralMemory(16, 2, 8, "deltanet").load_state(path)

@@ -6,6 +6,7 @@ printed without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -165,6 +166,15 @@ def feature_dim(name: str, dim: int, **options: Any) -> int:
         return 2 * dim * nu
     features = given["features"]
     return dim if features is None and name == "relu" else _count("features", features)
+
+
+def squared_norm(name: str, dim: int, scale: float | None = None) -> float:
+    """About how large ``|phi(k)|^2`` gets for keys of norm 1 and width ``dim``; 1 for maps that make them shorter."""
+    if name == "elu":
+        return dim + 1.0
+    if "scale" in find_feature_map(name, {}).options:
+        return math.exp(dim**-0.5 if scale is None else scale)
+    return 1.0
 
 
 def _count(what: str, value: object) -> int:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mnemonist.memory.feature_map_table import feature_dim, squared_norm
 from mnemonist.memory.rule import MemoryRule
 
 NORM_EPS = 1e-5
@@ -47,10 +48,18 @@ def curvature(rule: MemoryRule, key_dim: int, value_dim: int) -> float:
     """How far one write at step size 1 moves the memory's answer to its own key, per unit of error.
 
     For keys of norm 1 and weights as `initial_weights` draws them: each layer contributes the squared norm of what it
-    sees, which is 1 for the first and ``D_in / gain^2`` for the others.
+    sees, which is 1 for the first (or what a feature map makes of it) and ``D_in / gain^2`` for the others. Widths are
+    those before the feature map.
     """
+    if rule.feature_map is not None:
+        seen = squared_norm(rule.feature_map, key_dim, rule.scale)
+        key_dim = feature_dim(
+            rule.feature_map, key_dim, **({} if rule.features is None else {"features": rule.features})
+        )
+    else:
+        seen = 1.0
     gain = ACTIVATION_GAIN[rule.activation]
-    return 1 + sum(d_in / gain**2 for d_in, _ in rule.layer_sizes(key_dim, value_dim)[1:])
+    return seen + sum(d_in / gain**2 for d_in, _ in rule.layer_sizes(key_dim, value_dim)[1:])
 
 
 def activate(rule: MemoryRule, x: Tensor) -> Tensor:

@@ -448,17 +448,23 @@ def _check_gates(
     ).without_padding(mask)
     if q.device.type == "cpu" and q.numel():  # elsewhere asking would wait for the device
         for name in expected:
-            if not _is_finite(name, getattr(gates, name)):
-                raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
+            _check_range(name, getattr(gates, name))
     return gates
 
 
-def _is_finite(name: str, gate: Tensor | None) -> bool:
-    """The largest says it of all, and is NaN if one is. What has a logarithm may be zero."""
+def _check_range(name: str, gate: Tensor | None) -> None:
+    """The extremes say it of all, and are NaN if one value is. What has a logarithm may be zero."""
     if gate is None:
-        return True
-    gate = gate.detach()
-    return math.isfinite(gate.amax().exp() if name.startswith("log") else gate.abs().amax())
+        return
+    least, most = (extreme.item() for extreme in gate.detach().aminmax())
+    logarithm = name.startswith("log")
+    if math.isnan(most) or most == math.inf or (least == -math.inf and not logarithm):
+        raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
+    if logarithm and most > 0:
+        kept = "of the momentum" if name == "log_momentum" else "of the memory, 1 - alpha"
+        raise ValueError(f"{name} is up to {most:g}; it is the log of what is left {kept}, and must be at most 0.")
+    if least < 0 and not logarithm:
+        raise ValueError(f"{name} is down to {least:g}; a step must be at least 0.")
 
 
 def _check_initial(

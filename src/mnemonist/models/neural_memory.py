@@ -10,20 +10,22 @@ Two choices of ours keep learning stable while it reads (`docs/log.md` has the m
 * The step size is ``theta = bound * sigmoid(.) * (1 - eta)``. Momentum repeats each step ``1 / (1 - eta)`` times, so
   without the factor a memory that overshoots on a key it meets again diverges. With it, ``bound * sigmoid(.)`` is the
   whole displacement a write will have caused.
-* ``bound`` is 1 where every token's gradient sees the writes before it: a write then replaces what its key held.
-  A deep memory moves further than that at step size 1 (`curvature` says how far), and where a chunk shares one
-  gradient point, tokens that repeat within it add up unseen: there the bound divides by the curvature.
+* ``bound`` is 1 for a matrix and keys of norm 1: a write then replaces what its key held. A deep memory, or one whose
+  feature map makes keys longer, moves further than that at step size 1, and what overshoots diverges: there the bound
+  divides by the `curvature`, which says how far (but not for a matrix that only sums up, or that is at its optimum).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.errors import UserError
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
 from mnemonist.memory.kernels import native_streams, triton_layers
@@ -33,6 +35,9 @@ from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, as_kept, initial_weights
 from mnemonist.models.normalisation import RMSNorm, gated_norms, wide
 from mnemonist.models.state import StreamState
+from mnemonist.tensors import load_tensors, save_tensors
+
+FORMAT = "mnemonist-layer-state/1"
 
 INITIAL_STEP = 0.5  # of the bound
 INITIAL_MOMENTUM = 0.5
@@ -49,6 +54,14 @@ class NeuralMemoryState(StreamState):
     """Inputs of the convolution that later tokens still see: ``[B, conv_size - 1, (1 + 2 * writes) * H * D]``."""
     held: Tensor | None = None
     """Gates of the unfinished chunk, ``[B, G]``, if the rule holds them for a chunk; between two they say nothing."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, whole or not at all; `NeuralMemory.load_state` reads it.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        save_tensors(path, self.to_tensors(), format=FORMAT, rule=self.memory.rule.to_json())
 
 
 class NeuralMemory(nn.Module):
@@ -94,7 +107,10 @@ class NeuralMemory(nn.Module):
         )
         key_dim = head_dim if self.feature_map is None else int(self.feature_map.feature_dim)
         if step_bound is None:
-            step_bound = 1.0 if self.rule.per_token else 1 / curvature(self.rule, key_dim, head_dim)
+            straight = self.rule.linear and (self.rule.objective == "dot" or self.rule.step == "optimum")
+            step_bound = 1.0 if straight else 1 / curvature(self.rule, head_dim, head_dim)
+        elif not 0 < step_bound < math.inf:
+            raise ValueError(f"step_bound is {step_bound}; it must be a positive number, or None.")
         self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
         by_token, forgets = self.rule.gates != "constant", self.rule.retention != "none"
@@ -138,14 +154,21 @@ class NeuralMemory(nn.Module):
         Args:
             x_BTE: embeddings.
             state: what an earlier call returned, or None at the beginning.
-            mask_BT: bool, False on padding; padding changes nothing and yields zeros.
+            mask_BT: False (or 0) on padding; padding changes nothing and yields zeros.
             learn: False reads with the memory as it is: no step, no forgetting.
             surprise: whether to also report the surprise of every token and head.
 
         Raises:
-            ValueError: see `mnemonist.memory.memorize`; or the state belongs to another batch size.
+            ValueError: see `mnemonist.memory.memorize`; embeddings or mask have another shape; or the state belongs to
+                another batch size or layer.
         """
+        width = self.in_proj.in_features
+        if x_BTE.dim() != 3 or x_BTE.shape[2] != width:
+            raise ValueError(f"x is {list(x_BTE.shape)}; this layer reads embeddings [B, T, {width}].")
         if mask_BT is not None:
+            if mask_BT.shape != x_BTE.shape[:2]:
+                raise ValueError(f"mask_BT is {list(mask_BT.shape)}; it must be {list(x_BTE.shape[:2])}.")
+            mask_BT = mask_BT.bool()  # tokenizers return whole numbers
             x_BTE = x_BTE.masked_fill(~mask_BT[..., None], 0)  # what stands at padding reaches nothing: 0 * NaN is NaN
         if torch.is_autocast_enabled(x_BTE.device.type):  # once, and not once for every projection
             x_BTE = x_BTE.to(torch.get_autocast_dtype(x_BTE.device.type))
@@ -166,6 +189,11 @@ class NeuralMemory(nn.Module):
         if state is not None and state.tail.shape[0] != B:
             raise ValueError(
                 f"The state has {state.tail.shape[0]} rows but the batch has {B}; use state.select(rows) to change it."
+            )
+        if state is not None and state.tail.shape[1:] != (self.conv_size - 1, self.in_proj.out_features):
+            raise ValueError(
+                f"The state belongs to another layer: its convolution keeps {list(state.tail.shape[1:])} numbers, "
+                f"this one's {[self.conv_size - 1, self.in_proj.out_features]}."
             )
         q, k, v, tail = self._streams(self.in_proj(x_BTE), None if state is None else state.tail, mask_BT)
         gates, held = self._gates(x_BTE), None
@@ -192,6 +220,11 @@ class NeuralMemory(nn.Module):
         after = read.state if learn or state is None else replace(read.state, momentum=state.memory.momentum)
         return read.y, NeuralMemoryState(after, tail, held), read.surprise
 
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer besides its modules."""
+        width = self.in_proj.in_features
+        return f"width={width}, heads={self.heads}, head_dim={self.head_dim}, rule={self.rule.name}"
+
     def finish(self, x_BTE: Tensor, y_BTHD: Tensor) -> Tensor:
         """What the layer makes of its input and of the memory's answers to it: ``[B, T, E]``."""
         gate = self.out_gate(x_BTE)
@@ -209,6 +242,23 @@ class NeuralMemory(nn.Module):
         projections = (self.step_proj, self.momentum_proj, self.decay_proj)
         width = sum(proj.out_features for proj in projections if proj is not None)
         return NeuralMemoryState(memory, tail, weights[0].new_zeros(x_BTE.shape[0], width))
+
+    def load_state(self, path: str | os.PathLike[str]) -> NeuralMemoryState:
+        """What a state of this layer wrote with its `save`, on the CPU; nothing in the file is executed.
+
+        Raises:
+            UserError: there is no such file, or it holds no state of a layer like this one.
+        """
+        tensors, header = load_tensors(path, FORMAT)
+        try:
+            if header.get("rule") != self.rule.to_json():
+                raise ValueError(f"its memories have another rule than {self.rule.name}")
+            x = torch.zeros(1, 1, self.in_proj.in_features, dtype=tensors["tail"].dtype)
+            return self.initial_state(x).to("cpu").rebuilt(tensors)
+        except KeyError as error:
+            raise UserError(f"{path} cannot be used: {error} is missing") from error
+        except ValueError as error:
+            raise UserError(f"{path} cannot be used: {error}") from error
 
     def _gates(self, x: Tensor) -> dict[str, Tensor]:
         """Gates as `memorize` takes them: step_size, log_momentum, log_decay; only those the rule uses."""
