@@ -28,7 +28,7 @@ TRAINED, LEARNED = 192, 0.5
 """Tokens of the lessons, and the accuracy at that length from which on a run has learned them."""
 DELTAS = ("deltanet", "gated-deltanet", "kda", "gated-deltaproduct")
 NEEDLES = ("attention", "mamba2", "deltanet", "gated-deltanet", "titans-linear", "lmm-2", "mag", "mac")
-TEXT = ("attention", "window", "mamba2", *DELTAS, "titans-linear", "lmm-2", "mac", "mag", "mal")
+TEXT = ("attention", "window", "mamba2", *DELTAS, "mesa", "titans-linear", "lmm-2", "mac", "mag", "mal")
 TRAINING = TrainingConfig(
     steps=2000, batch_size=32, row_length=TRAINED, learning_rate=5e-3, warmup_steps=100, save_every=500, device="cpu"
 )

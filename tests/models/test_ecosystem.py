@@ -231,3 +231,45 @@ def test_in_bfloat16_memories_stay_in_float32(folder, tmp_path):
     made = model.generate(ids[:, :20], max_new_tokens=5, do_sample=False)
     taught = model(made).logits[0, 19:-1].argmax(-1)
     assert (made[0, 20:] == taught).sum() >= 4  # a tie may fall either way
+
+
+# --- packed documents, as transformers packs them
+
+
+@pytest.mark.parametrize("blocks", [("mag", "lmm"), ("mac", "attention")], ids="-".join)
+def test_documents_flattened_into_a_row_are_learned_from_as_if_each_were_alone(blocks):
+    from transformers import DataCollatorWithFlattening
+
+    model = bytes_model(blocks=blocks).train()
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(0, 256, (n,), generator=generator).tolist() for n in (9, 1, 14, 6)]
+    packed = DataCollatorWithFlattening()([{"input_ids": ids} for ids in documents])
+    model(**packed).loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    whole = 0.0
+    for ids in documents:
+        if len(ids) > 1:
+            row = torch.tensor([ids])
+            whole = whole + model(input_ids=row, labels=row).loss * (len(ids) - 1)
+    (whole / sum(len(ids) - 1 for ids in documents)).backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_positions_that_say_nothing_new_change_nothing():
+    model = bytes_model(blocks=("mag",)).eval()
+    ids = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0  # padding before the row: its places are counted from its first token
+    counted = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        for given in ({}, {"attention_mask": mask}):
+            assert torch.equal(model(ids, position_ids=counted, **given).logits, model(ids, **given).logits) == bool(
+                given
+            )
+        first = model(ids[:, :5], use_cache=True, position_ids=torch.arange(5)[None].expand(2, -1))
+        rest = model(
+            ids[:, 5:], past_key_values=first.past_key_values, position_ids=torch.arange(7)[None].expand(2, -1)
+        )
+        torch.testing.assert_close(rest.logits, model(ids).logits[:, 5:], atol=1e-5, rtol=1e-4)

@@ -32,7 +32,7 @@ from mnemonist.errors import UserError
 from mnemonist.memory.eager import eager
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.folder import FORMAT, MODEL_TYPE, PREFIX, read_config, token_ids
-from mnemonist.models.modeling import INITIAL_STD, LanguageModel, ModelState
+from mnemonist.models.modeling import ALL, INITIAL_STD, LanguageModel, ModelState
 from mnemonist.models.session import Session
 from mnemonist.models.state import join_states
 
@@ -299,6 +299,7 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        position_ids: Tensor | None = None,
         learn: bool = True,
     ) -> CausalLMOutputWithPast:
         """Read ``[B, T]`` tokens.
@@ -314,10 +315,13 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: refused, as attention never has its weights in memory.
             logits_to_keep: logits of the last so many tokens, or of these indices; 0 means all.
             num_items_in_batch: what to divide the summed loss by, where a batch comes in several parts.
+            position_ids: int64 ``[B, T]``. Without a cache or padding, a document begins in the middle of a row wherever
+                they begin again at 0, as `DataCollatorWithFlattening` packs them: nothing before it reaches it. Else
+                they say nothing that this model needs.
             learn: False reads with every memory as it is; `generate` passes it on.
 
         Raises:
-            ValueError: ids outside the vocabulary, nothing to read, a mask of another shape, or a cache of another
+            ValueError: packed documents together with hidden states or a part of the logits; ids outside the vocabulary, nothing to read, a mask of another shape, or a cache of another
                 kind, model or batch size.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -334,15 +338,17 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = True
             self._check_cache(cache, len(tokens))
         mask = _padding(attention_mask, tokens, cache.length)
+        starts = _documents(position_ids) if mask is None and cache.state is None else None
         # Padding behind a row reaches none of its tokens; only what is kept of the row must not have read it.
         harmless = mask is not None and not use_cache and inputs_embeds is None and _is_behind(mask)
         read = self.model(
             tokens,
             cache.state,
             None if harmless else mask,
+            starts=starts,
             learn=learn,
             hidden=bool(output_hidden_states),
-            positions=slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep,
+            positions=_kept(logits_to_keep),
         )
         loss = None
         if labels is not None:
@@ -458,6 +464,22 @@ def register() -> None:
 
 
 @eager
+def _documents(position_ids: Tensor | None) -> Tensor | None:
+    """Where documents begin in the middle of rows, bool ``[B, T]``, or None if none does."""
+    if position_ids is None or position_ids.dim() != 2:
+        return None
+    starts = position_ids == 0
+    starts[:, 0] = False
+    return starts if bool(starts.any()) else None
+
+
+def _kept(logits: int | Tensor) -> slice | Tensor:
+    """The positions that logits are wanted for."""
+    if isinstance(logits, Tensor):
+        return logits
+    return slice(-logits, None) if logits else ALL
+
+
 def _padding(attention_mask: Tensor | None, tokens: Tensor, read: int) -> Tensor | None:
     """The mask ``[B, T]`` of the tokens at hand, or None if none is padding.
 
