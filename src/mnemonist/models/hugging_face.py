@@ -315,14 +315,14 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: refused, as attention never has its weights in memory.
             logits_to_keep: logits of the last so many tokens, or of these indices; 0 means all.
             num_items_in_batch: what to divide the summed loss by, where a batch comes in several parts.
-            position_ids: int64 ``[B, T]``. Without a cache or padding, a document begins in the middle of a row wherever
+            position_ids: int64 ``[B, T]``. Without a cache or padding, a document begins in the middle of a row where
                 they begin again at 0, as `DataCollatorWithFlattening` packs them: nothing before it reaches it. Else
                 they say nothing that this model needs.
             learn: False reads with every memory as it is; `generate` passes it on.
 
         Raises:
-            ValueError: packed documents together with hidden states or a part of the logits; ids outside the vocabulary, nothing to read, a mask of another shape, or a cache of another
-                kind, model or batch size.
+            ValueError: packed documents together with hidden states or a part of the logits; ids outside the
+                vocabulary, nothing to read, a mask of another shape, or a cache of another kind, model or batch size.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
