@@ -11,7 +11,7 @@ import time
 
 import pytest
 from commands import environment, refuses
-from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
+from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, learn, reason, save_llama, serve, timeless, trees
 
 from mnemonist import files
 from mnemonist.cli import main
@@ -313,6 +313,49 @@ def test_a_piece_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
     whole, cut = (trees(tmp_path / out / name) for out in ("whole", "cut"))
     assert timeless(whole) == timeless(cut)
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [name, "solve.html", "solve.json"]
+
+
+# Problems of one's own.
+
+
+def mine(path, count: int = 40):
+    path.write_text("".join(f'{{"prompt": "{n} + 4 = ?", "answer": {n + 4}}}\n' for n in range(count)))
+    return f"rows:path={path},match=number"
+
+
+def test_rows_of_ones_own_are_solved(server, tmp_path, capsys) -> None:
+    url, asked = server
+    task = build_task(mine(tmp_path / "mine.jsonl"))
+    options = {"server": url, "server_model": "small", "out": tmp_path / "out", "split": "train"}
+    assert main(reason("solve", task.name, **options)) == 0
+    told = capsys.readouterr()
+    count = task.size("train")
+    assert count < 40 and f"has {count} problems of the split train; count is 50, and these are taken" in told.err
+    assert f"| 1 of {count} " in told.out  # that of 2 + 4
+    assert {body["prompt"] for body in asked} == {task.problem("train", 0, n).question + "\n" for n in range(count)}
+    mine(tmp_path / "mine.jsonl", 1)
+    refuses(
+        reason("solve", task.name, **{**options, "split": "validation"}),
+        "none is of the split validation; add rows",
+        capsys,
+    )
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"prompt": "{n} + 5 = ?", "answer": {n + 5}}}\n' for n in range(40)))
+    refuses(reason("solve", task.name, **options), "the file of the task has changed; take another folder", capsys)
+
+
+def test_rows_of_ones_own_are_learned_but_nobody_here_can_solve_them(adder, tmp_path, capsys) -> None:
+    task, few = mine(tmp_path / "mine.jsonl"), {"count": 4, "validation": 0}
+    refuses(learn("distil", tmp_path / "x", task=task, **few), "needs a task whose steps can be checked", capsys)
+    refuses(reason("traces", task, out=tmp_path / "x"), "needs a task whose steps can be checked", capsys)
+    small = {"model": adder, "count": 4}
+    for name in ("rest-em:iterations=1,attempts=4,max_tokens=20,epochs=1", "grpo:iterations=1,attempts=2,max_tokens=8"):
+        out = tmp_path / name.partition(":")[0]
+        code = main(learn(name, out, task=task, **small))
+        told = capsys.readouterr()
+        assert code == 0 or "no attempt" in told.err, told.err
+        assert "problems of the split validation; validation is 100, and these are taken" in told.err
+        assert [path for path in out.rglob("*.jsonl") if "+ 4 = ?" in path.read_text()]
 
 
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.

@@ -90,6 +90,12 @@ def solve_in_pieces(
     """
     part = path.with_name(f".{path.stem}.part")
     kept = {tree.problem.id: tree for tree in _load(path, method)}
+    for problem in problems:
+        if problem.id in kept and kept[problem.id].problem.question != problem.question:
+            raise UserError(
+                f"{path} has another problem as {problem.id}: the file of the task has changed; take another folder "
+                "with --out"
+            )
     for first in range(0, len(problems), setting.piece):
         piece = problems[first : first + setting.piece]
         on_step(first, len(problems))
