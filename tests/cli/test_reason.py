@@ -16,12 +16,16 @@ from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, learn, reason, s
 from mnemonist import files
 from mnemonist.cli import main
 from mnemonist.cli.reason.material import hides_first_token
+from mnemonist.cli.reason.solve import budget_lines, figures
+from mnemonist.cli.reason.solving import Solved
 from mnemonist.data import ByteTokenizer
 from mnemonist.reasoning import FORMATS, JOURNEYS, METHODS
 from mnemonist.reasoning.arms import MATCHES
 from mnemonist.reasoning.objective import OBJECTIVES
 from mnemonist.reasoning.rounds import RECIPES, ROUNDS
+from mnemonist.reasoning.search.scaling import Run
 from mnemonist.reasoning.tasks import TASKS, build_task
+from mnemonist.reasoning.tree import Tree
 
 BY_RULE = {"proposer": "moves", "value": "gold", "count": 6}
 """Nobody has to be asked."""
@@ -203,11 +207,43 @@ def test_a_budget_closes_thoughts(adder, tmp_path, capsys) -> None:
             assert (tree.settings["thinking"], tree.settings["extensions"], tree.settings["wait"]) == (most, 1, "Hm")
             assert tree.settings["loops"]["times"] > 1
     told = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(
-        r"chain-of-thought: [+-]\d+\.\d+ for 1,000 tokens more \(scaling\), .* at best \(performance\)", told
+    line = re.fullmatch(
+        r"chain-of-thought: ([+-]\d+\.\d+) for 1,000 thinking tokens more \(scaling\), .* at best \(performance\), "
+        r"(\d\.\d+) of the thoughts within their budget \(control\)",
+        told,
     )
+    assert line, told
     assert main([*command, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
+    few, many = json.loads(capsys.readouterr().out)
+    for row, most in ((few, 6), (many, 12)):
+        nodes = [tree.nodes[1] for tree in trees(tmp_path / "out" / f"chain-of-thought,thinking={most}.jsonl")]
+        assert row["mean_thinking_tokens"] == sum(node.thinking_tokens for node in nodes) / len(nodes) <= most
+        assert all(0 < node.thinking_tokens < node.tokens for node in nodes)
+        assert row["control"] == 1
+    more = many["mean_thinking_tokens"] - few["mean_thinking_tokens"]
+    assert float(line[1]) == pytest.approx(1000 * (many["accuracy"] - few["accuracy"]) / more, abs=5e-4)
+    assert float(line[2]) == 1
+
+
+def test_the_figures_of_a_budget_are_of_thoughts_alone() -> None:
+    """Scaling by the tokens of thoughts, whatever was read; control counts those that were too short or long."""
+
+    def solved(most: int, thinking: list[int], right: list[bool]) -> Solved:
+        made = {}
+        for number, (count, fine) in enumerate(zip(thinking, right, strict=True)):
+            tree = Tree(build_task("countdown").problem("test", 3, number), "chain-of-thought", right=fine)
+            tree.add(0, "text", tokens=count + 9, thinking_tokens=count, finished=True)
+            tree.ledger.charge(prompt=10_000 * most, generated=count + 9)
+            made[tree.problem.id] = tree
+        settings = {"thinking": most, "least": 30}
+        return Solved(f"chain-of-thought,thinking={most}", Run("chain-of-thought", settings, made))
+
+    few, many = solved(64, [20, 60], [False, False]), solved(256, [200, 280], [True, False])
+    (line,) = budget_lines([few, many])
+    assert line.strip().startswith("chain-of-thought: +2.500 for 1,000 thinking tokens more")  # 0.5 for 200 tokens
+    assert line.endswith("0.500 at best (performance), 0.500 of the thoughts within their budget (control)")
+    assert figures(few)["control"] == 0.5 and figures(many)["mean_thinking_tokens"] == 240
+    assert budget_lines([few]) == [] and budget_lines([few, solved(256, [20, 60], [True, True])]) == []
 
 
 class Unmarked:
