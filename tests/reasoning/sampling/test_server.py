@@ -250,6 +250,24 @@ def test_a_chat_server(server):
         asking(server, chat=True).sample(["2 + 2?"], DECODING)
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("<think>\n2 and 2\n</think>\n4", "2 and 2\n</think>\n4"),
+        ("\n<think>2 and 2</think>4", "2 and 2</think>4"),
+        ("so <think>\n</think>", "so <think>\n</think>"),
+        ("<think>\n<think>\n", "<think>\n"),
+    ],
+)
+def test_a_thought_that_the_prompt_has_opened_is_not_opened_twice(server, said, kept):
+    server.answer = lambda path, body: reply(said, message={"content": said})
+    prompts = ["Question: 2 + 2?\n<think>\n", "2 + 2?\n"]
+    opened, bare = asking(server, chat=True).sample(prompts, DECODING)
+    assert (opened.text, bare.text) == (kept, said)
+    assert asking(server).sample(prompts, DECODING)[0].text == said  # what goes on after the prompt is as it is
+    assert asking(server, chat=True, open_thought="").sample(prompts, DECODING)[0].text == said
+
+
 # --- what passes
 
 

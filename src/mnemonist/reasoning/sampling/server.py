@@ -74,6 +74,8 @@ class ServerSampler:
         patience: seconds before the second try, about; doubled for each one more.
         stops: who looks for stop strings; auto: the server, as long as it says which one it has found.
         close_thought: put between the thought and the rest, where a chat server gives the thought apart.
+        open_thought: taken from the beginning of what a chat server writes after a prompt that ends in it: models that
+            think open their thought themselves, and a text has it once.
         more: fields that every request has besides, such as ``{"min_p": 0.05}``.
         name: what tables call it; by default the model.
         flops_per_token: operations of the model for a token, if you know.
@@ -95,6 +97,7 @@ class ServerSampler:
         patience: float = 1.0,
         stops: Stops = "auto",
         close_thought: str = "</think>\n",
+        open_thought: str = "<think>\n",
         more: Mapping[str, Any] | None = None,
         name: str | None = None,
         flops_per_token: float = 0.0,
@@ -108,7 +111,7 @@ class ServerSampler:
         self.client = Client(base if base.endswith("/v1") else f"{base}/v1", api_key, timeout, retries, patience)
         self.model, self.chat, self.concurrency = model, chat, concurrency
         self.stops: Stops = stops
-        self.close_thought, self.more = close_thought, dict(more or {})
+        self.close_thought, self.open_thought, self.more = close_thought, open_thought, dict(more or {})
         self.flops_per_token = flops_per_token
         self._name = name or model
         self._untold = False  # whether the server has kept a stop string to itself
@@ -258,7 +261,7 @@ class ServerSampler:
         self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
     ) -> tuple[Attempt, int]:
         choice = reply["choices"][0]
-        text = self._text(choice)
+        text = self._text(prompt, choice)
         log_probs = _log_probs(choice)
         usage = reply["usage"]
         tokens = int(usage["completion_tokens"])
@@ -277,13 +280,17 @@ class ServerSampler:
                 text, finish = text if text.endswith(mark) else text + mark, "stop"
         return Attempt(prompt, text, log_probs=log_probs, tokens=tokens, finish=finish), read
 
-    def _text(self, choice: Mapping[str, Any]) -> str:
+    def _text(self, prompt: str, choice: Mapping[str, Any]) -> str:
         if not self.chat:
             return _words(choice["text"])
         message = choice["message"]
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         said = message["content"] or ""
-        return f"{_words(thought)}{self.close_thought if thought else ''}{_words(said)}"
+        text = f"{_words(thought)}{self.close_thought if thought else ''}{_words(said)}"
+        mark = self.open_thought.strip()
+        if mark and prompt.endswith(self.open_thought) and text.lstrip().startswith(mark):
+            return text.lstrip().removeprefix(mark).removeprefix("\n")
+        return text
 
     def _explained(self, refusal: Refusal, place: int) -> UserError:
         """What to do about a server's no."""
