@@ -441,6 +441,19 @@ MOVES = "beam:proposer=moves,value=gold"
             "nothing answers at http://127.0.0.1:9",
         ),
         (["countdown", "--server", "http://127.0.0.1:9", "--model", "ADDER"], "there are two policies"),
+        *(
+            (
+                ["countdown", "--server", "http://127.0.0.1:9", "--server-model", "m", "--chat", "--method", method],
+                f"method {method.partition(':')[0]} goes on from texts that are begun, which a chat server cannot do",
+            )
+            for method in (
+                "beam:value=gold",
+                "tree-of-thought:value=self",
+                "mcts:value=outcome",
+                "beam:proposer=moves,value=rollouts",
+                "best-of-n:value=any-rollout",
+            )
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(words, sentence, adder, tmp_path, capsys, monkeypatch) -> None:

@@ -39,6 +39,8 @@ IDENTITY, PAGE = "solve.json", "solve.html"
 FORMAT = "mnemonist-solve/1"
 ASKING = ("self", "rollouts", "any-rollout")
 """Values for which the policy is asked."""
+GOING_ON = ("rollouts", "any-rollout")
+"""Those for which it goes on from the middle of a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +180,18 @@ def require(method: Method, options: Solve, task: Task) -> None:
         )
     if options.policy.model is not None and options.policy.server is not None:
         raise UserError("there are two policies; give either --model or --server")
+    stepwise = hasattr(method, "proposer") and not moves
+    if options.policy.server is not None and options.policy.chat and (stepwise or value in GOING_ON):
+        raise UserError(
+            f"method {method.name} goes on from texts that are begun, which a chat server cannot do; leave out --chat, "
+            "or take a method of whole attempts, without rollouts"
+        )
     if value == "model" and options.scorer is None:
         raise UserError(
             f"method {method.name} needs values: name a process reward model with --scorer (`mnemonist reason reward` "
             "trains one), or take --value self, or one that knows the truth: --value gold"
         )
-    if options.budget.thinking and hasattr(method, "proposer") and not moves:
+    if options.budget.thinking and stepwise:
         raise UserError(
             f"a budget is for whole thoughts, and {method.name} grows them step by step: leave out --thinking"
         )
