@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import environment, refuses
-from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, learn, reason, save_llama, serve, timeless, trees
+from reason_runs import (
+    SMALLEST,
+    SUMS,
+    interrupt_after_pieces,
+    learn,
+    reason,
+    save_chat,
+    save_llama,
+    serve,
+    timeless,
+    trees,
+)
 
 from mnemonist import files
 from mnemonist.cli import main
@@ -349,6 +362,26 @@ def test_a_piece_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
     whole, cut = (trees(tmp_path / out / name) for out in ("whole", "cut"))
     assert timeless(whole) == timeless(cut)
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [name, "solve.html", "solve.json"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_command_that_asks_a_judge_runs_as_it_is_told(chat, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if chat:
+        who = ("--chat", "--model", str(save_chat(tmp_path / "chat")), "--format", "think", "--attempts", "0")
+    else:
+        who = ("--preset", SMALLEST)
+    few = {"count": 3, "validation": 2, "epochs": 1, "difficulty": (4, 3), "task": "countdown:largest=9"}
+    assert main(learn("reward", Path("judge"), *who, **few)) == 0
+    told = capsys.readouterr().err
+    line = re.search(r"judge in judge; ask it: mnemonist (reason solve countdown:largest=9 .*)", told)
+    assert line
+    assert main([*shlex.split(line[1]), "--count", "2", "--max-tokens", "4"]) == 0
+    found = trees(tmp_path / "runs" / "solve" / "beam.jsonl")
+    assert [tree.problem.difficulty for tree in found] == [4, 3]
+    assert chat or found[0].ledger.reward_tokens > 0  # the chat model, which nobody has trained, writes no step
+    put = json.loads((tmp_path / "runs" / "solve" / "solve.json").read_text())["text format"]["name"]
+    assert put == ("think (chat)" if chat else "plain")
 
 
 # Problems of one's own.
