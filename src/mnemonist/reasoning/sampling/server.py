@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 from mnemonist.errors import UserError, nearest
 from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.sampling.json_over_http import PASSING, Client, Refusal
+from mnemonist.reasoning.sampling.json_over_http import PASSING, Client, Refusal, words_of
 from mnemonist.reasoning.sampling.text import first_stop
 
 Stops = Literal["auto", "server", "client"]
@@ -260,10 +260,20 @@ class ServerSampler:
     def _attempt(
         self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
     ) -> tuple[Attempt, int]:
+        if reply.get("error") and not reply.get("choices"):
+            raise UserError(
+                f"{self.client.url} answers with an error: {words_of(reply)}; change what it complains of, or look at "
+                "its log"
+            )
         choice = reply["choices"][0]
         text = self._text(prompt, choice)
         log_probs = _log_probs(choice)
-        usage = reply["usage"]
+        usage = reply.get("usage")
+        if not isinstance(usage, dict) or not {"prompt_tokens", "completion_tokens"} <= usage.keys():
+            raise UserError(
+                f"{self.client.url} does not say how many tokens it has read and written (usage), which every attempt "
+                "is charged with; make the server tell, or take one that does"
+            )
         tokens = int(usage["completion_tokens"])
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         read = max(0, int(usage["prompt_tokens"]) - int(cached))
@@ -302,6 +312,8 @@ class ServerSampler:
                 near = nearest(self.model, known)
                 return UserError(f"{self.client.url} has no model {self.model!r}{near}; it has {', '.join(known)}")
             return UserError(f"{refusal}; check the address and the model's name")
+        if refusal.status in PASSING:
+            return UserError(f"prompt {place}: {refusal}; the server is busy or broken, so look at its log")
         return UserError(f"prompt {place}: {refusal}; change what the server complains of")
 
 
