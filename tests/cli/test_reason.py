@@ -78,6 +78,12 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
         assert len(words) >= 2, block
 
 
+def test_reward_says_what_it_learns_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["reason", "reward", "--help"])
+    assert "attempts of the model that it begins with; so" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
 def test_policy_gradients_begin_at_a_lower_rate(capsys) -> None:
     rates = {}
     for name in ("distil", "grpo", "dpo:attempts=4"):
