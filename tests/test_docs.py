@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import warnings
@@ -36,6 +37,20 @@ def test_the_commands_of_a_page_are_understood(page):
     for line in lines:
         if line.startswith("mnemonist "):
             assert parse(shlex.split(line)[1:])
+
+
+def test_the_commands_of_reasoning_leave_each_others_folders_alone():
+    lines = [shlex.split(line) for block in blocks("reasoning.md", "") for line in block.splitlines()]
+    commands = [line for line in lines if line[:2] == ["mnemonist", "reason"] and line[2] not in ("demo", "tasks")]
+    folders = [line[line.index("--out") + 1] if "--out" in line else line for line in commands]
+    assert len(folders) > 20 and len({str(folder) for folder in folders}) == len(folders)
+    assert [folder for folder in folders if not isinstance(folder, str)] == []
+
+
+@pytest.mark.parametrize("name", ["control", "scaling", "performance", "compute_optimal"])
+def test_what_has_no_short_way_is_named_with_its_module(name):
+    found = re.search(rf"`(mnemonist[\w.]*)\.{name}`", (DOCS / "papers.md").read_text())
+    assert found and callable(getattr(importlib.import_module(found[1]), name))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -149,6 +149,8 @@ def test_a_plan_does_nothing(tmp_path, capsys):
     ("words", "message"),
     [
         (["mqra"], "there is no suite 'mqra' (did you mean 'mqar'?)"),
+        (["countdown:largest=9"], "no suite; ask it with `mnemonist reason solve countdown:largest=9`"),
+        (["hinted+knights"], "hinted+knights is a task to reason about and no suite; ask it with"),
         (["mqar"], "there is no model to evaluate"),
         (["mqar", "--model", "nowhere"], "There is no model at nowhere"),
         (["mqar", "--model", "MINE", "MINE"], "a model is named twice"),

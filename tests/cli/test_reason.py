@@ -5,23 +5,40 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import environment, refuses
-from reason_runs import SMALLEST, SUMS, interrupt_after_pieces, reason, save_llama, serve, timeless, trees
+from reason_runs import (
+    SMALLEST,
+    SUMS,
+    interrupt_after_pieces,
+    learn,
+    reason,
+    save_chat,
+    save_llama,
+    serve,
+    timeless,
+    trees,
+)
 
 from mnemonist import files
 from mnemonist.cli import main
 from mnemonist.cli.reason.material import hides_first_token
+from mnemonist.cli.reason.solve import budget_lines, figures
+from mnemonist.cli.reason.solving import Solved
 from mnemonist.data import ByteTokenizer
 from mnemonist.reasoning import FORMATS, JOURNEYS, METHODS
 from mnemonist.reasoning.arms import MATCHES
 from mnemonist.reasoning.objective import OBJECTIVES
 from mnemonist.reasoning.rounds import RECIPES, ROUNDS
+from mnemonist.reasoning.search.scaling import Run
 from mnemonist.reasoning.tasks import TASKS, build_task
+from mnemonist.reasoning.tree import Tree
 
 BY_RULE = {"proposer": "moves", "value": "gold", "count": 6}
 """Nobody has to be asked."""
@@ -59,6 +76,12 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
     for block in explained:
         words = re.sub(r"\(default:.*?\)|^\S+|[A-Z]{3,}|\{.*?\}|\[.*?\]", "", block).split()
         assert len(words) >= 2, block
+
+
+def test_reward_says_what_it_learns_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["reason", "reward", "--help"])
+    assert "attempts of the model that it begins with; so" in re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
 def test_policy_gradients_begin_at_a_lower_rate(capsys) -> None:
@@ -203,11 +226,43 @@ def test_a_budget_closes_thoughts(adder, tmp_path, capsys) -> None:
             assert (tree.settings["thinking"], tree.settings["extensions"], tree.settings["wait"]) == (most, 1, "Hm")
             assert tree.settings["loops"]["times"] > 1
     told = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(
-        r"chain-of-thought: [+-]\d+\.\d+ for 1,000 tokens more \(scaling\), .* at best \(performance\)", told
+    line = re.fullmatch(
+        r"chain-of-thought: ([+-]\d+\.\d+) for 1,000 thinking tokens more \(scaling\), .* at best \(performance\), "
+        r"(\d\.\d+) of the thoughts within their budget \(control\)",
+        told,
     )
+    assert line, told
     assert main([*command, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
+    few, many = json.loads(capsys.readouterr().out)
+    for row, most in ((few, 6), (many, 12)):
+        nodes = [tree.nodes[1] for tree in trees(tmp_path / "out" / f"chain-of-thought,thinking={most}.jsonl")]
+        assert row["mean_thinking_tokens"] == sum(node.thinking_tokens for node in nodes) / len(nodes) <= most
+        assert all(0 < node.thinking_tokens < node.tokens for node in nodes)
+        assert row["control"] == 1
+    more = many["mean_thinking_tokens"] - few["mean_thinking_tokens"]
+    assert float(line[1]) == pytest.approx(1000 * (many["accuracy"] - few["accuracy"]) / more, abs=5e-4)
+    assert float(line[2]) == 1
+
+
+def test_the_figures_of_a_budget_are_of_thoughts_alone() -> None:
+    """Scaling by the tokens of thoughts, whatever was read; control counts those that were too short or long."""
+
+    def solved(most: int, thinking: list[int], right: list[bool]) -> Solved:
+        made = {}
+        for number, (count, fine) in enumerate(zip(thinking, right, strict=True)):
+            tree = Tree(build_task("countdown").problem("test", 3, number), "chain-of-thought", right=fine)
+            tree.add(0, "text", tokens=count + 9, thinking_tokens=count, finished=True)
+            tree.ledger.charge(prompt=10_000 * most, generated=count + 9)
+            made[tree.problem.id] = tree
+        settings = {"thinking": most, "least": 30}
+        return Solved(f"chain-of-thought,thinking={most}", Run("chain-of-thought", settings, made))
+
+    few, many = solved(64, [20, 60], [False, False]), solved(256, [200, 280], [True, False])
+    (line,) = budget_lines([few, many])
+    assert line.strip().startswith("chain-of-thought: +2.500 for 1,000 thinking tokens more")  # 0.5 for 200 tokens
+    assert line.endswith("0.500 at best (performance), 0.500 of the thoughts within their budget (control)")
+    assert figures(few)["control"] == 0.5 and figures(many)["mean_thinking_tokens"] == 240
+    assert budget_lines([few]) == [] and budget_lines([few, solved(256, [20, 60], [True, True])]) == []
 
 
 class Unmarked:
@@ -315,6 +370,69 @@ def test_a_piece_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [name, "solve.html", "solve.json"]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_command_that_asks_a_judge_runs_as_it_is_told(chat, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if chat:
+        who = ("--chat", "--model", str(save_chat(tmp_path / "chat")), "--format", "think", "--attempts", "0")
+    else:
+        who = ("--preset", SMALLEST)
+    few = {"count": 3, "validation": 2, "epochs": 1, "difficulty": (4, 3), "task": "countdown:largest=9"}
+    assert main(learn("reward", Path("judge"), *who, **few)) == 0
+    told = capsys.readouterr().err
+    line = re.search(r"judge in judge; ask it: mnemonist (reason solve countdown:largest=9 .*)", told)
+    assert line
+    assert main([*shlex.split(line[1]), "--count", "2", "--max-tokens", "4"]) == 0
+    found = trees(tmp_path / "runs" / "solve" / "beam.jsonl")
+    assert [tree.problem.difficulty for tree in found] == [4, 3]
+    assert chat or found[0].ledger.reward_tokens > 0  # the chat model, which nobody has trained, writes no step
+    put = json.loads((tmp_path / "runs" / "solve" / "solve.json").read_text())["text format"]["name"]
+    assert put == ("think (chat)" if chat else "plain")
+
+
+# Problems of one's own.
+
+
+def mine(path, count: int = 40):
+    path.write_text("".join(f'{{"prompt": "{n} + 4 = ?", "answer": {n + 4}}}\n' for n in range(count)))
+    return f"rows:path={path},match=number"
+
+
+def test_rows_of_ones_own_are_solved(server, tmp_path, capsys) -> None:
+    url, asked = server
+    task = build_task(mine(tmp_path / "mine.jsonl"))
+    options = {"server": url, "server_model": "small", "out": tmp_path / "out", "split": "train"}
+    assert main(reason("solve", task.name, **options)) == 0
+    told = capsys.readouterr()
+    count = task.size("train")
+    assert count < 40 and f"has {count} problems of the split train; count is 50, and these are taken" in told.err
+    assert f"| 1 of {count} " in told.out  # that of 2 + 4
+    assert {body["prompt"] for body in asked} == {task.problem("train", 0, n).question + "\n" for n in range(count)}
+    mine(tmp_path / "mine.jsonl", 1)
+    refuses(
+        reason("solve", task.name, **{**options, "split": "validation"}),
+        "none is of the split validation; add rows",
+        capsys,
+    )
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"prompt": "{n} + 5 = ?", "answer": {n + 5}}}\n' for n in range(40)))
+    refuses(reason("solve", task.name, **options), "the file of the task has changed; take another folder", capsys)
+
+
+def test_rows_of_ones_own_are_learned_but_nobody_here_can_solve_them(adder, tmp_path, capsys) -> None:
+    task, few = mine(tmp_path / "mine.jsonl"), {"count": 4, "validation": 0}
+    refuses(learn("distil", tmp_path / "x", task=task, **few), "needs a task whose steps can be checked", capsys)
+    refuses(reason("traces", task, out=tmp_path / "x"), "needs a task whose steps can be checked", capsys)
+    small = {"model": adder, "count": 4}
+    for name in ("rest-em:iterations=1,attempts=4,max_tokens=20,epochs=1", "grpo:iterations=1,attempts=2,max_tokens=8"):
+        out = tmp_path / name.partition(":")[0]
+        code = main(learn(name, out, task=task, **small))
+        told = capsys.readouterr()
+        assert code == 0 or "no attempt" in told.err, told.err
+        assert "problems of the split validation; validation is 100, and these are taken" in told.err
+        assert [path for path in out.rglob("*.jsonl") if "+ 4 = ?" in path.read_text()]
+
+
 # What is refused: exit code 2, one sentence on stderr, nothing on stdout, nothing written.
 
 MOVES = "beam:proposer=moves,value=gold"
@@ -362,6 +480,19 @@ MOVES = "beam:proposer=moves,value=gold"
             "nothing answers at http://127.0.0.1:9",
         ),
         (["countdown", "--server", "http://127.0.0.1:9", "--model", "ADDER"], "there are two policies"),
+        *(
+            (
+                ["countdown", "--server", "http://127.0.0.1:9", "--server-model", "m", "--chat", "--method", method],
+                f"method {method.partition(':')[0]} goes on from texts that are begun, which a chat server cannot do",
+            )
+            for method in (
+                "beam:value=gold",
+                "tree-of-thought:value=self",
+                "mcts:value=outcome",
+                "beam:proposer=moves,value=rollouts",
+                "best-of-n:value=any-rollout",
+            )
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(words, sentence, adder, tmp_path, capsys, monkeypatch) -> None:

@@ -54,6 +54,9 @@ def test_what_was_said_before_a_failure_is_kept(tmp_path: Path) -> None:
         ) as up:
             Remembering(Shaky(echo, left=2 if done == 2 else 1), path).sample(prompts, HOW)
         assert up.value.attempts == dict(enumerate(whole[:done]))
+    with pytest.raises(SamplingFailed, match=r"it is down \(0 of 5 attempts are done\)"):  # there is no file to name
+        Remembering(Shaky(echo, left=0), tmp_path / "none.jsonl").sample(prompts, HOW)
+    assert not (tmp_path / "none.jsonl").exists()
     server = Shaky(echo)
     assert Remembering(server, path).sample(prompts, HOW, ledger) == whole
     assert server.asked == ["d", "a"] and ledger.calls == 5 and ledger.flops == 2.5

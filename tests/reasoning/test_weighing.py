@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizers import chat_tokenizer
 from toy_policies import FORMAT, SumTask
 
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Attempt
+from mnemonist.reasoning.formats import FORMATS
+from mnemonist.reasoning.prompting import in_context
 from mnemonist.reasoning.proposing import Material
 from mnemonist.reasoning.tasks.rewards import GIVEN, accuracy_reward, format_reward
+from mnemonist.reasoning.tasks.task import Problem
 from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 
 TASK = SumTask()
@@ -47,7 +52,7 @@ def test_rewards_are_added_and_none_is_no_opinion() -> None:
     rewards = [accuracy_reward(TASK, FORMAT), format_reward(FORMAT, 0.1), short]
     found = weigh([PROBLEM] * 6, ATTEMPTS, TASK, FORMAT, rewards)
     assert [one.reward for one in found] == pytest.approx([1.1, 1.6, 0.6, 0.6, 0.0, 1.0])
-    assert {"completions", *seen} == set(GIVEN)
+    assert {"completions", *seen} == {*GIVEN, "numbers"}
     assert (seen["answer"][0], seen["completion_ids"][0], seen["prompts"][0]) == ("3", [1, 2], "2+1\n")
 
 
@@ -72,6 +77,49 @@ def test_rewards_that_are_coroutines_run_side_by_side_and_log_as_in_trl() -> Non
     assert [one.reward for one in found] == [0.5, 2.5, 0.5, 0.5, 0.5, 0.5]
     assert asyncio.run(both()) == found  # as in a notebook, whose loop is running
     assert len(loops) == 1
+
+
+def hinted(number: int, **facts: Any) -> Problem:
+    """One of the problems, with more facts."""
+    problem = TASK.problem("train", 2, number)
+    return replace(problem, facts={**problem.facts, **facts})
+
+
+def test_facts_are_columns_that_shadow_nothing() -> None:
+    problems = [
+        hinted(11, ground_truth=3, answer="no", completions="no", self=1),
+        hinted(12, ground_truth=4, seen=True),
+    ]
+    told: dict[str, Any] = {}
+
+    def by_truth(completions: list[str], ground_truth: list[int], **columns: Any) -> list[float]:
+        told.update(columns)
+        return [float(text == f"={truth}.") for text, truth in zip(completions, ground_truth, strict=True)]
+
+    attempts = [Attempt("2+1\n", "=3."), Attempt("2+2\n", "=5.")]
+    rewards = Material(TASK, FORMAT, problems, rewards=[by_truth, accuracy_reward(TASK, FORMAT)]).rewards
+    assert [one.reward for one in weigh(problems, attempts, TASK, FORMAT, rewards)] == [2.0, 0.0]
+    assert (told["numbers"], told["seen"], told["answer"]) == ([[2, 1], [2, 2]], [None, True], ["3", "4"])
+    assert "self" not in told
+    with pytest.raises(UserError, match="needs ground_truth, .* and of the problems' facts numbers, so let it"):
+        Material(TASK, FORMAT, problems, validation=[PROBLEM], rewards=[by_truth])
+
+
+def test_a_chat_has_messages() -> None:
+    chat = in_context(FORMATS["think"], TASK, 0, 2, chat=chat_tokenizer())
+    told: dict[str, Any] = {}
+
+    def conversational(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        told.update(prompts=prompts, completions=completions)
+        return [float(completion[0]["content"].startswith("<think>\n")) for completion in completions]
+
+    texts = ["2 + 1\n</think>\n<answer>3</answer>", "</think>\n<answer>4</answer> or so"]
+    attempts = [Attempt(chat.prompt(PROBLEM.question), text) for text in texts]
+    rewards = [conversational, accuracy_reward(TASK, chat), format_reward(chat, 0.1)]
+    found = weigh([PROBLEM] * 2, attempts, TASK, chat, rewards)
+    assert [one.reward for one in found] == pytest.approx([2.1, 1.0])
+    assert told["prompts"] == [[{"role": "user", "content": "2+1"}]] * 2
+    assert told["completions"] == [[{"role": "assistant", "content": f"<think>\n{text}"}] for text in texts]
 
 
 def needs_the_state(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:

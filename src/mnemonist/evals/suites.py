@@ -22,6 +22,8 @@ from mnemonist.evals.problems import Setting, Task, draw
 from mnemonist.evals.results import Row
 from mnemonist.evals.scoring import Progress, score
 from mnemonist.models.modeling import LanguageModel
+from mnemonist.reasoning.tasks.table import HINTED
+from mnemonist.reasoning.tasks.table import TASKS as REASONING
 
 if TYPE_CHECKING:
     from mnemonist.evals.regression import Regression
@@ -252,10 +254,14 @@ def find_suite(spec: str) -> SuiteInfo:
     """The row of `SUITES` that a name with changes begins with.
 
     Raises:
-        UserError: there is none; the message suggests the nearest one.
+        UserError: there is none; the message suggests the nearest one, or the command for tasks of reasoning.
     """
     name = spec.partition(":")[0]
     if name not in SUITES:
+        if name.removeprefix(HINTED) in REASONING:
+            raise UserError(
+                f"{name} is a task to reason about and no suite; ask it with `mnemonist reason solve {spec}`"
+            )
         raise UserError(f"there is no suite {name!r}{nearest(name, SUITES)}; known suites: {', '.join(SUITES)}")
     return SUITES[name]
 

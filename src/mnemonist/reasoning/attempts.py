@@ -75,6 +75,8 @@ class Attempt:
     tokens: int = 0
     """Tokens written, the end mark included."""
     finish: Finish = "length"
+    thinking_tokens: int | None = None
+    """Those of them that were written for a thought under a budget (`BudgetForcing`); None where there is none."""
 
     @property
     def whole(self) -> bool:
@@ -96,6 +98,7 @@ class Attempt:
             "log_probs": [round(value, 6) for value in self.log_probs],
             "tokens": self.tokens,
             "finish": self.finish,
+            **({} if self.thinking_tokens is None else {"thinking_tokens": self.thinking_tokens}),
         }
 
     @classmethod

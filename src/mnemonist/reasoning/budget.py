@@ -289,7 +289,8 @@ class BudgetForcing:
         closing = "" if answer.finish == "stop" else self.format.close_answer
         finish: Finish = answer.finish
         text = thought.text + answer.text + closing
-        attempt = Attempt(thought.prompt, text, tokens=thought.tokens + answer.tokens, finish=finish)
+        tokens = thought.tokens + answer.tokens
+        attempt = Attempt(thought.prompt, text, tokens=tokens, finish=finish, thinking_tokens=thought.tokens)
         return Thought(attempt, thought.tokens, answer.tokens, thought.extensions, thought.closed)
 
 

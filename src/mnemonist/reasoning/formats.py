@@ -55,6 +55,9 @@ class Format:
     end: str = ""
     """The mark behind a whole text, where it is not the one that the policy's tokenizer has for the end of all texts:
     chat templates may have another for the end of a message."""
+    message: str | None = None
+    """Where questions are a user's message in a chat template: what the prompt opens of the answering message. None
+    where they are plain text."""
 
     def __post_init__(self) -> None:
         if not self.open_answer or not self.close_answer:
@@ -71,8 +74,8 @@ class Format:
 
     @property
     def opening(self) -> str:
-        """What the prompt writes on behalf of the policy: the line after the question's own."""
-        return self.after.lstrip("\n")
+        """What the prompt writes on behalf of the policy: the line after the question's own, or within its message."""
+        return self.after.lstrip("\n") if self.message is None else self.message
 
     def question_in(self, prompt: str) -> str:
         """The question of a prompt.

@@ -146,7 +146,9 @@ def in_context(
     before, _, after = prompt.rpartition(BORDER)
     context = [f"{shots} shots"] * bool(shots) + ["chat"] * (chat is not None) or ["told"]
     end = end_of_message(chat) if chat is not None else ""
-    return replace(format, name=f"{format.name} ({', '.join(context)})", before=before, lead="", after=after, end=end)
+    message = format.opening if chat is not None else None
+    name = f"{format.name} ({', '.join(context)})"
+    return replace(format, name=name, before=before, lead="", after=after, end=end, message=message)
 
 
 class InContext:

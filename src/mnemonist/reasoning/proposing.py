@@ -25,7 +25,7 @@ from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.remembering import remembering
 from mnemonist.reasoning.shuffling import mix
-from mnemonist.reasoning.tasks.rewards import Reward, require_rewards
+from mnemonist.reasoning.tasks.rewards import Reward, common_facts, require_rewards
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
 from mnemonist.reasoning.weighing import Judged, load_judged, save_judged, weigh
 from mnemonist.training.randomness import capture_random_state, restore_random_state
@@ -72,7 +72,7 @@ class Material:
     """Added up; none means 1 for a right answer."""
 
     def __post_init__(self) -> None:
-        require_rewards(self.rewards)
+        require_rewards(self.rewards, common_facts(itertools.chain(self.problems, self.validation)))
 
 
 class Solver:

@@ -128,7 +128,8 @@ class Remembering:
             )
         except SamplingFailed as failed:
             done = {place: self._known[key].attempt for place, key in enumerate(keys) if key in self._known}
-            raise SamplingFailed(failed.reason, done, len(prompts), self.path) from failed
+            kept = self.path if self.path.exists() else None
+            raise SamplingFailed(failed.reason, done, len(prompts), kept) from failed
         finally:
             _charge(ledger, _cost(spent), spent.seconds)
         return [self._known[key].attempt for key in keys]

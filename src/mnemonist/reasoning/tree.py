@@ -41,6 +41,8 @@ class Node:
     """How often it was proposed there: equal steps behind one parent are one node."""
     extra_tokens: int = 0
     """Written besides, and always discarded: further copies of it, and what was tried out behind it to value it."""
+    thinking_tokens: int | None = None
+    """Those of `tokens` that a whole attempt under a budget has for its thought."""
     log_prob: float | None = None
     """Of its text after its path, by the policy; None if that is not known."""
     value: float | None = None

@@ -21,7 +21,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import write_atomically
 from mnemonist.reasoning.attempts import Attempt
 from mnemonist.reasoning.formats import Format
-from mnemonist.reasoning.tasks.rewards import Reward, ask
+from mnemonist.reasoning.tasks.rewards import Reward, ask, fact_columns
 from mnemonist.reasoning.tasks.rows import prompt_row
 from mnemonist.reasoning.tasks.task import Problem, Task, Verdict
 
@@ -96,11 +96,15 @@ def weigh(
         return judged
     rows = [prompt_row(attempt.prompt, problem) for problem, attempt in zip(problems, attempts, strict=True)]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"} if rows else {}
-    columns |= {
-        "prompts": [attempt.prompt for attempt in attempts],
-        "completions": [attempt.text for attempt in attempts],
-        "completion_ids": [list(attempt.ids) for attempt in attempts],
-    }
+    columns |= fact_columns(problems)
+    columns["completion_ids"] = [list(attempt.ids) for attempt in attempts]
+    if format.message is None:
+        columns |= {"prompts": [one.prompt for one in attempts], "completions": [one.text for one in attempts]}
+    else:
+        columns["prompts"] = [[{"role": "user", "content": problem.question}] for problem in problems]
+        columns["completions"] = [
+            [{"role": "assistant", "content": format.opening + attempt.text}] for attempt in attempts
+        ]
     sums = [0.0] * len(attempts)
     for given in ask(rewards, columns):
         sums = [total + float(value or 0.0) for total, value in zip(sums, given, strict=True)]

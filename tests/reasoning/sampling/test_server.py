@@ -250,6 +250,24 @@ def test_a_chat_server(server):
         asking(server, chat=True).sample(["2 + 2?"], DECODING)
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("<think>\n2 and 2\n</think>\n4", "2 and 2\n</think>\n4"),
+        ("\n<think>2 and 2</think>4", "2 and 2</think>4"),
+        ("so <think>\n</think>", "so <think>\n</think>"),
+        ("<think>\n<think>\n", "<think>\n"),
+    ],
+)
+def test_a_thought_that_the_prompt_has_opened_is_not_opened_twice(server, said, kept):
+    server.answer = lambda path, body: reply(said, message={"content": said})
+    prompts = ["Question: 2 + 2?\n<think>\n", "2 + 2?\n"]
+    opened, bare = asking(server, chat=True).sample(prompts, DECODING)
+    assert (opened.text, bare.text) == (kept, said)
+    assert asking(server).sample(prompts, DECODING)[0].text == said  # what goes on after the prompt is as it is
+    assert asking(server, chat=True, open_thought="").sample(prompts, DECODING)[0].text == said
+
+
 # --- what passes
 
 
@@ -264,7 +282,8 @@ def test_what_passes_is_asked_again(server, status):
 
 def test_what_does_not_pass_is_told_after_some_tries(server):
     server.answer = lambda path, body: (503, {"error": {"message": "out of\nmemory"}}, {})
-    with pytest.raises(SamplingFailed, match="answers 503: out of memory.*0 of 1 attempts"):
+    sentence = "answers 503: out of memory; the server is busy or broken, so look at its log .0 of 1 attempts are done"
+    with pytest.raises(SamplingFailed, match=sentence):
         asking(server, retries=2).sample(["a"], DECODING)
     assert len(server.asked) == 3
 
@@ -347,8 +366,11 @@ def test_a_wrong_name_is_told_with_the_right_ones(server):
         ({}, "not what the OpenAI protocol says .KeyError..choices"),
         ({"choices": []}, "not what the OpenAI protocol says"),
         ({"choices": None}, "not what the OpenAI protocol says"),
-        ({"choices": [{"text": "a", "finish_reason": "stop"}]}, "not what the OpenAI protocol says .KeyError..usage"),
-        (reply() | {"usage": None}, "not what the OpenAI protocol says"),
+        ({"choices": [{"text": "a", "finish_reason": "stop"}]}, "does not say how many tokens it has read and written"),
+        (reply() | {"usage": None}, r"does not say how many tokens it has read and written \(usage\), which"),
+        (reply() | {"usage": {"completion_tokens": 3}}, "does not say how many tokens"),
+        ({"error": {"message": "no such adapter", "code": 400}}, "answers with an error: no such adapter; change what"),
+        ({"error": "asleep", "choices": []}, "answers with an error: asleep; change what"),
         (reply(logprobs={"token_logprobs": ["x"]}), "not what the OpenAI protocol says"),
         (reply(None), "not what the OpenAI protocol says .*the text is None"),
     ],

@@ -14,7 +14,7 @@ from mnemonist.reasoning.tasks.table import TASKS, build_task
 from mnemonist.reasoning.tasks.task import SHARES, Problem, StepTask
 
 SPECS = [
-    *(name for name in TASKS if name != "reasoning-gym"),
+    *(name for name, info in TASKS.items() if info.steps),
     "countdown:largest=50,all_used=true",
     "chain-arithmetic:digits=4,minus=false",
     "diagnosis:options=0,book=7",

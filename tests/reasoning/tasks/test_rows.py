@@ -124,6 +124,50 @@ def test_what_cannot_be_turned():
         stepwise_row(prompt, ["a", "b"], [True])
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "What is 3 plus 4?", "completion": "7"},
+            r"it has a prompt that is not of format think: 'What is 3 plus 4\?'; write prompts as 'Question: QUESTION"
+            r"\\n<think>\\n', name the format that they are of, or give the question alone as messages: \[",
+        ),
+        ({"prompt": "x" * 99 + "\n<think>\n", "completion": "7"}, r"think: 'x{35}' \.\.\. 'x+\\n<think>\\n'; write"),
+        ({"prompt": [{"role": "system", "content": "?"}], "completion": "7"}, "expected one message of the user"),
+        ({"prompt": "Question: ?\n<think>\n", "completion": 7}, "expected one message of the assistant, not 7"),
+        ({"messages": [{"role": "user", "content": "?"}]}, "expected one message of the user"),
+        ({"text": 7}, "its text is none but '7'"),
+        ({"text": "no mark"}, "does not begin with a question of format 'think'"),
+        ({"prompt": "?"}, "kind prompt is no prompt with one completion"),
+    ],
+)
+def test_rows_of_a_file_that_are_no_pairs_are_named_by_line(row, message, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n\n" + json.dumps(row))
+    rows = load_rows(path)
+    assert rows == [row, row]
+    for place, read in zip(("line 1", "line 3"), rows, strict=True):
+        with pytest.raises(UserError, match=f"rows.jsonl, {place}: .*{message}"):
+            pair_of(read, THINK)
+    with pytest.raises(UserError, match=message) as caught:
+        pair_of(row, THINK)
+    assert "line" not in str(caught.value)
+
+
+def test_a_question_alone_is_a_message(tmp_path):
+    path, said = tmp_path / "rows.jsonl", [{"role": "assistant", "content": "<think>\n</think>\n<answer>7</answer>"}]
+    asked = [{"role": "user", "content": "What is 3 plus 4?"}]
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": prompt, "completion": completion}) + "\n"
+            for prompt in (asked, THINK.prompt("What is 3 plus 4?"))
+            for completion in (said, "</think>\n<answer>7</answer>")
+        )
+    )
+    pair = ("Question: What is 3 plus 4?\n<think>\n", "</think>\n<answer>7</answer>")
+    assert [pair_of(row, THINK) for row in load_rows(path)] == [pair] * 4
+
+
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(UserError, match="row 2 is of kind text, those before of kind prompt"):

@@ -19,6 +19,7 @@ from mnemonist.reasoning.prompting import in_context
 from mnemonist.reasoning.rounds import IDENTITY as ROUND
 from mnemonist.reasoning.sampling.text import text_tokenizer
 from mnemonist.reasoning.search.proposers import require_steps
+from mnemonist.reasoning.tasks.row_file import RowFile
 from mnemonist.reasoning.tasks.task import Problem, StepTask, Task
 
 
@@ -29,7 +30,7 @@ def draw(task: Task, split: Split, difficulties: Sequence[int], count: int, what
         task: makes them.
         split: which ones.
         difficulties: none means the easiest.
-        count: of all of them together.
+        count: of all of them together; a task that has fewer gives what it has, and that is said.
         what: the option that the count comes from.
 
     Raises:
@@ -40,7 +41,24 @@ def draw(task: Task, split: Split, difficulties: Sequence[int], count: int, what
     levels = list(difficulties) or [task.difficulties[0]]
     if len(set(levels)) < len(levels):
         raise UserError("a difficulty is named twice; name each once")
+    if isinstance(task, RowFile):
+        count = _available(task, split, count, what)
     return [task.problem(split, levels[number % len(levels)], number // len(levels)) for number in range(count)]
+
+
+def _available(task: RowFile, split: Split, count: int, what: str) -> int:
+    """As many as are asked for, or as the file has.
+
+    Raises:
+        UserError: it has none.
+    """
+    most = task.size(split)
+    if not most:
+        without = "; add rows, or leave them out with --validation 0" if what == "validation" else "; add rows"
+        raise UserError(f"{task.path} has too few rows to be split: none is of the split {split}{without}")
+    if most < count:
+        say(f"note: {task.path} has {most} problems of the split {split}; {what} is {count}, and these are taken")
+    return min(count, most)
 
 
 def step_task(task: Task, what: str) -> StepTask:

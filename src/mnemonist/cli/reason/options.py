@@ -341,7 +341,7 @@ class Reward:
     """Train a process reward model: after every step it says whether a right answer can still be reached.
 
     It learns from the truth that the task knows about solutions, steps astray, and attempts of the model that it
-    with; so begin with the policy that is to be judged. `solve --scorer` asks it.
+    begins with; so begin with the policy that is to be judged. `solve --scorer` asks it.
     """
 
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.reason.material import claim, draw, put, step_task
-from mnemonist.cli.reason.options import Reward
+from mnemonist.cli.reason.options import Asked, Reward
 from mnemonist.cli.reason.pages import aligned, judge_page
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
 from mnemonist.cli.train import first_process, prepare_torch, say
@@ -93,8 +93,18 @@ def run_reward(options: Reward) -> int:
         }
         write_reasoning(options.out / PAGE, judge_page(f"Judging {task.name}", found, options.out, facts))
         print(f"page: {options.out / PAGE} (open it in a browser)")
-    say(f"judge in {options.out}; ask it: mnemonist reason solve {options.task} --method beam --scorer {options.out}")
+    say(f"judge in {options.out}; ask it: {asking(options)}")
     return INTERRUPTED if result.interrupted else 0
+
+
+def asking(options: Reward) -> str:
+    """The command that searches with the judge: steps of the model that it began with, or those that the task knows."""
+    asked, model = options.asked, options.learner.model
+    words = [f"--model {model}"] if model is not None else ["--proposer moves"]
+    words += [f"--difficulty {' '.join(map(str, asked.difficulty))}"] if asked.difficulty else []
+    words += [f"--format {asked.format}"] if asked.format != Asked().format else []
+    words += ["--chat"] if options.chat and model is not None else []
+    return " ".join([f"mnemonist reason solve {options.task} --method beam --scorer {options.out}", *words])
 
 
 def _labelled(

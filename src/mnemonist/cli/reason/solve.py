@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from mnemonist.cli import INTERRUPTED
@@ -38,6 +39,8 @@ IDENTITY, PAGE = "solve.json", "solve.html"
 FORMAT = "mnemonist-solve/1"
 ASKING = ("self", "rollouts", "any-rollout")
 """Values for which the policy is asked."""
+GOING_ON = ("rollouts", "any-rollout")
+"""Those for which it goes on from the middle of a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +180,18 @@ def require(method: Method, options: Solve, task: Task) -> None:
         )
     if options.policy.model is not None and options.policy.server is not None:
         raise UserError("there are two policies; give either --model or --server")
+    stepwise = hasattr(method, "proposer") and not moves
+    if options.policy.server is not None and options.policy.chat and (stepwise or value in GOING_ON):
+        raise UserError(
+            f"method {method.name} goes on from texts that are begun, which a chat server cannot do; leave out --chat, "
+            "or take a method of whole attempts, without rollouts"
+        )
     if value == "model" and options.scorer is None:
         raise UserError(
             f"method {method.name} needs values: name a process reward model with --scorer (`mnemonist reason reward` "
             "trains one), or take --value self, or one that knows the truth: --value gold"
         )
-    if options.budget.thinking and hasattr(method, "proposer") and not moves:
+    if options.budget.thinking and stepwise:
         raise UserError(
             f"a budget is for whole thoughts, and {method.name} grows them step by step: leave out --thinking"
         )
@@ -245,8 +254,8 @@ def described(options: Solve, model: Model | None) -> dict[str, str]:
 
 
 def figures(solved: Solved) -> dict[str, Any]:
-    """Of one method, unrounded; means are of a problem."""
-    point, ledger = solved.point, solved.ledger
+    """Of one method, unrounded; means are of a problem, of thinking tokens and control of a thought."""
+    point, ledger, thinking = solved.point, solved.ledger, solved.thinking
     return {
         "method": solved.label,
         "problems": point.count,
@@ -254,6 +263,7 @@ def figures(solved: Solved) -> dict[str, Any]:
         "accuracy": point.accuracy,
         "interval": list(point.interval),
         "mean_tokens": point.cost,
+        **({"mean_thinking_tokens": mean(thinking), "control": solved.control} if thinking else {}),
         **ledger.to_json(),
     }
 
@@ -282,14 +292,19 @@ def table(solved: Sequence[Solved]) -> str:
 
 def budget_lines(solved: Sequence[Solved]) -> list[str]:
     """Of methods that were tried with several budgets: what these are good for, as s1 measures it (section 3.2)."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    tried: dict[str, list[Solved]] = {}
     for one in solved:
         spec, budget, _ = one.label.rpartition(",thinking=")
-        if budget:
-            points.setdefault(spec, []).append((one.point.cost, one.point.accuracy))
-    return [
-        f"\n{spec}: {1000 * scaling(own):+.3f} for 1,000 tokens more (scaling), {performance(own):.3f} at best "
-        "(performance)"
-        for spec, own in points.items()
-        if len({cost for cost, _ in own}) > 1
-    ]
+        if budget and one.thinking:
+            tried.setdefault(spec, []).append(one)
+    lines = []
+    for spec, own in tried.items():
+        points = [(mean(one.thinking), one.point.accuracy) for one in own]
+        if len({tokens for tokens, _ in points}) > 1:
+            kept = mean(one.control for one in own)
+            lines.append(
+                f"\n{spec}: {1000 * scaling(points):+.3f} for 1,000 thinking tokens more (scaling), "
+                f"{performance(points):.3f} at best (performance), {kept:.3f} of the thoughts within their budget "
+                "(control)"
+            )
+    return lines

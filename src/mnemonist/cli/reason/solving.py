@@ -18,6 +18,7 @@ from pathlib import Path
 from mnemonist.errors import UserError
 from mnemonist.files import FileError, append_lines, cut_unfinished_line
 from mnemonist.reasoning.attempts import Decoding, Sampler
+from mnemonist.reasoning.budget import control
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.ledger import Ledger
 from mnemonist.reasoning.remembering import remembering
@@ -63,6 +64,17 @@ class Solved:
         """Of all problems together."""
         return sum((tree.ledger for tree in self.trees), Ledger())
 
+    @property
+    def thinking(self) -> list[int]:
+        """Tokens of each thought under a budget; empty if there was none."""
+        counts = (node.thinking_tokens for tree in self.trees for node in tree.nodes)
+        return [count for count in counts if count is not None]
+
+    @property
+    def control(self) -> float:
+        """The share of these that kept to their budget; there must be some."""
+        return control(self.thinking, self.run.settings["least"], self.run.settings["thinking"])
+
 
 def solve_in_pieces(
     method: Method,
@@ -90,6 +102,12 @@ def solve_in_pieces(
     """
     part = path.with_name(f".{path.stem}.part")
     kept = {tree.problem.id: tree for tree in _load(path, method)}
+    for problem in problems:
+        if problem.id in kept and kept[problem.id].problem.question != problem.question:
+            raise UserError(
+                f"{path} has another problem as {problem.id}: the file of the task has changed; take another folder "
+                "with --out"
+            )
     for first in range(0, len(problems), setting.piece):
         piece = problems[first : first + setting.piece]
         on_step(first, len(problems))

@@ -175,9 +175,13 @@ def _complaint(error: urllib.error.HTTPError) -> str:
     except (OSError, http.client.HTTPException):
         return ""
     try:
-        values: Any = json.loads(text)
+        return words_of(json.loads(text))
     except ValueError:
-        values = text
+        return words_of(text)
+
+
+def words_of(values: Any) -> str:
+    """What a server gives as its reason in a text or in JSON values, in the forms that servers have."""
     for name in ("error", "message", "detail"):
         values = values.get(name, values) if isinstance(values, dict) else values
     return " ".join(str(values).split())[:WORDS]

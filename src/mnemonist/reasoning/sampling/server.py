@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 from mnemonist.errors import UserError, nearest
 from mnemonist.reasoning.attempts import Attempt, Decoding, Finish, draw_numbers
 from mnemonist.reasoning.ledger import Ledger
-from mnemonist.reasoning.sampling.json_over_http import PASSING, Client, Refusal
+from mnemonist.reasoning.sampling.json_over_http import PASSING, Client, Refusal, words_of
 from mnemonist.reasoning.sampling.text import first_stop
 
 Stops = Literal["auto", "server", "client"]
@@ -74,6 +74,8 @@ class ServerSampler:
         patience: seconds before the second try, about; doubled for each one more.
         stops: who looks for stop strings; auto: the server, as long as it says which one it has found.
         close_thought: put between the thought and the rest, where a chat server gives the thought apart.
+        open_thought: taken from the beginning of what a chat server writes after a prompt that ends in it: models that
+            think open their thought themselves, and a text has it once.
         more: fields that every request has besides, such as ``{"min_p": 0.05}``.
         name: what tables call it; by default the model.
         flops_per_token: operations of the model for a token, if you know.
@@ -95,6 +97,7 @@ class ServerSampler:
         patience: float = 1.0,
         stops: Stops = "auto",
         close_thought: str = "</think>\n",
+        open_thought: str = "<think>\n",
         more: Mapping[str, Any] | None = None,
         name: str | None = None,
         flops_per_token: float = 0.0,
@@ -108,7 +111,7 @@ class ServerSampler:
         self.client = Client(base if base.endswith("/v1") else f"{base}/v1", api_key, timeout, retries, patience)
         self.model, self.chat, self.concurrency = model, chat, concurrency
         self.stops: Stops = stops
-        self.close_thought, self.more = close_thought, dict(more or {})
+        self.close_thought, self.open_thought, self.more = close_thought, open_thought, dict(more or {})
         self.flops_per_token = flops_per_token
         self._name = name or model
         self._untold = False  # whether the server has kept a stop string to itself
@@ -257,10 +260,20 @@ class ServerSampler:
     def _attempt(
         self, prompt: str, reply: Mapping[str, Any], decoding: Decoding, by_client: bool
     ) -> tuple[Attempt, int]:
+        if reply.get("error") and not reply.get("choices"):
+            raise UserError(
+                f"{self.client.url} answers with an error: {words_of(reply)}; change what it complains of, or look at "
+                "its log"
+            )
         choice = reply["choices"][0]
-        text = self._text(choice)
+        text = self._text(prompt, choice)
         log_probs = _log_probs(choice)
-        usage = reply["usage"]
+        usage = reply.get("usage")
+        if not isinstance(usage, dict) or not {"prompt_tokens", "completion_tokens"} <= usage.keys():
+            raise UserError(
+                f"{self.client.url} does not say how many tokens it has read and written (usage), which every attempt "
+                "is charged with; make the server tell, or take one that does"
+            )
         tokens = int(usage["completion_tokens"])
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         read = max(0, int(usage["prompt_tokens"]) - int(cached))
@@ -277,13 +290,17 @@ class ServerSampler:
                 text, finish = text if text.endswith(mark) else text + mark, "stop"
         return Attempt(prompt, text, log_probs=log_probs, tokens=tokens, finish=finish), read
 
-    def _text(self, choice: Mapping[str, Any]) -> str:
+    def _text(self, prompt: str, choice: Mapping[str, Any]) -> str:
         if not self.chat:
             return _words(choice["text"])
         message = choice["message"]
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         said = message["content"] or ""
-        return f"{_words(thought)}{self.close_thought if thought else ''}{_words(said)}"
+        text = f"{_words(thought)}{self.close_thought if thought else ''}{_words(said)}"
+        mark = self.open_thought.strip()
+        if mark and prompt.endswith(self.open_thought) and text.lstrip().startswith(mark):
+            return text.lstrip().removeprefix(mark).removeprefix("\n")
+        return text
 
     def _explained(self, refusal: Refusal, place: int) -> UserError:
         """What to do about a server's no."""
@@ -295,6 +312,8 @@ class ServerSampler:
                 near = nearest(self.model, known)
                 return UserError(f"{self.client.url} has no model {self.model!r}{near}; it has {', '.join(known)}")
             return UserError(f"{refusal}; check the address and the model's name")
+        if refusal.status in PASSING:
+            return UserError(f"prompt {place}: {refusal}; the server is busy or broken, so look at its log")
         return UserError(f"prompt {place}: {refusal}; change what the server complains of")
 
 

@@ -59,6 +59,7 @@ class Independent(Method):
                 ROOT,
                 attempt.text,
                 tokens=attempt.tokens,
+                thinking_tokens=attempt.thinking_tokens,
                 log_prob=attempt.log_prob if attempt.log_probs else None,
                 finished=True,
                 answer=answer,

@@ -6,7 +6,8 @@ be farmed. Rows come from `prompt_row`, whose column ``problem`` says what was a
     GRPOTrainer(..., reward_funcs=[accuracy_reward(None, format), format_reward(format)], train_dataset=...)
 
 Rewards that were written for TRL work here: `ask` gives them what TRL's trainers do, and waits for those that are
-coroutines. There is no `trainer_state` and there are no `environments`, and what they log is not kept.
+coroutines. The facts of problems are columns by their names. Prompts and completions are texts or, where the policy is
+a chat, lists of messages. There is no `trainer_state` and there are no `environments`, and what they log is not kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,7 +25,7 @@ from mnemonist.errors import UserError
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.tasks.rows import problem_of
 from mnemonist.reasoning.tasks.table import build_task
-from mnemonist.reasoning.tasks.task import Task
+from mnemonist.reasoning.tasks.task import Problem, Task
 
 Rewards = list[float | None]
 Reward = Callable[..., Rewards | Awaitable[Rewards]]
@@ -35,9 +36,11 @@ GIVEN = (
     *("answer", "difficulty", "problem"),  # columns of `prompt_row`
     *("log_extra", "log_metric"),
 )
-"""Keyword arguments of rewards."""
+"""Keyword arguments of rewards, besides the facts of problems."""
 FOREIGN = ("trainer_state", "environments")
 """Those that only TRL has."""
+TAKEN = frozenset((*GIVEN, *FOREIGN, "prompt", "completion", "self"))
+"""Names that no fact has as a column: they mean something else, to TRL's rewards too."""
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -102,8 +105,27 @@ def said(completion: Any, format: Format) -> str:
     return str(contents[-1]).removeprefix(format.opening) if contents else ""
 
 
-def require_rewards(rewards: Sequence[Reward]) -> None:
+def fact_columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The facts of problems by their names, None where a problem has no such fact; those in `TAKEN` are left out."""
+    names = dict.fromkeys(name for problem in problems for name in problem.facts if name not in TAKEN)
+    return {name: [problem.facts.get(name) for problem in problems] for name in names}
+
+
+def common_facts(problems: Iterable[Problem]) -> list[str]:
+    """The names of `fact_columns` that all of the problems have: those that a reward may rely on."""
+    kept: dict[str, None] | None = None
+    for problem in problems:
+        names = problem.facts if kept is None else kept
+        kept = {name: None for name in names if name in problem.facts and name not in TAKEN}
+    return list(kept or {})
+
+
+def require_rewards(rewards: Sequence[Reward], facts: Collection[str] = ()) -> None:
     """Make sure that reward functions can be asked, before there is anything to ask about.
+
+    Args:
+        rewards: the functions.
+        facts: columns that there are besides `GIVEN`.
 
     Raises:
         UserError: one is no function, or needs what there is not.
@@ -116,8 +138,8 @@ def require_rewards(rewards: Sequence[Reward]) -> None:
         except ValueError:  # of those written in C
             continue
         needed = [one.name for one in parameters if one.default is one.empty and one.kind not in _ANY]
-        if missing := [name for name in needed if name not in GIVEN]:
-            raise _lacking(function, missing)
+        if missing := [name for name in needed if name not in GIVEN and name not in facts]:
+            raise _lacking(function, missing, facts)
 
 
 def ask(rewards: Sequence[Reward], columns: Mapping[str, Any]) -> list[Rewards]:
@@ -130,15 +152,16 @@ def ask(rewards: Sequence[Reward], columns: Mapping[str, Any]) -> list[Rewards]:
     Raises:
         UserError: as `require_rewards`; or a function gives another number of rewards than there are attempts.
     """
-    require_rewards(rewards)
+    facts = [name for name in columns if name not in GIVEN]
+    require_rewards(rewards, facts)
     given = {**columns, "log_extra": _unheard, "log_metric": _unheard}
     found: dict[int, Rewards] = {}
     waiting: dict[int, Awaitable[Rewards]] = {}
     for place, function in enumerate(rewards):
-        with _explaining(function):
+        with _explaining(function, facts):
             told = function(**given)
         if isinstance(told, Awaitable):
-            waiting[place] = _ended(function, told)
+            waiting[place] = _ended(function, told, facts)
         else:
             found[place] = list(told)
     if waiting:
@@ -152,18 +175,18 @@ def ask(rewards: Sequence[Reward], columns: Mapping[str, Any]) -> list[Rewards]:
 
 
 @contextmanager
-def _explaining(function: Reward) -> Iterator[None]:
+def _explaining(function: Reward, facts: Collection[str]) -> Iterator[None]:
     """Say in a sentence if a function looks for what only TRL has."""
     try:
         yield
     except KeyError as error:
         if any(name in FOREIGN for name in error.args):
-            raise _lacking(function, error.args) from error
+            raise _lacking(function, error.args, facts) from error
         raise
 
 
-async def _ended(function: Reward, told: Awaitable[Rewards]) -> Rewards:
-    with _explaining(function):
+async def _ended(function: Reward, told: Awaitable[Rewards], facts: Collection[str]) -> Rewards:
+    with _explaining(function, facts):
         return list(await told)
 
 
@@ -183,10 +206,11 @@ def _unheard(name: str, value: Any) -> None:
     """Takes what a reward function logs."""
 
 
-def _lacking(function: Reward, names: Sequence[Any]) -> UserError:
+def _lacking(function: Reward, names: Sequence[Any], facts: Collection[str]) -> UserError:
+    known = f", and of the problems' facts {', '.join(facts)}" if facts else ""
     return UserError(
         f"reward function {_name(function)} needs {', '.join(names)}, which there is not here; it is given "
-        f"{', '.join(GIVEN)}, so let it do without the rest"
+        f"{', '.join(GIVEN)}{known}, so let it do without the rest"
     )
 
 

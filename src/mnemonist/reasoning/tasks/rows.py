@@ -26,6 +26,14 @@ from mnemonist.reasoning.tasks.task import Problem
 
 Row = dict[str, Any]
 
+
+class _Placed(Row):
+    """A row of a file that knows where it stands."""
+
+    place = ""
+    """File and line, for messages."""
+
+
 KINDS: Mapping[str, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
     "stepwise": ("prompt", "completions", "labels"),
@@ -151,11 +159,23 @@ def pair_of(row: Row, format: Format) -> tuple[str, str]:
     """Prompt and completion of a row that has both: prompt-completion, messages, or a text of the format.
 
     Raises:
-        UserError: it has not, or its text does not begin as the format does.
+        UserError: it has not, or its prompt or the beginning of its text is not of the format; of a row that
+            `load_rows` has read, the message names file and line.
     """
+    try:
+        return _pair(row, format)
+    except UserError as error:
+        if isinstance(row, _Placed):
+            raise UserError(f"{row.place}: {error}") from error
+        raise
+
+
+def _pair(row: Row, format: Format) -> tuple[str, str]:
     kind = kind_of(row)
     if kind == "text":
         text = row["text"]
+        if not isinstance(text, str):
+            raise UserError(f"its text is none but {str(text)[:50]!r}")
         end = text.find(format.after, len(format.before_question)) if text.startswith(format.before_question) else -1
         if end < 0:
             raise UserError(f"this text does not begin with a question of format {format.name!r}: {text[:50]!r}")
@@ -163,8 +183,21 @@ def pair_of(row: Row, format: Format) -> tuple[str, str]:
         return text[:end], text[end:]
     if kind not in ("prompt-completion", "messages"):
         raise UserError(f"a row of kind {kind} is no prompt with one completion")
-    made = plain(row, format) if kind == "messages" or not isinstance(row["prompt"], str) else row
-    return made["prompt"], made["completion"]
+    texts = kind != "messages" and isinstance(row["prompt"], str) and isinstance(row["completion"], str)
+    made = row if texts else plain(row, format)
+    prompt, completion = made["prompt"], made["completion"]
+    if not (prompt.startswith(format.before_question) and prompt.endswith(format.after)):
+        raise UserError(
+            f"it has a prompt that is not of format {format.name}: {_ends(prompt)}; write prompts as "
+            f"{format.prompt('QUESTION')!r}, name the format that they are of, or give the question alone as messages: "
+            '[{"role": "user", "content": "QUESTION"}]'
+        )
+    return prompt, completion
+
+
+def _ends(text: str) -> str:
+    """A text, or its two ends."""
+    return repr(text) if len(text) <= 80 else f"{text[:35]!r} ... {text[-35:]!r}"
 
 
 def save_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
@@ -195,7 +228,7 @@ def load_rows(path: str | os.PathLike[str]) -> list[Row]:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -206,7 +239,9 @@ def load_rows(path: str | os.PathLike[str]) -> list[Row]:
             kind_of(row)
         except ValueError as error:
             raise UserError(f"{path}, line {number} is no row: {error}") from error
-        rows.append(row)
+        placed = _Placed(row)
+        placed.place = f"{path}, line {number}"
+        rows.append(placed)
     return rows
 
 

@@ -72,6 +72,13 @@ TASKS: Mapping[str, TaskInfo] = {
         "ReasoningGym",
         steps=False,
     ),
+    "rows": TaskInfo(
+        "questions and answers of one's own, in a file: rows:path=mine.jsonl",
+        "yours; answers are compared, as words or as numbers (match=number)",
+        "row_file",
+        "RowFile",
+        steps=False,
+    ),
 }
 """Everything that can be reasoned about; ``hinted+`` before a name gives its problems false hints."""
 

@@ -183,9 +183,19 @@ def draw_problem(
     random = np.random.default_rng(root)
     for _ in range(MOST_DRAWS):
         facts = draw(random)
-        if _digest([name.partition(":")[0], key(facts)]) % 100 in SHARES[split]:
+        if split_of([name.partition(":")[0], key(facts)]) == split:
             return facts
     raise UserError(f"{name} has no {split} problem of difficulty {difficulty}: it has too few problems to be split")
+
+
+def split_of(content: Any) -> Split:
+    """The split that a content belongs to.
+
+    Args:
+        content: what makes two problems the same, with the name of their task, as JSON values.
+    """
+    part = _digest(content) % 100
+    return next(split for split, share in SHARES.items() if part in share)
 
 
 def _digest(values: Any) -> int:
