@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,21 @@ def test_a_baseline_without_memory_is_read_too(texts, run, tmp_path, capsys) -> 
     assert main([*command, "--model", str(base)]) == 0  # by itself it has nothing to hold still, and no map
     assert "frozen" not in capsys.readouterr().out
     assert '"maps":[]' in (tmp_path / "page.html").read_text()
+
+
+def test_the_command_on_the_page_repeats_the_reading(texts, run, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two words.txt").write_bytes((texts / "2.txt").read_bytes())
+    base = shutil.copytree(run, "a base")
+    more = ["--baseline", str(base), "--out", "a page.html", "--start", "7", "--limit", "90", "--map-bytes", "50"]
+    assert main(["read", "two words.txt", "--model", str(run), *more]) == 0
+    figures = capsys.readouterr().out
+    shown = re.search(r"mnemonist read [^<]*", Path("a page.html").read_text())
+    assert shown
+    command = shlex.split(unescape(shown[0]))[1:]
+    assert command == ["read", "two words.txt", "--model", str(run), *more]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:-2] == figures.splitlines()[:-2]  # but for the speed
 
 
 def test_an_interrupted_reading_leaves_no_page(texts, run, tmp_path, capsys, monkeypatch) -> None:
