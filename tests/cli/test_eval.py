@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -143,8 +144,11 @@ def test_text_and_tasks_take_turns(texts, tmp_path, capsys):
     assert main([*command, "--data", str(texts), "--training.row-length", "64"]) == 0
     assert "(phonebook:trained=12)" in capsys.readouterr().err
     assert json.loads((tmp_path / "m" / "tasks.json").read_text()) == {"tasks": ["text", "phonebook:trained=12"]}
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 4
+    lines = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    tokens = [0, *(line["tokens"] for line in lines)]
+    text, book, *again = [after - before for before, after in itertools.pairwise(tokens)]
+    assert text == again[0] == 2 * 64  # each as long as it is, though the phone book is longer
+    assert book > 2 * 64
     assert (
         main(["eval", "phonebook", "--model", str(tmp_path / "m"), "--count", "1", "--out", str(tmp_path / "e")]) == 0
     )

@@ -237,6 +237,29 @@ def test_the_clock_goes_on(tmp_path: Path) -> None:
     assert all(record.tokens_per_second > 1 for record in records)  # not over the thousand seconds
 
 
+def test_tokens_are_counted_as_they_were_read_and_go_on(tmp_path: Path) -> None:
+    """Batches of other lengths than a row; a checkpoint of the time before tokens were counted is taken at its rows."""
+
+    def longer(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> LossSum:
+        part = loss_of(model, batch)
+        calls.append(1)
+        return LossSum(part.loss, part.targets, 10 * len(calls))
+
+    calls: list[int] = []
+    with pytest.raises(Stop):
+        run(tmp_path, dropout=0.0, loss=longer, on_step=stop_after(5, crash))  # before the checkpoint of step 5
+    assert [record["tokens"] for record in course(tmp_path)] == [30, 100, 210, 360, 550]
+    run(tmp_path / "five", dropout=0.0, more=lambda step: step < 2, loss=longer)
+    run(tmp_path / "five", resume=True, dropout=0.0, more=lambda step: step < 3, loss=longer)
+    assert [record["tokens"] for record in course(tmp_path / "five")] == [230, 500, 810]
+    path = tmp_path / "five" / "checkpoint" / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("tokens") == 810
+    path.write_text(json.dumps(state))
+    run(tmp_path / "five", resume=True, dropout=0.0, more=lambda step: step < 4, loss=longer)
+    assert course(tmp_path / "five")[-1]["tokens"] == 3 * 8 * 6 + 350
+
+
 def test_two_processes_take_the_steps_of_one_and_stop_together(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

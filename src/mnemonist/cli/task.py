@@ -71,7 +71,7 @@ def run_train_tasks(options: Train) -> int:
     config = options.model.replace(vocab_size=parts[0].vocab_size)
     if options.parameters is not None:
         config = matched(config, options.parameters)
-    training = replace(options.training, row_length=max(part.longest for part in parts))  # what speed is counted in
+    training = replace(options.training, row_length=max(part.longest for part in parts))
     identity = {
         "model": config.to_json(),
         "data": " ".join(part.fingerprint for part in parts),

@@ -161,7 +161,7 @@ def _go(
         report = stack.enter_context(training_progress(progress and main, step, config.steps))
         if checkpoint is not None:  # last of all, since what comes before may draw random numbers
             restore_random_state(checkpoint.rng[accelerator.process_index], accelerator.device)
-        clock = _Clock(step, checkpoint.seconds if checkpoint else 0.0)
+        clock = _Clock(*_read_before(checkpoint, config))
         stopping = False
 
         def save() -> None:
@@ -169,16 +169,16 @@ def _go(
             if step > saved:
                 if accelerator.is_fsdp2:
                     gather(wrapped, run.model, run.optimiser)
-                _save(run, step, clock.seconds())
+                _save(run, step, clock)
                 saved = step
 
         try:
             while step < config.steps and not stopping and (more is None or more(step)):
-                loss, norm, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
+                loss, norm, tokens, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
                 step += 1
-                metrics = clock.measure(step, loss, norm, config)
+                metrics = clock.measure(step, loss, norm, tokens, config)
                 if step % config.log_every == 0 or step == config.steps:
-                    clock.restart_rate(step)
+                    clock.restart_rate()
                     if log is not None:
                         log.write(metrics)
                 report(metrics)
@@ -207,8 +207,8 @@ def _take_step(
     loss_of: LossOf,
     step: int,
     stop: StopRequest,
-) -> tuple[float, float, bool]:
-    """One optimiser step: loss per target, gradient norm, and whether any process was asked to stop.
+) -> tuple[float, float, int, bool]:
+    """One optimiser step: loss per target, gradient norm, tokens, and whether any process was asked to stop.
 
     Raises:
         CannotGoOn: the loss or the gradient is not finite; the model is unchanged then.
@@ -221,10 +221,10 @@ def _take_step(
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = normalise_and_clip(run.accelerator, parameters, totals[1], run.config.clip_norm)
     # One transfer, since a GPU has to be waited for at each.
-    loss_sum, targets, stops, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
+    loss_sum, targets, stops, tokens, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
     rate = learning_rate(step, run.config)
     if not targets and run.skip_empty:
-        return 0.0, 0.0, bool(stops)
+        return 0.0, 0.0, round(tokens), bool(stops)
     if not targets:
         raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
     for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
@@ -237,38 +237,49 @@ def _take_step(
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
-    return loss_sum / targets, norm_value, bool(stops)
+    return loss_sum / targets, norm_value, round(tokens), bool(stops)
 
 
 class _Clock:
-    """Time and speed: seconds over all resumptions, tokens per second since the last logged step."""
+    """Time and speed: tokens and seconds over all resumptions, tokens per second since the last logged step."""
 
-    def __init__(self, step: int, seconds: float) -> None:
+    def __init__(self, tokens: int, seconds: float) -> None:
         self._begin = time.perf_counter() - seconds
-        self.restart_rate(step)
+        self.tokens = tokens
+        self.restart_rate()
 
     def seconds(self) -> float:
         return time.perf_counter() - self._begin
 
-    def restart_rate(self, step: int) -> None:
-        self._rate_step, self._rate_seconds = step, self.seconds()
+    def restart_rate(self) -> None:
+        self._rate_tokens, self._rate_seconds = self.tokens, self.seconds()
 
-    def measure(self, step: int, loss: float, norm: float, config: TrainingConfig) -> StepMetrics:
-        tokens_per_step = config.batch_size * config.row_length
+    def measure(self, step: int, loss: float, norm: float, tokens: int, config: TrainingConfig) -> StepMetrics:
+        self.tokens += tokens
         seconds = self.seconds()
-        rate = (step - self._rate_step) * tokens_per_step / (seconds - self._rate_seconds)
+        rate = (self.tokens - self._rate_tokens) / (seconds - self._rate_seconds)
         return StepMetrics(
             step=step,
             loss=loss,
             learning_rate=learning_rate(step - 1, config),
             grad_norm=norm,
-            tokens=step * tokens_per_step,
+            tokens=self.tokens,
             tokens_per_second=rate,
             seconds=seconds,
         )
 
 
-def _save(run: _Run, step: int, seconds: float) -> None:
+def _read_before(checkpoint: Checkpoint | None, config: TrainingConfig) -> tuple[int, float]:
+    """Tokens and seconds of the part of a run that is over."""
+    if checkpoint is None:
+        return 0, 0.0
+    tokens = checkpoint.tokens
+    if tokens is None:  # of a run that began before they were counted
+        tokens = checkpoint.step * config.batch_size * config.row_length
+    return tokens, checkpoint.seconds
+
+
+def _save(run: _Run, step: int, clock: _Clock) -> None:
     """Write the checkpoint of `step`; every process must come here, the first one writes."""
     states = gather_object([capture_random_state(run.accelerator.device)])
     if run.accelerator.is_main_process:
@@ -280,7 +291,8 @@ def _save(run: _Run, step: int, seconds: float) -> None:
             states,
             run.extra,
             config=run.settings,
-            seconds=seconds,
+            seconds=clock.seconds(),
+            tokens=clock.tokens,
         )
     run.accelerator.wait_for_everyone()
 
