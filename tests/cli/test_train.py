@@ -17,6 +17,7 @@ import torch
 from commands import FRACTION, environment, interrupt_at, losses, refuses, same_weights, train, tree
 from tiny_tokenizers import save_tokenizer
 
+import mnemonist.cli.task
 import mnemonist.cli.train
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer, find_tokenizer
@@ -311,6 +312,33 @@ def test_another_run_is_not_resumed(texts, run, changes, sentence, capsys) -> No
     before = tree(run)
     refuses(train(texts, run, "--resume", **changes), sentence, capsys)
     assert tree(run) == before
+
+
+@pytest.mark.parametrize("task", [[], ["--task", "text"]])
+@pytest.mark.parametrize(
+    ("out", "more", "sentence"),
+    [
+        ("noise.bin", [], "cannot write {out}/metrics.jsonl: its folder cannot be made"),
+        ("noise.bin/run", [], "cannot write {out}/metrics.jsonl: its folder cannot be made"),
+        ("run", [], "{out} already has a checkpoint: go on with --resume, or take another folder"),
+        ("new", ["--resume"], "there is no checkpoint in {out} to resume from"),
+        ("run", ["--resume", "--training.seed", "3"], "with other settings: seed (was 0, now 3)"),
+    ],
+)
+def test_a_folder_of_no_use_is_refused_before_anything_is_read(
+    texts, run, tmp_path, monkeypatch, capsys, out, more, sentence, task
+) -> None:
+    def read(*arguments: object) -> None:
+        raise AssertionError("the corpus is read")
+
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(texts / "noise.bin", tmp_path)
+    for module in (mnemonist.cli.train, mnemonist.cli.task):
+        monkeypatch.setattr(module, "find_documents", read)
+    before = tree(tmp_path)
+    place = tmp_path / out
+    refuses(train(texts, place, *task, *more), sentence.format(out=place), capsys)
+    assert tree(tmp_path) == before and not (tmp_path / "new").exists()
 
 
 def test_other_data_is_not_resumed(texts, run, tmp_path, capsys) -> None:

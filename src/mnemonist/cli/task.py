@@ -18,6 +18,7 @@ from mnemonist.cli.train import (
     find_documents,
     first_process,
     prepare_text,
+    run_before,
     say,
     steps_done,
 )
@@ -66,6 +67,7 @@ def run_train_tasks(options: Train) -> int:
         raise UserError(f"{options.task[reads.index(False)]} is not made of text; leave out --tokenizer")
     if len(options.task) > 1 and not all(reads):
         raise UserError(f"{options.task[reads.index(False)]} is not made of text, so it cannot take turns with others")
+    before = run_before(options, unknown=("row_length",))
     tokenizer = choose_tokenizer(options.tokenizer) if any(reads) else None
     parts = [_part(options, spec, tokenizer) for spec in options.task]
     config = options.model.replace(vocab_size=parts[0].vocab_size)
@@ -77,8 +79,7 @@ def run_train_tasks(options: Train) -> int:
         "data": " ".join(part.fingerprint for part in parts),
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else "",
     }
-    if options.resume:
-        steps_done(options.out, identity)
+    steps_done(before, identity)
     cost = model_cost(config)
     for part in parts:
         say(f"task: {part.spec}, {part.description}")

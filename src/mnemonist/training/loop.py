@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from mnemonist.errors import CannotGoOn, UserError
+from mnemonist.files import require_possible
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
     Checkpoint,
@@ -108,10 +109,8 @@ def train(
     accelerator = start_accelerator(config.device)
     settings = _settings(config, accelerator)
     place = Path(folder) / CHECKPOINT
-    checkpoint = _find_checkpoint(accelerator, place, resume)
     to_json(dict(extra or {}))  # complain now, not at the first checkpoint
-    if checkpoint is not None:
-        _require_same(checkpoint, settings)
+    checkpoint = require_place(folder, config, resume)
     model.to(home_of(accelerator))
     optimiser = make_optimiser(model, config)
     if checkpoint is None:
@@ -125,6 +124,31 @@ def train(
         extra = checkpoint.extra if extra is None else extra
     run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty)
     return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
+
+
+def require_place(
+    folder: str | Path, config: TrainingConfig, resume: bool, unknown: Collection[str] = ()
+) -> Checkpoint | None:
+    """Make sure that `train` can begin or go on in a folder, before long work that comes before it. Makes nothing.
+
+    Args:
+        folder, config, resume: as of `train`.
+        unknown: settings that are not known yet, which are not compared with those of the run before.
+
+    Returns:
+        The checkpoint to go on from, or None for a run that begins.
+
+    Raises:
+        UserError: the folder cannot be written; or as `train`, as far as the model has no part in it.
+    """
+    accelerator = start_accelerator(config.device)
+    settings = _settings(config, accelerator)
+    place = Path(folder) / CHECKPOINT
+    require_possible(place.parent / METRICS)
+    checkpoint = _find_checkpoint(accelerator, place, resume)
+    if checkpoint is not None:
+        _require_same(checkpoint, settings, _MAY_CHANGE.union(unknown))
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -335,7 +359,7 @@ def _find_checkpoint(accelerator: Accelerator, place: Path, resume: bool) -> Che
     return load_checkpoint(place) if found else None
 
 
-def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Collection[str]) -> None:
     """Refuse to go on with other settings: the steps would not be those of the run that began.
 
     Raises:
@@ -345,7 +369,7 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     differing = [
         f"{name} (was {saved.get(name)!r}, now {settings.get(name)!r})"
         for name in sorted(saved.keys() | settings.keys())
-        if name not in _MAY_CHANGE and saved.get(name) != settings.get(name)
+        if name not in but and saved.get(name) != settings.get(name)
     ]
     if differing:
         raise UserError(
