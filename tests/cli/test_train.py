@@ -108,7 +108,7 @@ def test_the_plan_of_a_run_that_goes_on(texts: Path, run: Path, capsys) -> None:
 
 def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monkeypatch) -> None:
     """The steps are those of a run that was not measured, and the random generators go on as if nothing had been."""
-    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, 2, "cpu", "1"))
+    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, "", "cpu", "1"))
     assert main(train(texts, tmp_path)) == 0
     assert losses(tmp_path) == losses(run)
     assert same_weights(tmp_path, run)
@@ -127,11 +127,44 @@ def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: 
         return mnemonist.cli.train.batches_of_rows(text.rows, options.training)(*place)
 
     measured = mnemonist.cli.plan.measure(model, batch_of, options.training)
-    assert (measured.rows, measured.device, len(drawn)) == (2, "cpu", 1)
+    assert measured.timed.startswith("2 rows took ") and (measured.device, len(drawn)) == ("cpu", 1)
     assert measured.seconds > 0
     assert torch.equal(torch.get_rng_state(), generator)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "timed"), [(130, "2 of 4 rows"), (50, "1 of 4 rows"), (40, "1 of 4 rows, cut to 32 of 48 tokens,")]
+)
+def test_of_a_large_model_a_piece_is_timed(texts: Path, tmp_path: Path, monkeypatch, capsys, tokens, timed) -> None:
+    """As large a piece as can be read with so much arithmetic; the time is that of all."""
+    command = train(texts, tmp_path / "run", "--plan", training__batch_size=4)
+    per_token = model_cost(mnemonist.cli.options.parse(command).model, 48).flops_training
+    monkeypatch.setattr(mnemonist.cli.plan, "ENOUGH", tokens * per_token)
+    monkeypatch.setattr(mnemonist.cli.plan, "SHORTEST", 32)
+    shapes = []
+
+    def timing(model: torch.nn.Module, batch: dict[str, torch.Tensor], *others: object) -> float:
+        shapes.append({tuple(part.shape) for part in batch.values()})
+        return 1000.0
+
+    monkeypatch.setattr(mnemonist.cli.plan, "_forward_and_backward", timing)
+    assert main(command) == 0
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert f"(an estimate: {timed} took 1e+03 s forward and backward on this cpu)" in plan["time"]
+    (shape,) = shapes[0]
+    hours = 6 * 1000 * 4 * 48 / (shape[0] * shape[1]) / 3600
+    assert plan["time"].startswith(f"about {hours:.1f} h for 6 steps")
+
+
+def test_what_is_known_is_told_before_anything_is_read(texts: Path, tmp_path: Path, capsys) -> None:
+    """Of a preset for another vocabulary than that of bytes, too."""
+    command = train(tmp_path / "missing", tmp_path, "--preset", "mag-170m", "--plan")
+    assert main(command) == 2
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert plan["vocabulary"] == "259 of the tokenizer instead of the preset's 32,000"
+    assert {"model", "parameters", "state of one stream", "computation per token", "memory"} <= plan.keys()
 
 
 def test_models_of_equal_size(texts: Path, tmp_path: Path, capsys) -> None:

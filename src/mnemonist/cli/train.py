@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist.cli.options import Train
-from mnemonist.cli.plan import describe, measure
+from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
 from mnemonist.data import (
     ByteTokenizer,
     Document,
@@ -75,17 +75,24 @@ def run_train(options: Train) -> int:
     config = with_vocabulary(options.model, options.preset, tokenizer)
     if options.parameters is not None:
         config = matched(config, options.parameters)
+
+    def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
+        if not options.plan:
+            say("\n".join(lines))
+        elif first_process():
+            print("\n".join(lines), flush=True)
+
+    tell(describe_model(config, find_preset(options.preset), tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = prepare_text(documents, options.training, tokenizer)
     done = steps_done(before, text.identity(config))
+    tell(describe_reading(options.training, text.rows))
     model = build_model(config, options)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
-    plan = describe(config, options.training, text.rows, tokenizer, measured, done)
+    tell(describe_time(options.training, measured, done))
     if options.plan:
-        print("\n".join(plan))
         return 0
-    say("\n".join(plan))
     with ExitStack() as stack:
         log = None
         if options.tensorboard and first_process():
