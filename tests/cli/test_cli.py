@@ -15,6 +15,7 @@ import pytest
 import torch
 from commands import FRACTION, environment, refuses, train, tree
 
+import mnemonist.cli.options
 import mnemonist.cli.read
 from mnemonist.cli import main
 from mnemonist.memory import RULES
@@ -274,6 +275,29 @@ def test_models_that_are_none(place, texts, run, capsys) -> None:
         refuses([*read, "--model", name], sentence, capsys)
         refuses([*read, "--model", str(run), "--baseline", name], sentence, capsys)
     assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["train", "--data", ""], "--data"),
+        (["train", "--data", "DATA", "--out="], "--out"),
+        (["read", "", "--model", "RUN"], "an argument"),
+        (["read", "DATA", "--model", ""], "--model"),
+        (["eval", "positions", "--model", "RUN", ""], "--model"),
+        (["reason", "solve", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_path_is_not_the_present_folder(place, texts, run, capsys, command, option) -> None:
+    before = tree(place)
+    named = [{"DATA": str(texts), "RUN": str(run)}.get(word, word) for word in command]
+    refuses(named, f"{option} is empty; give a value, or leave it out", capsys)
+    assert tree(place) == before
+
+
+def test_a_prompt_may_be_empty() -> None:
+    assert mnemonist.cli.options.parse(["generate", "--prompt", ""]).prompt == ""
+    assert mnemonist.cli.options.parse(["generate", "--prompt="]).prompt == ""
 
 
 def test_reading_nothing_is_refused(place, texts, run, capsys) -> None:
