@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import socket
@@ -16,10 +17,12 @@ from torch import nn
 from toy_training import CONFIG, batches, course, loss_of, make_model, noisy_loss_of, run_program
 
 from mnemonist.errors import CannotGoOn, UserError
+from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.checkpoint import load_checkpoint
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import LossSum, normalise_and_clip
+from mnemonist.training.language import next_token_loss
 from mnemonist.training.loop import TrainingResult, train
 from mnemonist.training.metrics import StepMetrics, read_metrics
 from mnemonist.training.schedule import learning_rate
@@ -336,14 +339,34 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, what: str) -> No
     with pytest.raises(CannotGoOn) as caught:
         run(tmp_path, model=model, loss=loss, on_step=copy)
     message = str(caught.value)
-    assert f"the {what} of step 7 is" in message
+    assert f"the run diverged at step 7: the {what} is" in message
     assert "checkpoint holds step 6" in message
-    assert "learning_rate" in message
+    assert "start a new run in another folder with a lower learning_rate" in message
     assert "\n" not in message
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     kept = load_checkpoint(tmp_path / "checkpoint")
     assert kept.step == 6  # though only every fifth step is saved
     assert all(torch.equal(p, kept.model[name]) for name, p in model.named_parameters())
+
+
+def test_a_memory_that_is_given_nan_is_a_run_that_diverged(tmp_path: Path) -> None:
+    """What the memory says is of a caller's tensors; who trains has none, and is told what to do about the run."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(blocks=("lmm",), width=16, memory_heads=2, memory_head_dim=8, mlp_width=16))
+    tokens = torch.randint(0, 256, (8, 6))
+
+    def loss(model: nn.Module, batch: object) -> LossSum:
+        return next_token_loss(model, {"tokens": tokens, "targets": tokens, "starts": torch.zeros(8, 6).bool()})
+
+    def break_it() -> None:
+        with torch.no_grad():
+            model.embedding.weight.fill_(math.nan)
+
+    with pytest.raises(CannotGoOn, match="the run diverged at step 3: step_size holds NaN") as caught:
+        run(tmp_path, model=model, loss=loss, on_step=stop_after(2, break_it))
+    assert "start a new run in another folder with a lower learning_rate" in str(caught.value)
+    assert "check the inputs" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "checkpoint").step == 2
 
 
 def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:

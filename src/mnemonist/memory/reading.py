@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mnemonist.errors import NotFinite
 from mnemonist.memory.chunked import read_chunked
 from mnemonist.memory.eager import eager
 from mnemonist.memory.exact import read_exact
@@ -449,7 +450,7 @@ def _check_gates(
     if q.device.type == "cpu" and q.numel():  # elsewhere asking would wait for the device
         for name in expected:
             if not _is_finite(name, getattr(gates, name)):
-                raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
+                raise NotFinite(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
     return gates
 
 

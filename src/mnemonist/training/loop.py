@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import CannotGoOn, UserError
+from mnemonist.errors import CannotGoOn, NotFinite, UserError
 from mnemonist.files import require_possible
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
@@ -101,7 +101,8 @@ def train(
         skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
 
     Raises:
-        CannotGoOn: the loss or the gradient is not finite; or as `more`. The model is as the step before left it.
+        CannotGoOn: the loss, the gradient or what a memory is given is not finite; or as `more`. The model is as the
+            step before left it.
         UserError: `folder` has a checkpoint and `resume` is false, or has none and it is true; the
             checkpoint is damaged, of another model, or of a run with other settings; a step has no targets; the disk
             refuses.
@@ -235,13 +236,19 @@ def _take_step(
     """One optimiser step: loss per target, gradient norm, tokens, and whether any process was asked to stop.
 
     Raises:
-        CannotGoOn: the loss or the gradient is not finite; the model is unchanged then.
+        CannotGoOn: the loss, the gradient or what a memory is given is not finite; the model is unchanged then.
         UserError: there are no targets.
     """
     model, optimiser = wrapped
     model.train()  # an evaluation in `on_step` may have left it in the other mode
     optimiser.zero_grad()
-    totals = accumulate_gradients(run.accelerator, model, batch_of, loss_of, run.config, step, stop)
+    try:
+        totals = accumulate_gradients(run.accelerator, model, batch_of, loss_of, run.config, step, stop)
+    except NotFinite as error:
+        what = str(error).partition(";")[0]
+        if run.accelerator.num_processes > 1:  # the others may not have met it, and saving would wait for them
+            raise UserError(_diverged(run, step, what, "the last checkpoint")) from error
+        raise CannotGoOn(_diverged(run, step, what, f"step {step}")) from error
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = normalise_and_clip(run.accelerator, parameters, totals[1], run.config.clip_norm)
     # One transfer, since a GPU has to be waited for at each.
@@ -253,15 +260,21 @@ def _take_step(
         raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
     for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
         if not math.isfinite(value):
-            kept = f"{run.place} holds step {step}" if step else "there is none before it"
-            raise CannotGoOn(
-                f"the {name} of step {step + 1} is {value} and the step was not taken ({kept}): try a lower "
-                f"learning_rate (it was {rate:.3g}), a longer warm-up, or a smaller clip_norm"
-            )
+            raise CannotGoOn(_diverged(run, step, f"the {name} is {value}", f"step {step}"))
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
     return loss_sum / targets, norm_value, round(tokens), bool(stops)
+
+
+def _diverged(run: _Run, step: int, what: str, kept: str) -> str:
+    """What to tell of a step that cannot be taken, and what to do: a run that is resumed must keep its settings."""
+    kept = f"{run.place} holds {kept}" if step else "there is none before it"
+    return (
+        f"the run diverged at step {step + 1}: {what}, and the step was not taken ({kept}); start a new run in another "
+        f"folder with a lower learning_rate (it was {learning_rate(step, run.config):.3g}), a longer warm-up or a "
+        "smaller clip_norm"
+    )
 
 
 class _Clock:
