@@ -288,6 +288,10 @@ def test_data_and_tokenizers_that_are_none(options, sentence, place, texts, caps
 # Presets, and going on.
 
 
+def test_a_short_run_needs_no_warm_up_of_its_own() -> None:
+    assert mnemonist.cli.options.parse(["train", "--training.steps", "50"]).training.warmup == 25
+
+
 def test_single_choices_override_a_preset(texts: Path, tmp_path: Path) -> None:
     assert main(train(texts, tmp_path, "--preset", "window-tiny", training__steps=2)) == 0
     config = LanguageModel.load(tmp_path / "model.safetensors").config

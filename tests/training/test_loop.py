@@ -299,6 +299,16 @@ def test_resuming_with_other_settings_names_them(straight: Path) -> None:
     assert "seed" not in message
 
 
+def test_the_warm_up_that_is_left_open_is_the_same_written_out(tmp_path: Path) -> None:
+    """A checkpoint keeps how many steps it has, as those did of the time when a number had to be given."""
+    config = with_changes(warmup_steps=None)
+    run(tmp_path, config, more=lambda step: step < 2)
+    assert load_checkpoint(tmp_path / "checkpoint").config["warmup_steps"] == 6
+    assert [line["learning_rate"] for line in course(tmp_path)] == pytest.approx([1e-3 / 6, 2e-3 / 6])
+    run(tmp_path, with_changes(warmup_steps=6), resume=True, more=lambda step: step < 3)
+    assert run(tmp_path, config, resume=True).step == 12
+
+
 def test_resuming_another_model_is_refused(straight: Path) -> None:
     with pytest.raises(UserError, match="of another model"):
         run(straight, model=nn.Linear(8, 5), resume=True)

@@ -354,6 +354,7 @@ def _settings(config: TrainingConfig, accelerator: Accelerator) -> dict[str, Any
         )
     settings = {
         **asdict(config),
+        "warmup_steps": config.warmup,
         "device": accelerator.device.type,
         "processes": processes,
         "mixed_precision": accelerator.mixed_precision,
