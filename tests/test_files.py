@@ -1,6 +1,7 @@
 """Files are whole or not there, also when the writer is killed, fails or is interrupted."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from mnemonist.files import (
     cut_unfinished_line,
     differing_fields,
     recover_folder,
+    require_possible,
     write_atomically,
 )
 
@@ -87,6 +89,18 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path: Path, err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_what_is_possible_is_told_without_making_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("nowhere")
+    require_possible(tmp_path / "file")
+    require_possible(tmp_path / "new" / "folders" / "file")
+    for wrong in (tmp_path, tmp_path / "file" / "a" / "b", tmp_path / "file" / "a"):
+        with pytest.raises(FileError, match=re.escape(f"cannot write {wrong}: it")):
+            require_possible(wrong)
+    require_possible(tmp_path / "link" / "a")  # the folder that it will lead to
+    assert names(tmp_path) == ["file", "link"]
+
+
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("old")
     kill_in("with files.atomic_path('state') as path:\n path.write_text('ne'); " + HERE, tmp_path)

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class NotFinite(ValueError):
+    """Numbers that are NaN or infinite where they cannot be: of whoever computed them."""
+
+
 class CannotGoOn(UserError):
     """A run that has begun cannot go on from where it is; what it has done until there is kept, and usable."""
 

@@ -64,13 +64,22 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         FileError: when the folder cannot be made or written, or `path` is something else than a plain file.
     """
-    target = _resolved(path)
-    if os.path.isdir(target):
-        raise FileError(f"cannot write {path}: it is a folder; give the name of a file")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise FileError(f"cannot write {path}: it is a device or a pipe; give the name of a plain file")
+    target = _file_behind(path)
     _make_writable_folder(target.parent, path)
     return target
+
+
+def require_possible(path: str | os.PathLike[str]) -> None:
+    """As `require_writable`, as far as can be told without making the folder.
+
+    Raises:
+        FileError: when the folder could not be made or written, or `path` is something else than a plain file.
+    """
+    target = _file_behind(path)
+    folder = next(parent for parent in target.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: its folder cannot be made: {folder} is no folder")
+    _require_access(folder, path)
 
 
 @contextmanager
@@ -245,11 +254,24 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def _file_behind(path: str | os.PathLike[str]) -> Path:
+    target = _resolved(path)
+    if os.path.isdir(target):
+        raise FileError(f"cannot write {path}: it is a folder; give the name of a file")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise FileError(f"cannot write {path}: it is a device or a pipe; give the name of a plain file")
+    return target
+
+
 def _make_writable_folder(folder: Path, path: str | os.PathLike[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot write {path}: its folder cannot be made: {_reason(error)}") from error
+    _require_access(folder, path)
+
+
+def _require_access(folder: Path, path: str | os.PathLike[str]) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FileError(f"cannot write {path}: its folder {folder} is not writable")
 

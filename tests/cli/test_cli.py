@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
 from commands import FRACTION, environment, refuses, train, tree
 
+import mnemonist.cli.options
 import mnemonist.cli.read
 from mnemonist.cli import main
 from mnemonist.memory import RULES
@@ -151,6 +155,21 @@ def test_a_baseline_without_memory_is_read_too(texts, run, tmp_path, capsys) -> 
     assert '"maps":[]' in (tmp_path / "page.html").read_text()
 
 
+def test_the_command_on_the_page_repeats_the_reading(texts, run, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two words.txt").write_bytes((texts / "2.txt").read_bytes())
+    base = shutil.copytree(run, "a base")
+    more = ["--baseline", str(base), "--out", "a page.html", "--start", "7", "--limit", "90", "--map-bytes", "50"]
+    assert main(["read", "two words.txt", "--model", str(run), *more]) == 0
+    figures = capsys.readouterr().out
+    shown = re.search(r"mnemonist read [^<]*", Path("a page.html").read_text())
+    assert shown
+    command = shlex.split(unescape(shown[0]))[1:]
+    assert command == ["read", "two words.txt", "--model", str(run), *more]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:-2] == figures.splitlines()[:-2]  # but for the speed
+
+
 def test_an_interrupted_reading_leaves_no_page(texts, run, tmp_path, capsys, monkeypatch) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -256,6 +275,29 @@ def test_models_that_are_none(place, texts, run, capsys) -> None:
         refuses([*read, "--model", name], sentence, capsys)
         refuses([*read, "--model", str(run), "--baseline", name], sentence, capsys)
     assert tree(place) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["train", "--data", ""], "--data"),
+        (["train", "--data", "DATA", "--out="], "--out"),
+        (["read", "", "--model", "RUN"], "an argument"),
+        (["read", "DATA", "--model", ""], "--model"),
+        (["eval", "positions", "--model", "RUN", ""], "--model"),
+        (["reason", "solve", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_path_is_not_the_present_folder(place, texts, run, capsys, command, option) -> None:
+    before = tree(place)
+    named = [{"DATA": str(texts), "RUN": str(run)}.get(word, word) for word in command]
+    refuses(named, f"{option} is empty; give a value, or leave it out", capsys)
+    assert tree(place) == before
+
+
+def test_a_prompt_may_be_empty() -> None:
+    assert mnemonist.cli.options.parse(["generate", "--prompt", ""]).prompt == ""
+    assert mnemonist.cli.options.parse(["generate", "--prompt="]).prompt == ""
 
 
 def test_reading_nothing_is_refused(place, texts, run, capsys) -> None:

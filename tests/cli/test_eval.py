@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -72,6 +73,27 @@ def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):
     assert (out / "mqar-mine.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("task", "differing"),
+    [
+        (f"{TASK},power=1", "power (other 1.0, mine 0.01): say which all of them are to solve, such as {task}"),
+        (
+            "mqar:vocabulary=32",
+            "longest (other 1024, mine 64), trained (other 256, mine 64): say which all of them are to solve, such as "
+            "mqar:vocabulary=32",
+        ),
+    ],
+)
+def test_models_trained_on_different_problems_are_not_put_side_by_side(learned, tmp_path, capsys, task, differing):
+    LanguageModel.load(learned / "mine").save(tmp_path / "other")
+    (tmp_path / "other" / "tasks.json").write_text(json.dumps({"tasks": [task]}))
+    more = ["--model", str(tmp_path / "other"), str(learned / "mine"), "--count", "2", "--out", str(tmp_path / "out")]
+    sentence = f"different problems of mqar, which differ in {differing.format(task=task)}"
+    refuses(["eval", "mqar", *more], sentence, capsys)
+    assert not list(tmp_path.rglob("mqar*"))
+    assert main(["eval", TASK, *more]) == 0
+
+
 def test_an_interrupted_evaluation_goes_on(learned, capsys, monkeypatch):
     out = learned / "interrupted"
     command = ["eval", TASK, "--model", str(learned / "mine"), "--count", "4", "--out", str(out)]
@@ -122,8 +144,11 @@ def test_text_and_tasks_take_turns(texts, tmp_path, capsys):
     assert main([*command, "--data", str(texts), "--training.row-length", "64"]) == 0
     assert "(phonebook:trained=12)" in capsys.readouterr().err
     assert json.loads((tmp_path / "m" / "tasks.json").read_text()) == {"tasks": ["text", "phonebook:trained=12"]}
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 4
+    lines = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    tokens = [0, *(line["tokens"] for line in lines)]
+    text, book, *again = [after - before for before, after in itertools.pairwise(tokens)]
+    assert text == again[0] == 2 * 64  # each as long as it is, though the phone book is longer
+    assert book > 2 * 64
     assert (
         main(["eval", "phonebook", "--model", str(tmp_path / "m"), "--count", "1", "--out", str(tmp_path / "e")]) == 0
     )

@@ -17,6 +17,7 @@ import torch
 from commands import FRACTION, environment, interrupt_at, losses, refuses, same_weights, train, tree
 from tiny_tokenizers import save_tokenizer
 
+import mnemonist.cli.task
 import mnemonist.cli.train
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer, find_tokenizer
@@ -107,7 +108,7 @@ def test_the_plan_of_a_run_that_goes_on(texts: Path, run: Path, capsys) -> None:
 
 def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monkeypatch) -> None:
     """The steps are those of a run that was not measured, and the random generators go on as if nothing had been."""
-    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, 2, "cpu", "1"))
+    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: mnemonist.cli.plan.Measurement(1.0, "", "cpu", "1"))
     assert main(train(texts, tmp_path)) == 0
     assert losses(tmp_path) == losses(run)
     assert same_weights(tmp_path, run)
@@ -126,11 +127,44 @@ def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: 
         return mnemonist.cli.train.batches_of_rows(text.rows, options.training)(*place)
 
     measured = mnemonist.cli.plan.measure(model, batch_of, options.training)
-    assert (measured.rows, measured.device, len(drawn)) == (2, "cpu", 1)
+    assert measured.timed.startswith("2 rows took ") and (measured.device, len(drawn)) == ("cpu", 1)
     assert measured.seconds > 0
     assert torch.equal(torch.get_rng_state(), generator)
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "timed"), [(130, "2 of 4 rows"), (50, "1 of 4 rows"), (40, "1 of 4 rows, cut to 32 of 48 tokens,")]
+)
+def test_of_a_large_model_a_piece_is_timed(texts: Path, tmp_path: Path, monkeypatch, capsys, tokens, timed) -> None:
+    """As large a piece as can be read with so much arithmetic; the time is that of all."""
+    command = train(texts, tmp_path / "run", "--plan", training__batch_size=4)
+    per_token = model_cost(mnemonist.cli.options.parse(command).model, 48).flops_training
+    monkeypatch.setattr(mnemonist.cli.plan, "ENOUGH", tokens * per_token)
+    monkeypatch.setattr(mnemonist.cli.plan, "SHORTEST", 32)
+    shapes = []
+
+    def timing(model: torch.nn.Module, batch: dict[str, torch.Tensor], *others: object) -> float:
+        shapes.append({tuple(part.shape) for part in batch.values()})
+        return 1000.0
+
+    monkeypatch.setattr(mnemonist.cli.plan, "_forward_and_backward", timing)
+    assert main(command) == 0
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert f"(an estimate: {timed} took 1e+03 s forward and backward on this cpu)" in plan["time"]
+    (shape,) = shapes[0]
+    hours = 6 * 1000 * 4 * 48 / (shape[0] * shape[1]) / 3600
+    assert plan["time"].startswith(f"about {hours:.1f} h for 6 steps")
+
+
+def test_what_is_known_is_told_before_anything_is_read(texts: Path, tmp_path: Path, capsys) -> None:
+    """Of a preset for another vocabulary than that of bytes, too."""
+    command = train(tmp_path / "missing", tmp_path, "--preset", "mag-170m", "--plan")
+    assert main(command) == 2
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert plan["vocabulary"] == "259 of the tokenizer instead of the preset's 32,000"
+    assert {"model", "parameters", "state of one stream", "computation per token", "memory"} <= plan.keys()
 
 
 def test_models_of_equal_size(texts: Path, tmp_path: Path, capsys) -> None:
@@ -254,6 +288,10 @@ def test_data_and_tokenizers_that_are_none(options, sentence, place, texts, caps
 # Presets, and going on.
 
 
+def test_a_short_run_needs_no_warm_up_of_its_own() -> None:
+    assert mnemonist.cli.options.parse(["train", "--training.steps", "50"]).training.warmup == 25
+
+
 def test_single_choices_override_a_preset(texts: Path, tmp_path: Path) -> None:
     assert main(train(texts, tmp_path, "--preset", "window-tiny", training__steps=2)) == 0
     config = LanguageModel.load(tmp_path / "model.safetensors").config
@@ -311,6 +349,33 @@ def test_another_run_is_not_resumed(texts, run, changes, sentence, capsys) -> No
     before = tree(run)
     refuses(train(texts, run, "--resume", **changes), sentence, capsys)
     assert tree(run) == before
+
+
+@pytest.mark.parametrize("task", [[], ["--task", "text"]])
+@pytest.mark.parametrize(
+    ("out", "more", "sentence"),
+    [
+        ("noise.bin", [], "cannot write {out}/metrics.jsonl: its folder cannot be made"),
+        ("noise.bin/run", [], "cannot write {out}/metrics.jsonl: its folder cannot be made"),
+        ("run", [], "{out} already has a checkpoint: go on with --resume, or take another folder"),
+        ("new", ["--resume"], "there is no checkpoint in {out} to resume from"),
+        ("run", ["--resume", "--training.seed", "3"], "with other settings: seed (was 0, now 3)"),
+    ],
+)
+def test_a_folder_of_no_use_is_refused_before_anything_is_read(
+    texts, run, tmp_path, monkeypatch, capsys, out, more, sentence, task
+) -> None:
+    def read(*arguments: object) -> None:
+        raise AssertionError("the corpus is read")
+
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(texts / "noise.bin", tmp_path)
+    for module in (mnemonist.cli.train, mnemonist.cli.task):
+        monkeypatch.setattr(module, "find_documents", read)
+    before = tree(tmp_path)
+    place = tmp_path / out
+    refuses(train(texts, place, *task, *more), sentence.format(out=place), capsys)
+    assert tree(tmp_path) == before and not (tmp_path / "new").exists()
 
 
 def test_other_data_is_not_resumed(texts, run, tmp_path, capsys) -> None:

@@ -47,6 +47,13 @@ def test_values_that_contradict_each_other_are_both_named() -> None:
         TrainingConfig(steps=10, warmup_steps=11)
 
 
+def test_a_warm_up_that_is_left_open_fits_the_run() -> None:
+    assert [TrainingConfig(steps=steps).warmup for steps in (1, 50, 199, 200, 1000)] == [0, 25, 99, 100, 100]
+    assert TrainingConfig(steps=50).for_steps(300, seed=4) == TrainingConfig(steps=300, seed=4)
+    chosen = TrainingConfig(warmup_steps=70)
+    assert (chosen.warmup, chosen.for_steps(80).warmup, chosen.for_steps(50).warmup) == (70, 70, 50)
+
+
 def test_the_border_cases_are_allowed() -> None:
     TrainingConfig(steps=1, warmup_steps=1, batch_size=1, weight_decay=0, betas=(0.0, 0.0), clip_norm=None)
 

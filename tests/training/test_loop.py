@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import socket
@@ -16,10 +17,12 @@ from torch import nn
 from toy_training import CONFIG, batches, course, loss_of, make_model, noisy_loss_of, run_program
 
 from mnemonist.errors import CannotGoOn, UserError
+from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.checkpoint import load_checkpoint
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import LossSum, normalise_and_clip
+from mnemonist.training.language import next_token_loss
 from mnemonist.training.loop import TrainingResult, train
 from mnemonist.training.metrics import StepMetrics, read_metrics
 from mnemonist.training.schedule import learning_rate
@@ -237,6 +240,29 @@ def test_the_clock_goes_on(tmp_path: Path) -> None:
     assert all(record.tokens_per_second > 1 for record in records)  # not over the thousand seconds
 
 
+def test_tokens_are_counted_as_they_were_read_and_go_on(tmp_path: Path) -> None:
+    """Batches of other lengths than a row; a checkpoint of the time before tokens were counted is taken at its rows."""
+
+    def longer(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> LossSum:
+        part = loss_of(model, batch)
+        calls.append(1)
+        return LossSum(part.loss, part.targets, 10 * len(calls))
+
+    calls: list[int] = []
+    with pytest.raises(Stop):
+        run(tmp_path, dropout=0.0, loss=longer, on_step=stop_after(5, crash))  # before the checkpoint of step 5
+    assert [record["tokens"] for record in course(tmp_path)] == [30, 100, 210, 360, 550]
+    run(tmp_path / "five", dropout=0.0, more=lambda step: step < 2, loss=longer)
+    run(tmp_path / "five", resume=True, dropout=0.0, more=lambda step: step < 3, loss=longer)
+    assert [record["tokens"] for record in course(tmp_path / "five")] == [230, 500, 810]
+    path = tmp_path / "five" / "checkpoint" / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("tokens") == 810
+    path.write_text(json.dumps(state))
+    run(tmp_path / "five", resume=True, dropout=0.0, more=lambda step: step < 4, loss=longer)
+    assert course(tmp_path / "five")[-1]["tokens"] == 3 * 8 * 6 + 350
+
+
 def test_two_processes_take_the_steps_of_one_and_stop_together(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -271,6 +297,16 @@ def test_resuming_with_other_settings_names_them(straight: Path) -> None:
         "betas (was [0.9, 0.95], now [0.5, 0.6]), learning_rate (was 0.001, now 0.5), steps (was 12, now 20)" in message
     )
     assert "seed" not in message
+
+
+def test_the_warm_up_that_is_left_open_is_the_same_written_out(tmp_path: Path) -> None:
+    """A checkpoint keeps how many steps it has, as those did of the time when a number had to be given."""
+    config = with_changes(warmup_steps=None)
+    run(tmp_path, config, more=lambda step: step < 2)
+    assert load_checkpoint(tmp_path / "checkpoint").config["warmup_steps"] == 6
+    assert [line["learning_rate"] for line in course(tmp_path)] == pytest.approx([1e-3 / 6, 2e-3 / 6])
+    run(tmp_path, with_changes(warmup_steps=6), resume=True, more=lambda step: step < 3)
+    assert run(tmp_path, config, resume=True).step == 12
 
 
 def test_resuming_another_model_is_refused(straight: Path) -> None:
@@ -313,14 +349,34 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, what: str) -> No
     with pytest.raises(CannotGoOn) as caught:
         run(tmp_path, model=model, loss=loss, on_step=copy)
     message = str(caught.value)
-    assert f"the {what} of step 7 is" in message
+    assert f"the run diverged at step 7: the {what} is" in message
     assert "checkpoint holds step 6" in message
-    assert "learning_rate" in message
+    assert "start a new run in another folder with a lower learning_rate" in message
     assert "\n" not in message
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     kept = load_checkpoint(tmp_path / "checkpoint")
     assert kept.step == 6  # though only every fifth step is saved
     assert all(torch.equal(p, kept.model[name]) for name, p in model.named_parameters())
+
+
+def test_a_memory_that_is_given_nan_is_a_run_that_diverged(tmp_path: Path) -> None:
+    """What the memory says is of a caller's tensors; who trains has none, and is told what to do about the run."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(blocks=("lmm",), width=16, memory_heads=2, memory_head_dim=8, mlp_width=16))
+    tokens = torch.randint(0, 256, (8, 6))
+
+    def loss(model: nn.Module, batch: object) -> LossSum:
+        return next_token_loss(model, {"tokens": tokens, "targets": tokens, "starts": torch.zeros(8, 6).bool()})
+
+    def break_it() -> None:
+        with torch.no_grad():
+            model.embedding.weight.fill_(math.nan)
+
+    with pytest.raises(CannotGoOn, match="the run diverged at step 3: step_size holds NaN") as caught:
+        run(tmp_path, model=model, loss=loss, on_step=stop_after(2, break_it))
+    assert "start a new run in another folder with a lower learning_rate" in str(caught.value)
+    assert "check the inputs" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "checkpoint").step == 2
 
 
 def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,6 +47,7 @@ def run_eval(options: Eval) -> int:
         models[name] = model
         suites[name] = build_suite(as_trained(options.suite, path), tokenizer, options.count, options.seed)
         require_vocabulary(model, suites[name])
+    require_same_problems(suites, as_trained(options.suite, paths[0]))
     facts = {"command": shlex.join(["mnemonist", *sys.argv[1:]]), "mnemonist": __version__}
     results: list[Result] = []
     with stop_on_signals() as stop:
@@ -80,6 +82,35 @@ def as_trained(spec: str, path: Path) -> str:
     if ":" in spec or not (path / TASK_FILE).is_file():
         return spec
     return next((task for task in read_tasks(path / TASK_FILE) if task.partition(":")[0] == spec), spec)
+
+
+def require_same_problems(suites: Mapping[str, Suite], example: str) -> None:
+    """Make sure that the models are asked the same; each may have a tokenizer of its own.
+
+    Args:
+        suites: what each is asked, by its name.
+        example: the suite of the first as text.
+
+    Raises:
+        UserError: they were trained on different variants of the suite, and the user names none.
+    """
+    asked = {name: _fields(suite.identity()) for name, suite in suites.items()}
+    first = next(iter(asked.values()))
+    differing = [field for field in first if any(fields[field] != first[field] for fields in asked.values())]
+    if differing:
+        found = [f"{field} ({', '.join(f'{name} {asked[name][field]}' for name in asked)})" for field in differing]
+        if ":" not in example:
+            example += ":" + ",".join(f"{field}={first[field]}" for field in differing)
+        raise UserError(
+            f"the models were trained on different problems of {first['suite']}, which differ in {', '.join(found)}: "
+            f"say which all of them are to solve, such as {example}"
+        )
+
+
+def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the problems follow from, in one level; whatever counts their tokens is the model's own."""
+    flat = {**identity, **identity.get("task", {})}
+    return {name: value for name, value in flat.items() if name not in ("task", "tokenizer")}
 
 
 def model_names(paths: tuple[Path, ...]) -> list[str]:

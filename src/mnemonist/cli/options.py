@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from mnemonist.cli.reason.options import Reason, in_full, reason_type
+from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.training.configuration import TrainingConfig
 
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
+TEXTS = ("--prompt", "--wait")
+"""Options whose value may be empty."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,7 @@ def parse(arguments: list[str]) -> Command:
         ValueError: an option's value does not fit.
         SystemExit: the arguments cannot be understood (2), or ask for help (0); tyro has printed why.
     """
+    require_words(arguments)
     arguments = in_full(arguments)
     train: Any = Train()
     preset = _value_of("--preset", arguments) if arguments[:1] == ["train"] else None
@@ -234,6 +239,23 @@ def parse(arguments: list[str]) -> Command:
         arguments_type, prog="mnemonist", description="Small models that remember and reason.", args=arguments
     )
     return parsed.mnemonist
+
+
+def require_words(arguments: Sequence[str]) -> None:
+    """Make sure that no value is empty, as an unset variable of the shell is: as a path it would be the present folder.
+
+    Raises:
+        UserError: names the option.
+    """
+    option = "an argument"
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            empty = bool(equals) and not value
+        else:
+            empty = not argument
+        if empty and option not in TEXTS:
+            raise UserError(f"{option} is empty; give a value, or leave it out (is a variable of the shell unset?)")
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

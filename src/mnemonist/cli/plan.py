@@ -15,6 +15,7 @@ from mnemonist.cli.figures import amount, duration
 from mnemonist.data import PackedRows, Tokenizer
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.cost import model_cost
+from mnemonist.models.modeling import LanguageModel
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, loss_parts
@@ -22,6 +23,8 @@ from mnemonist.training.language import Rows, truncated_next_token_loss
 from mnemonist.training.randomness import capture_random_state, restore_random_state
 
 LONG_ENOUGH = 1.0  # seconds: a shorter first micro-batch is mostly the start of threads and kernels
+ENOUGH = 3e11  # operations on a CPU: some seconds, and the memory for a row or two of a large model
+SHORTEST = 64  # tokens that are timed at least, and a multiple of which is
 COPIES = 4  # of the weights in float32: themselves, their gradients, and the two moments of AdamW
 
 
@@ -30,30 +33,53 @@ class Measurement:
     """One micro-batch, forward and backward."""
 
     seconds: float
-    rows: int
+    """Of the whole micro-batch; what was timed may be a piece of it."""
+    timed: str
+    """What was timed, and how long it took."""
     device: str
     processes: str
     """How many there are, and what each keeps."""
 
 
-def measure(model: nn.Module, batch_of: BatchOf, training: TrainingConfig) -> Measurement:
-    """Run the first micro-batch on a copy of the model; the model and the random generators are as before."""
+def measure(model: LanguageModel, batch_of: BatchOf, training: TrainingConfig) -> Measurement:
+    """Run the first micro-batch on a copy of the model; the model and the random generators are as before.
+
+    On a CPU it is a piece of it if the model is large, and the whole is reckoned by its arithmetic.
+    """
     accelerator = start_accelerator(training.device)
     before = capture_random_state(accelerator.device)
     try:
         with flushing_denormals(accelerator.device):
             trial = copy.deepcopy(model).to(accelerator.device).train()
             batch = batch_of(0, 0, accelerator.process_index, accelerator.num_processes)
-            batch = send_to_device(batch, accelerator.device)
+            rows, length = batch["tokens"].shape
+            some, short = _piece(model.config, rows, length) if accelerator.device.type == "cpu" else (rows, length)
+            piece = send_to_device({name: part[:some, :short] for name, part in batch.items()}, accelerator.device)
             loss_of = truncated_next_token_loss(training.truncation)
-            seconds = _forward_and_backward(trial, batch, loss_of, accelerator)
+            seconds = _forward_and_backward(trial, piece, loss_of, accelerator)
             if seconds < LONG_ENOUGH:
-                seconds = _forward_and_backward(trial, batch, loss_of, accelerator)
+                seconds = _forward_and_backward(trial, piece, loss_of, accelerator)
     finally:
         restore_random_state(before, accelerator.device)
+    larger = _operations(model.config, rows, length) / _operations(model.config, some, short)
+    timed = f"{some} rows" if some == rows else f"{some} of {rows} rows"
+    timed += f", cut to {short} of {length} tokens," if short < length else ""
     kept = "a part of every weight" if accelerator.is_fsdp2 else "the whole model"
     processes = f"{accelerator.num_processes}, each with {kept}" if accelerator.num_processes > 1 else "1"
-    return Measurement(seconds, len(batch["tokens"]), accelerator.device.type, processes)
+    return Measurement(larger * seconds, f"{timed} took {seconds:.2g} s", accelerator.device.type, processes)
+
+
+def _piece(config: ModelConfig, rows: int, length: int) -> tuple[int, int]:
+    """How many rows, and how much of each, take about `ENOUGH` operations."""
+    some = int(ENOUGH / _operations(config, 1, length))
+    if some:
+        return min(rows, some), length
+    short = int(ENOUGH / _operations(config, 1, 1)) // SHORTEST * SHORTEST
+    return 1, min(length, max(SHORTEST, short))
+
+
+def _operations(config: ModelConfig, rows: int, length: int) -> int:
+    return rows * length * model_cost(config, length).flops_training
 
 
 def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accelerator: Accelerator) -> float:
@@ -66,39 +92,48 @@ def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accele
     return time.perf_counter() - began
 
 
-def describe(
-    config: ModelConfig,
-    training: TrainingConfig,
-    rows: PackedRows,
-    tokenizer: Tokenizer,
-    measured: Measurement,
-    done: int = 0,
-) -> list[str]:
-    """The plan as lines of ``name: value``.
-
-    Args:
-        config, training, rows, tokenizer: of the run.
-        measured: what `measure` found.
-        done: steps that an earlier part of the run has taken.
-    """
+def describe_model(config: ModelConfig, preset: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+    """What is known at once, as lines of ``name: value``."""
     cost = model_cost(config)
-    tokens = training.steps * training.batch_size * training.row_length
-    left = training.steps - done
-    seconds = measured.seconds * training.accumulation * left
     lines = {
         "model": f"{' '.join(config.blocks)}; rule {config.rule}; width {config.width}; "
         f"vocabulary {config.vocab_size:,} ({tokenizer.name})",
+    }
+    if config.vocab_size != preset.vocab_size:
+        lines["vocabulary"] = f"{config.vocab_size:,} of the tokenizer instead of the preset's {preset.vocab_size:,}"
+    lines |= {
         "parameters": f"{cost.parameters:,}, without embeddings {cost.parameters - cost.embedding_parameters:,}",
         "state of one stream": decimal(cost.state_bytes),
         "computation per token": f"{amount(cost.flops_forward)}FLOPs forward, "
         f"{amount(cost.flops_training)}FLOPs forward and backward",
-        "text": f"{rows.tokens_per_epoch:,} tokens an epoch, {rows.bytes_per_token:.2f} bytes each",
-        "to read": f"{tokens:,} tokens, {rows.epoch(training.steps, training.batch_size):.2f} epochs: "
-        f"{training.steps:,} steps of {training.batch_size} rows of {training.row_length}",
-        "processes": measured.processes,
         "memory": f"{decimal(4 * COPIES * cost.parameters)} for weights, gradients and optimiser; what is computed in "
         "between comes on top",
-        "time": f"about {duration(seconds)} for {left:,} steps (an estimate: {measured.rows} rows took "
-        f"{measured.seconds:.2g} s forward and backward on this {measured.device})",
     }
     return [f"{name}: {value}" for name, value in lines.items()]
+
+
+def describe_reading(training: TrainingConfig, rows: PackedRows) -> list[str]:
+    """What will be read, as lines of ``name: value``."""
+    tokens = training.steps * training.batch_size * training.row_length
+    return [
+        f"text: {rows.tokens_per_epoch:,} tokens an epoch, {rows.bytes_per_token:.2f} bytes each",
+        f"to read: {tokens:,} tokens, {rows.epoch(training.steps, training.batch_size):.2f} epochs: "
+        f"{training.steps:,} steps of {training.batch_size} rows of {training.row_length}",
+    ]
+
+
+def describe_time(training: TrainingConfig, measured: Measurement, done: int = 0) -> list[str]:
+    """How long it will take, as lines of ``name: value``.
+
+    Args:
+        training: of the run.
+        measured: what `measure` found.
+        done: steps that an earlier part of the run has taken.
+    """
+    left = training.steps - done
+    seconds = measured.seconds * training.accumulation * left
+    return [
+        f"processes: {measured.processes}",
+        f"time: about {duration(seconds)} for {left:,} steps (an estimate: {measured.timed} forward and backward on "
+        f"this {measured.device})",
+    ]

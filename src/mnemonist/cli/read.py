@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,19 @@ def read_session(options: Read, reader: Reader, path: Path) -> int:
 
 def command_for_the_rest(options: Read, taken: int) -> str:
     """The command that goes on where a reading with a session was stopped, ``taken`` bytes behind its start."""
-    words: list[object] = ["mnemonist", "read", options.path, "--model", options.model, "--session", options.session]
-    words += ["--out", options.out, "--start", options.start + taken]
-    if options.limit is not None:
-        words += ["--limit", options.limit - taken]
-    if options.new_document and not taken:
-        words.append("--new-document")
-    return shlex.join(map(str, words))
+    limit = None if options.limit is None else options.limit - taken
+    begins = options.new_document and not taken
+    return command_of(replace(options, start=options.start + taken, limit=limit, new_document=begins))
+
+
+def command_of(options: Read) -> str:
+    """The command with these options, as a shell takes it; what is as it is by default is left out."""
+    words = ["mnemonist", "read", str(options.path)]
+    for option in fields(options)[1:]:
+        value = getattr(options, option.name)
+        if value != option.default:
+            words += [f"--{option.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def load_reader(path: Path) -> Reader:
@@ -268,16 +274,15 @@ def track(bars: Progress, name: str, total: int, rows: int, unit: str = "bytes")
 def report(options: Read, reader: Reader, comparison: Comparison, span: tuple[int, int] | None = None) -> None:
     """Print the figures and write the page; ``span`` is where a session was, in tokens, before and after."""
     facts = {"model file": str(options.model)}
-    command = f"mnemonist read {options.path} --model {options.model}"
     numbers = figures(comparison) | {"page": str(options.out)}
     if span is not None:
         facts["session"] = f"{options.session}, from token {span[0]:,} to {span[1]:,}"
-        command += f" --session {options.session}"
         numbers |= {"session": str(options.session), "from_token": span[0], "to_token": span[1]}
     lines = [json.dumps(numbers)] if options.json else [f"{label}: {value}" for label, value in summary(comparison)]
     print("\n".join(lines))
     title = f"Reading {options.path.resolve().name}"
-    write_page(options.out, title, comparison, run_facts(reader.model, comparison, facts), command, options.map_bytes)
+    facts_of_run = run_facts(reader.model, comparison, facts)
+    write_page(options.out, title, comparison, facts_of_run, command_of(options), options.map_bytes)
     if not options.json:
         print(f"page: {options.out}")
 

@@ -18,6 +18,7 @@ from mnemonist.cli.train import (
     find_documents,
     first_process,
     prepare_text,
+    run_before,
     say,
     steps_done,
 )
@@ -66,19 +67,19 @@ def run_train_tasks(options: Train) -> int:
         raise UserError(f"{options.task[reads.index(False)]} is not made of text; leave out --tokenizer")
     if len(options.task) > 1 and not all(reads):
         raise UserError(f"{options.task[reads.index(False)]} is not made of text, so it cannot take turns with others")
+    before = run_before(options, unknown=("row_length",))
     tokenizer = choose_tokenizer(options.tokenizer) if any(reads) else None
     parts = [_part(options, spec, tokenizer) for spec in options.task]
     config = options.model.replace(vocab_size=parts[0].vocab_size)
     if options.parameters is not None:
         config = matched(config, options.parameters)
-    training = replace(options.training, row_length=max(part.longest for part in parts))  # what speed is counted in
+    training = replace(options.training, row_length=max(part.longest for part in parts))
     identity = {
         "model": config.to_json(),
         "data": " ".join(part.fingerprint for part in parts),
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else "",
     }
-    if options.resume:
-        steps_done(options.out, identity)
+    steps_done(before, identity)
     cost = model_cost(config)
     for part in parts:
         say(f"task: {part.spec}, {part.description}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist.cli.options import Train
-from mnemonist.cli.plan import describe, measure
+from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
 from mnemonist.data import (
     ByteTokenizer,
     Document,
@@ -35,10 +35,9 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model
-from mnemonist.training import TrainingConfig, TrainingResult, load_checkpoint, train
-from mnemonist.training.checkpoint import has_checkpoint
+from mnemonist.training import TrainingConfig, TrainingResult, train
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
-from mnemonist.training.loop import CHECKPOINT
+from mnemonist.training.loop import require_place
 from mnemonist.training.metrics import StepMetrics
 from mnemonist.training.recomputation import recompute
 from mnemonist.training.tensorboard import tensorboard_log
@@ -71,21 +70,29 @@ def run_train(options: Train) -> int:
         from mnemonist.cli.task import run_train_tasks  # which needs what is in this file
 
         return run_train_tasks(options)
+    before = run_before(options)
     tokenizer = choose_tokenizer(options.tokenizer)
     config = with_vocabulary(options.model, options.preset, tokenizer)
     if options.parameters is not None:
         config = matched(config, options.parameters)
+
+    def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
+        if not options.plan:
+            say("\n".join(lines))
+        elif first_process():
+            print("\n".join(lines), flush=True)
+
+    tell(describe_model(config, find_preset(options.preset), tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = prepare_text(documents, options.training, tokenizer)
-    done = steps_done(options.out, text.identity(config)) if options.resume else 0
+    done = steps_done(before, text.identity(config))
+    tell(describe_reading(options.training, text.rows))
     model = build_model(config, options)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
-    plan = describe(config, options.training, text.rows, tokenizer, measured, done)
+    tell(describe_time(options.training, measured, done))
     if options.plan:
-        print("\n".join(plan))
         return 0
-    say("\n".join(plan))
     with ExitStack() as stack:
         log = None
         if options.tensorboard and first_process():
@@ -133,20 +140,42 @@ def train_model(
     return result
 
 
-def steps_done(folder: Path, identity: Mapping[str, str]) -> int:
-    """Steps that the run in ``folder``, which is to be resumed, has taken; 0 if there is none.
+@dataclass(frozen=True)
+class RunBefore:
+    """A run that is to be resumed."""
+
+    folder: Path
+    step: int
+    """Steps that it has taken."""
+    identity: Mapping[str, Any]
+    """What it learned, and from what."""
+
+
+def run_before(options: Train, unknown: Collection[str] = ()) -> RunBefore | None:
+    """The run that goes on, or None if one begins; now, since reading and measuring may take long.
+
+    Raises:
+        UserError: see `mnemonist.training.loop.require_place`.
+    """
+    if options.plan and not options.resume:  # nothing will be written
+        return None
+    checkpoint = require_place(options.out, options.training, options.resume, unknown)
+    return None if checkpoint is None else RunBefore(options.out, checkpoint.step, checkpoint.extra)
+
+
+def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
+    """Steps that a run has taken; 0 if there is none.
 
     Raises:
         UserError: it had another model, tokenizer or other data.
     """
-    if not has_checkpoint(folder / CHECKPOINT):
+    if run is None:
         return 0
-    checkpoint = load_checkpoint(folder / CHECKPOINT)
-    before: Mapping[str, Any] = {"tokenizer": ByteTokenizer.fingerprint} | checkpoint.extra
+    before = {"tokenizer": ByteTokenizer.fingerprint, **run.identity}
     for part, what in (("model", "another model"), ("data", "other data"), ("tokenizer", "another tokenizer")):
         if before.get(part) != identity[part]:
-            raise UserError(f"The run in {folder} had {what}; resume it with the same, or take another folder.")
-    return checkpoint.step
+            raise UserError(f"The run in {run.folder} had {what}; resume it with the same, or take another folder.")
+    return run.step
 
 
 def load_model(path: Path) -> LanguageModel:

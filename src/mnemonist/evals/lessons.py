@@ -74,4 +74,5 @@ def answer_loss(model: nn.Module, rows: Rows) -> LossSum:
     """
     asked = rows["targets"] != IGNORED
     logits = model(rows["tokens"], positions=asked).logits
-    return LossSum(F.cross_entropy(logits.float(), rows["targets"][asked], reduction="sum"), int(asked.sum()))
+    loss = F.cross_entropy(logits.float(), rows["targets"][asked], reduction="sum")
+    return LossSum(loss, int(asked.sum()), asked.numel())

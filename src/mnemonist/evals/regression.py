@@ -146,7 +146,7 @@ class Regression:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossSum:
         """``loss_of`` for `mnemonist.training.train`: the squared error over the dimension, summed over points."""
         errors = (predict(model, batch["x"], batch["y"]) - batch["y"]) ** 2 / self.dim
-        return LossSum(errors.sum(), errors.numel())
+        return LossSum(errors.sum(), errors.numel(), 2 * errors.numel())
 
     def _rows(self, errors: Floats) -> list[Row]:
         return [Row.of({"seen": seen}, errors[:, seen]) for seen in range(self.length)]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mnemonist.errors import NotFinite
 from mnemonist.memory.chunked import read_chunked
 from mnemonist.memory.eager import eager
 from mnemonist.memory.exact import read_exact
@@ -459,7 +460,7 @@ def _check_range(name: str, gate: Tensor | None) -> None:
     least, most = (extreme.item() for extreme in gate.detach().aminmax())
     logarithm = name.startswith("log")
     if math.isnan(most) or most == math.inf or (least == -math.inf and not logarithm):
-        raise ValueError(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
+        raise NotFinite(f"{name} holds NaN or infinite values; check the inputs or the weights that made it.")
     if logarithm and most > 0:
         kept = "of the momentum" if name == "log_momentum" else "of the memory, 1 - alpha"
         raise ValueError(f"{name} is up to {most:g}; it is the log of what is left {kept}, and must be at most 0.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -68,8 +67,7 @@ def config_for(config: TrainingConfig, count: int, epochs: int, longest: int, se
     `TrainingConfig.steps` follows from that; a warm-up is shortened to at most the whole fit.
     """
     steps = max(1, math.ceil(epochs * count / config.batch_size))
-    warmup = min(config.warmup_steps, steps)
-    return replace(config, steps=steps, warmup_steps=warmup, row_length=longest, seed=seed)
+    return config.for_steps(steps, row_length=longest, seed=seed)
 
 
 def stacked_batches(

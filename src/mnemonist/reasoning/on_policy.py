@@ -131,10 +131,8 @@ def policy_config(round_: Round, problems: int, config: TrainingConfig, world: i
     rows = (round_.problems or problems) * round_.attempts // round_.minibatches
     raised = range(config.accumulation, rows // world + 1, config.accumulation)
     small = (parts for parts in raised if not rows % (parts * world) and rows <= parts * world * config.batch_size)
-    return replace(
-        config,
-        steps=steps,
-        warmup_steps=min(config.warmup_steps, steps),
+    return config.for_steps(
+        steps,
         batch_size=rows,
         row_length=round_.decoding.max_tokens,
         accumulation=next(small, config.accumulation),

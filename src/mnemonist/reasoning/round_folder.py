@@ -69,7 +69,8 @@ def identity(
     round_: Round, policy: Policy, material: Material, config: TrainingConfig, base: Weights | None
 ) -> dict[str, Any]:
     """All that the outcome follows from, as JSON values."""
-    settings = {name: value for name, value in asdict(config).items() if name not in ("save_every", "log_every")}
+    known = asdict(config) | {"warmup_steps": config.warmup}
+    settings = {name: value for name, value in known.items() if name not in ("save_every", "log_every")}
     values = {
         "format": FORMAT,
         "round": round_.to_json(),

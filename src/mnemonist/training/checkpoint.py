@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Checkpoint:
     """Optimiser steps done."""
     seconds: float
     """Time spent training."""
+    tokens: int | None
+    """Tokens read; None in a checkpoint of the time when they were not counted."""
     config: dict[str, Any]
     """The run's configuration, as JSON values."""
     rng: tuple[RandomState, ...]
@@ -65,13 +68,14 @@ def save_checkpoint(
     *,
     config: Mapping[str, Any],
     seconds: float = 0.0,
+    tokens: int | None = None,
 ) -> None:
     """Write a checkpoint; one that was in `folder` is replaced when the new one is complete.
 
     Args:
         folder: the checkpoint itself, not the folder of the run. One writer at a time.
         model, optimiser: not wrapped; on any device.
-        step, rng, extra, config, seconds: see `Checkpoint`.
+        step, rng, extra, config, seconds, tokens: see `Checkpoint`.
 
     Raises:
         UserError: the disk refuses, `extra` or `config` is not made of JSON values, or the model keeps
@@ -82,6 +86,7 @@ def save_checkpoint(
         "version": VERSION,
         "step": step,
         "seconds": seconds,
+        "tokens": tokens,
         "config": dict(config),
         "rng": list(rng),
         "extra": dict(extra),
@@ -119,6 +124,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         folder=folder,
         step=state["step"],
         seconds=float(state["seconds"]),
+        tokens=state.get("tokens"),
         config=state["config"],
         rng=tuple(state["rng"]),
         extra=state["extra"],
@@ -225,6 +231,7 @@ def _read_tensors(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, s
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "seconds": (int, float),
+    "tokens": (int, NoneType),
     "config": dict,
     "rng": list,
     "extra": dict,

@@ -5,8 +5,8 @@ that the command line can list the options at once.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from mnemonist.errors import UserError
 
@@ -35,8 +35,8 @@ class TrainingConfig:
     """Highest learning rate, reached at the end of the warm-up."""
     final_learning_rate_ratio: float = 0.1
     """Learning rate of the last step as a fraction of the highest."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises in a straight line."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises in a straight line; None takes 100, or half of fewer than 200 steps."""
     weight_decay: float = 0.1
     """How strongly matrices shrink at each step, times the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -55,8 +55,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "row_length", "accumulation", "save_every", "log_every"):
             _require_whole(name, getattr(self, name), least=1)
-        for name in ("warmup_steps", "seed"):
-            _require_whole(name, getattr(self, name), least=0)
+        _require_whole("seed", self.seed, least=0)
+        if self.warmup_steps is not None:
+            _require_whole("warmup_steps", self.warmup_steps, least=0)
+            if self.warmup_steps > self.steps:
+                raise UserError(f"warmup_steps is {self.warmup_steps}; the run has only {self.steps} steps")
         if self.truncation is not None:
             _require_whole("truncation", self.truncation, least=1)
             if self.truncation > self.row_length:
@@ -69,8 +72,6 @@ class TrainingConfig:
                 f"batch_size is {self.batch_size} and accumulation {self.accumulation}: "
                 "the micro-batches of a step must be equally large"
             )
-        if self.warmup_steps > self.steps:
-            raise UserError(f"warmup_steps is {self.warmup_steps}; the run has only {self.steps} steps")
         _require(_is_real(self.learning_rate) and self.learning_rate > 0, "learning_rate", self.learning_rate)
         ratio = self.final_learning_rate_ratio
         _require(_is_real(ratio) and 0 <= ratio <= 1, "final_learning_rate_ratio", ratio, "a number from 0 to 1")
@@ -95,6 +96,16 @@ class TrainingConfig:
             "a number above 0, or None",
         )
         _require(self.device in get_args(Device), "device", self.device, f"one of {', '.join(get_args(Device))}")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up, also where it is left open."""
+        return min(100, self.steps // 2) if self.warmup_steps is None else self.warmup_steps
+
+    def for_steps(self, steps: int, **changes: Any) -> "TrainingConfig":
+        """The same for a run of another length, with other changes; the warm-up is shortened to at most all of it."""
+        warmup = None if self.warmup_steps is None else min(self.warmup_steps, steps)
+        return replace(self, steps=steps, warmup_steps=warmup, **changes)
 
     @property
     def pieces(self) -> int:

@@ -41,6 +41,8 @@ class LossSum:
     """Sum over the part's targets, in nats; a scalar with a gradient."""
     targets: int | Tensor
     """How many targets that were; may be 0."""
+    tokens: int | None = None
+    """How many tokens were read for it; None says that rows have `TrainingConfig.row_length` of them."""
 
 
 LossOf = Callable[[nn.Module, Any], LossSum | Iterator[LossSum]]
@@ -62,13 +64,14 @@ def accumulate_gradients(
     """Run all micro-batches of one step forward and backward; gradients are added to those there.
 
     Returns:
-        `[3]` float64, summed over processes: loss, targets, and how many processes were asked to stop.
+        `[4]` float64, summed over processes: loss, targets, how many processes were asked to stop, and tokens.
 
     Raises:
         UserError: `loss_of` gives another number of parts than `config.pieces`.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    share = config.batch_size * config.row_length / (config.accumulation * config.pieces * world)  # of a part
+    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for micro in range(config.accumulation):
         batch = send_to_device(batch_of(step, micro, rank, world), accelerator.device)
         parts = loss_parts(loss_of, model, batch)
@@ -82,6 +85,7 @@ def accumulate_gradients(
                 accelerator.backward(_through_all(part.loss, model) if reaching else part.loss)
             totals[0] += part.loss.detach()
             totals[1] += part.targets
+            totals[3] += share if part.tokens is None else part.tokens
             del part  # before the next one is computed
         if next(parts, None) is not None:
             raise _wrong_number(config)

@@ -83,4 +83,4 @@ def truncated_next_token_loss(truncation: int | None) -> LossOf:
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:
     loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return LossSum(loss, int((targets != IGNORED).sum()))
+    return LossSum(loss, int((targets != IGNORED).sum()), targets.numel())

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import CannotGoOn, UserError
+from mnemonist.errors import CannotGoOn, NotFinite, UserError
+from mnemonist.files import require_possible
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
     Checkpoint,
@@ -100,7 +101,8 @@ def train(
         skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
 
     Raises:
-        CannotGoOn: the loss or the gradient is not finite; or as `more`. The model is as the step before left it.
+        CannotGoOn: the loss, the gradient or what a memory is given is not finite; or as `more`. The model is as the
+            step before left it.
         UserError: `folder` has a checkpoint and `resume` is false, or has none and it is true; the
             checkpoint is damaged, of another model, or of a run with other settings; a step has no targets; the disk
             refuses.
@@ -108,10 +110,8 @@ def train(
     accelerator = start_accelerator(config.device)
     settings = _settings(config, accelerator)
     place = Path(folder) / CHECKPOINT
-    checkpoint = _find_checkpoint(accelerator, place, resume)
     to_json(dict(extra or {}))  # complain now, not at the first checkpoint
-    if checkpoint is not None:
-        _require_same(checkpoint, settings)
+    checkpoint = require_place(folder, config, resume)
     model.to(home_of(accelerator))
     optimiser = make_optimiser(model, config)
     if checkpoint is None:
@@ -125,6 +125,31 @@ def train(
         extra = checkpoint.extra if extra is None else extra
     run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty)
     return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
+
+
+def require_place(
+    folder: str | Path, config: TrainingConfig, resume: bool, unknown: Collection[str] = ()
+) -> Checkpoint | None:
+    """Make sure that `train` can begin or go on in a folder, before long work that comes before it. Makes nothing.
+
+    Args:
+        folder, config, resume: as of `train`.
+        unknown: settings that are not known yet, which are not compared with those of the run before.
+
+    Returns:
+        The checkpoint to go on from, or None for a run that begins.
+
+    Raises:
+        UserError: the folder cannot be written; or as `train`, as far as the model has no part in it.
+    """
+    accelerator = start_accelerator(config.device)
+    settings = _settings(config, accelerator)
+    place = Path(folder) / CHECKPOINT
+    require_possible(place.parent / METRICS)
+    checkpoint = _find_checkpoint(accelerator, place, resume)
+    if checkpoint is not None:
+        _require_same(checkpoint, settings, _MAY_CHANGE.union(unknown))
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -161,7 +186,7 @@ def _go(
         report = stack.enter_context(training_progress(progress and main, step, config.steps))
         if checkpoint is not None:  # last of all, since what comes before may draw random numbers
             restore_random_state(checkpoint.rng[accelerator.process_index], accelerator.device)
-        clock = _Clock(step, checkpoint.seconds if checkpoint else 0.0)
+        clock = _Clock(*_read_before(checkpoint, config))
         stopping = False
 
         def save() -> None:
@@ -169,16 +194,16 @@ def _go(
             if step > saved:
                 if accelerator.is_fsdp2:
                     gather(wrapped, run.model, run.optimiser)
-                _save(run, step, clock.seconds())
+                _save(run, step, clock)
                 saved = step
 
         try:
             while step < config.steps and not stopping and (more is None or more(step)):
-                loss, norm, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
+                loss, norm, tokens, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
                 step += 1
-                metrics = clock.measure(step, loss, norm, config)
+                metrics = clock.measure(step, loss, norm, tokens, config)
                 if step % config.log_every == 0 or step == config.steps:
-                    clock.restart_rate(step)
+                    clock.restart_rate()
                     if log is not None:
                         log.write(metrics)
                 report(metrics)
@@ -207,68 +232,91 @@ def _take_step(
     loss_of: LossOf,
     step: int,
     stop: StopRequest,
-) -> tuple[float, float, bool]:
-    """One optimiser step: loss per target, gradient norm, and whether any process was asked to stop.
+) -> tuple[float, float, int, bool]:
+    """One optimiser step: loss per target, gradient norm, tokens, and whether any process was asked to stop.
 
     Raises:
-        CannotGoOn: the loss or the gradient is not finite; the model is unchanged then.
+        CannotGoOn: the loss, the gradient or what a memory is given is not finite; the model is unchanged then.
         UserError: there are no targets.
     """
     model, optimiser = wrapped
     model.train()  # an evaluation in `on_step` may have left it in the other mode
     optimiser.zero_grad()
-    totals = accumulate_gradients(run.accelerator, model, batch_of, loss_of, run.config, step, stop)
+    try:
+        totals = accumulate_gradients(run.accelerator, model, batch_of, loss_of, run.config, step, stop)
+    except NotFinite as error:
+        what = str(error).partition(";")[0]
+        if run.accelerator.num_processes > 1:  # the others may not have met it, and saving would wait for them
+            raise UserError(_diverged(run, step, what, "the last checkpoint")) from error
+        raise CannotGoOn(_diverged(run, step, what, f"step {step}")) from error
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = normalise_and_clip(run.accelerator, parameters, totals[1], run.config.clip_norm)
     # One transfer, since a GPU has to be waited for at each.
-    loss_sum, targets, stops, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
+    loss_sum, targets, stops, tokens, norm_value = torch.cat([totals, norm.detach().double().reshape(1)]).tolist()
     rate = learning_rate(step, run.config)
     if not targets and run.skip_empty:
-        return 0.0, 0.0, bool(stops)
+        return 0.0, 0.0, round(tokens), bool(stops)
     if not targets:
         raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
     for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
         if not math.isfinite(value):
-            kept = f"{run.place} holds step {step}" if step else "there is none before it"
-            raise CannotGoOn(
-                f"the {name} of step {step + 1} is {value} and the step was not taken ({kept}): try a lower "
-                f"learning_rate (it was {rate:.3g}), a longer warm-up, or a smaller clip_norm"
-            )
+            raise CannotGoOn(_diverged(run, step, f"the {name} is {value}", f"step {step}"))
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
-    return loss_sum / targets, norm_value, bool(stops)
+    return loss_sum / targets, norm_value, round(tokens), bool(stops)
+
+
+def _diverged(run: _Run, step: int, what: str, kept: str) -> str:
+    """What to tell of a step that cannot be taken, and what to do: a run that is resumed must keep its settings."""
+    kept = f"{run.place} holds {kept}" if step else "there is none before it"
+    return (
+        f"the run diverged at step {step + 1}: {what}, and the step was not taken ({kept}); start a new run in another "
+        f"folder with a lower learning_rate (it was {learning_rate(step, run.config):.3g}), a longer warm-up or a "
+        "smaller clip_norm"
+    )
 
 
 class _Clock:
-    """Time and speed: seconds over all resumptions, tokens per second since the last logged step."""
+    """Time and speed: tokens and seconds over all resumptions, tokens per second since the last logged step."""
 
-    def __init__(self, step: int, seconds: float) -> None:
+    def __init__(self, tokens: int, seconds: float) -> None:
         self._begin = time.perf_counter() - seconds
-        self.restart_rate(step)
+        self.tokens = tokens
+        self.restart_rate()
 
     def seconds(self) -> float:
         return time.perf_counter() - self._begin
 
-    def restart_rate(self, step: int) -> None:
-        self._rate_step, self._rate_seconds = step, self.seconds()
+    def restart_rate(self) -> None:
+        self._rate_tokens, self._rate_seconds = self.tokens, self.seconds()
 
-    def measure(self, step: int, loss: float, norm: float, config: TrainingConfig) -> StepMetrics:
-        tokens_per_step = config.batch_size * config.row_length
+    def measure(self, step: int, loss: float, norm: float, tokens: int, config: TrainingConfig) -> StepMetrics:
+        self.tokens += tokens
         seconds = self.seconds()
-        rate = (step - self._rate_step) * tokens_per_step / (seconds - self._rate_seconds)
+        rate = (self.tokens - self._rate_tokens) / (seconds - self._rate_seconds)
         return StepMetrics(
             step=step,
             loss=loss,
             learning_rate=learning_rate(step - 1, config),
             grad_norm=norm,
-            tokens=step * tokens_per_step,
+            tokens=self.tokens,
             tokens_per_second=rate,
             seconds=seconds,
         )
 
 
-def _save(run: _Run, step: int, seconds: float) -> None:
+def _read_before(checkpoint: Checkpoint | None, config: TrainingConfig) -> tuple[int, float]:
+    """Tokens and seconds of the part of a run that is over."""
+    if checkpoint is None:
+        return 0, 0.0
+    tokens = checkpoint.tokens
+    if tokens is None:  # of a run that began before they were counted
+        tokens = checkpoint.step * config.batch_size * config.row_length
+    return tokens, checkpoint.seconds
+
+
+def _save(run: _Run, step: int, clock: _Clock) -> None:
     """Write the checkpoint of `step`; every process must come here, the first one writes."""
     states = gather_object([capture_random_state(run.accelerator.device)])
     if run.accelerator.is_main_process:
@@ -280,7 +328,8 @@ def _save(run: _Run, step: int, seconds: float) -> None:
             states,
             run.extra,
             config=run.settings,
-            seconds=seconds,
+            seconds=clock.seconds(),
+            tokens=clock.tokens,
         )
     run.accelerator.wait_for_everyone()
 
@@ -305,6 +354,7 @@ def _settings(config: TrainingConfig, accelerator: Accelerator) -> dict[str, Any
         )
     settings = {
         **asdict(config),
+        "warmup_steps": config.warmup,
         "device": accelerator.device.type,
         "processes": processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -323,7 +373,7 @@ def _find_checkpoint(accelerator: Accelerator, place: Path, resume: bool) -> Che
     return load_checkpoint(place) if found else None
 
 
-def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Collection[str]) -> None:
     """Refuse to go on with other settings: the steps would not be those of the run that began.
 
     Raises:
@@ -333,7 +383,7 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     differing = [
         f"{name} (was {saved.get(name)!r}, now {settings.get(name)!r})"
         for name in sorted(saved.keys() | settings.keys())
-        if name not in _MAY_CHANGE and saved.get(name) != settings.get(name)
+        if name not in but and saved.get(name) != settings.get(name)
     ]
     if differing:
         raise UserError(

@@ -28,7 +28,7 @@ class StepMetrics:
     grad_norm: float
     """Norm of the gradient of `loss`, before clipping."""
     tokens: int
-    """Tokens read since the run began: rows times their length."""
+    """Tokens read since the run began."""
     tokens_per_second: float
     """Tokens read per second since the last logged step, by all processes."""
     seconds: float

@@ -25,8 +25,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     if not 0 <= step < config.steps:
         raise ValueError(f"step is {step}; the run has steps 0 to {config.steps - 1}")
     number = step + 1
-    if number <= config.warmup_steps:
-        return config.learning_rate * number / config.warmup_steps
-    progress = (number - config.warmup_steps) / (config.steps - config.warmup_steps)
+    if number <= config.warmup:
+        return config.learning_rate * number / config.warmup
+    progress = (number - config.warmup) / (config.steps - config.warmup)
     ratio = config.final_learning_rate_ratio
     return config.learning_rate * (ratio + (1 - ratio) * (1 + math.cos(math.pi * progress)) / 2)
