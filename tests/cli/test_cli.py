@@ -103,6 +103,7 @@ def test_reading_a_file(texts, run, tmp_path, capsys) -> None:
     for line in lines[:-1]:
         assert line.partition(": ")[2] in html
     assert "<title>Reading 2.txt" in html
+    assert "not what a model without memory would do: a baseline shows that (--baseline)" in html
     assert f"mnemonist read {texts / '2.txt'} --model {run}" in html
     assert list(page.parent.iterdir()) == [page]
 
@@ -152,7 +153,8 @@ def test_a_baseline_without_memory_is_read_too(texts, run, tmp_path, capsys) -> 
     assert re.search(rf"bits saved per byte against attention only, second half: -?{FRACTION} ±", out)
     assert main([*command, "--model", str(base)]) == 0  # by itself it has nothing to hold still, and no map
     assert "frozen" not in capsys.readouterr().out
-    assert '"maps":[]' in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert '"maps":[]' in page and mnemonist.cli.read.FROZEN not in page
 
 
 def test_the_command_on_the_page_repeats_the_reading(texts, run, tmp_path, capsys, monkeypatch) -> None:

@@ -70,7 +70,8 @@ class Train:
     tokenizer: Path | None = None
     """Folder of a Hugging Face tokenizer; without one the model reads bytes. The vocabulary follows from it."""
     out: Path = Path("runs/train")
-    """Folder of the run: the model (which transformers opens too), checkpoint/, metrics.jsonl."""
+    """Folder of the run: the model (which transformers opens too, after mnemonist.models.register()), checkpoint/,
+    metrics.jsonl."""
     resume: bool = False
     """Go on exactly where the run in this folder stopped."""
     plan: bool = False

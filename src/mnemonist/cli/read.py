@@ -49,6 +49,10 @@ from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
 from mnemonist.training.interruption import stop_on_signals
 
 MOST_TEXTS = 8
+FROZEN = (
+    "the same model with its memory held still. It shows how much this model depends on learning while it reads, "
+    "not what a model without memory would do: a baseline shows that (--baseline)"
+)
 
 
 @dataclass(frozen=True)
@@ -327,6 +331,7 @@ def run_facts(model: LanguageModel, comparison: Comparison, more: dict[str, str]
         "texts": f"{len(comparison.texts)} of {len(comparison.texts[0].text):,} bytes "
         f"(fingerprint {fingerprint(comparison.texts)}): {', '.join(text.name for text in comparison.texts)}",
         **more,
+        **({"memory frozen": FROZEN} if "memory frozen" in comparison.readings else {}),
         "reading time": f"{sum(reading.seconds for reading in comparison.readings.values()):.0f} s",
         "versions": f"mnemonist {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}, {torch.get_num_threads()} threads",
