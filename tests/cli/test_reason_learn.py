@@ -645,6 +645,7 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["rest-em", "countdown", "--base", "x", "--lora", "1"], "leave out --lora or --base"),
         (["grpo", "countdown", "--objective", "dappo"], "there is no objective 'dappo' (did you mean 'dapo'?)"),
         (["distil", "countdown", "--objective", "dapo"], "round distil has no objective to replace"),
+        (["rest-em:minibatches=4", "countdown"], "round rest-em makes no use of minibatches; what can be changed is"),
         (["grpo", "countdown", "--data", "x.jsonl"], "learns from attempts; leave out --data"),
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),

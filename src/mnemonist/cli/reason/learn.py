@@ -110,16 +110,15 @@ def rounds_of(options: Learn) -> tuple[Round, ...]:
     """The rounds that are named, with the objective that is.
 
     Raises:
-        UserError: there is none of this name, or a change does not fit.
+        UserError: there is none of this name, it has no objective to replace, or a change does not fit.
     """
     name = options.round.partition(":")[0]
-    recipe = name in RECIPES and name not in ROUNDS
-    rounds = find_recipe(options.round) if recipe else (find_round(options.round),)
-    if options.objective is None:
+    objective = None if options.objective is None else find_objective(options.objective)
+    if name not in RECIPES or name in ROUNDS:
+        return (find_round(options.round, objective),)
+    rounds = find_recipe(options.round)
+    if objective is None:
         return rounds
-    if not any(row.objective for row in rounds):
-        raise UserError(f"round {name} has no objective to replace; leave out --objective")
-    objective = find_objective(options.objective)
     return tuple(replace(row, objective=objective) if row.objective else row for row in rounds)
 
 

@@ -265,8 +265,9 @@ class Learn:
     """
 
     round: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROUND")]
-    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128. Of a recipe,
-    max_tokens, attempts, iterations and problems can be set for all rounds that have them: r1:iterations=50"""
+    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128; those of a policy
+    gradient reach its objective as well: grpo:beta=0,dynamic=true. Of a recipe, max_tokens, attempts, iterations and
+    problems can be set for all rounds that have them: r1:iterations=50"""
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
     """What to learn, with changes if wanted: countdown:largest=50"""
     learner: Annotated[Learner, Flat] = field(default_factory=Learner)
@@ -285,7 +286,8 @@ class Learn:
     resume: bool = False
     """Go on with the run in this folder, with the same options."""
     objective: str | None = None
-    """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3"""
+    """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3. What ROUND itself
+    changes is changed in this one."""
     format_reward: float | None = None
     """Paid for a well-formed text, besides 1 for a right answer; left out, 1 in recipe r1 and otherwise nothing."""
     base: Path | None = None
