@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import mnemonist.cli.reason.learn
 from mnemonist.cli import main
+from mnemonist.cli.options import parse
 from mnemonist.cli.reason.policies import Model
 from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
@@ -629,6 +630,25 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
     (copy / "reward.json").write_text("[]")
     refuses(reason("solve", "countdown", scorer=copy, **same), "reward.json is damaged", capsys)
     assert not (tmp_path / "out").exists()
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ("grpo countdown --out distil", 1e-4),
+        ("learn dpo:attempts=4 countdown", 1e-4),
+        ("learn --chat --difficulty 3 4 --out distil -- grpo countdown", 1e-4),
+        ("learn --out grpo distil countdown", 1e-3),
+        ("distil countdown --out grpo", 1e-3),
+        ("r1 countdown --objective dapo", 1e-3),
+        ("on-policy-distil countdown --server-model dpo", 1e-3),
+    ],
+)
+def test_the_round_alone_sets_the_learning_rate(words, rate) -> None:
+    assert parse(["reason", *words.split()]).command.training.learning_rate == rate
 
 
 # What is refused.

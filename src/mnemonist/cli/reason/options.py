@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -406,10 +407,22 @@ def reason_type(arguments: Sequence[str]) -> type[Reason]:
 
 def training_for(arguments: Sequence[str]) -> TrainingConfig:
     """What training begins with: a policy that learns from its own mistakes too must not move far at once."""
-    named = {word.partition(":")[0] for word in arguments}
-    if any(row.weight in ("advantage", "pairs") for name, row in ROUNDS.items() if name in named):
+    row = ROUNDS.get(_round_in(arguments).partition(":")[0])
+    if row is not None and row.weight in ("advantage", "pairs"):
         return TrainingConfig(learning_rate=1e-4, warmup_steps=10, save_every=10)
     return TrainingConfig()
+
+
+def _round_in(arguments: Sequence[str]) -> str:
+    """ROUND of `mnemonist reason learn`; empty where there is none, or the arguments cannot be understood."""
+    command, words = list(arguments[:2]), [word for word in arguments[2:] if word not in ("-h", "--help")]
+    if command != ["reason", "learn"]:
+        return ""
+    if words and not words[0].startswith("-"):
+        return words[0]
+    with suppress(SystemExit, ValueError):  # options come first, and only their parser knows where they end
+        return tyro.cli(Learn, default=Learn(tyro.MISSING, task=""), args=words, console_outputs=False).round
+    return ""
 
 
 def in_full(arguments: Sequence[str]) -> list[str]:
