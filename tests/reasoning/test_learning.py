@@ -340,6 +340,33 @@ def test_what_is_missing_is_said_before_anything_is_done(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_was_refused_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    row = replace(ROUNDS["grpo"], problems=3, attempts=2)
+    with pytest.raises(UserError, match="has 6 attempts, which cannot be cut into 4 x 1 equal parts"):
+        learn(row, speller(), VOWELS, tmp_path / "new", with_changes(accumulation=4), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refusal_of_the_sampler_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
+    class Narrow(ToySampler):
+        refused = False
+
+        def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+            if not self.refused:
+                self.refused = True
+                raise UserError("the prompt is too long")
+            return super().sample(prompts, decoding)
+
+    policy = speller()
+    policy = replace(policy, sampler=Narrow(policy.model))
+    given, row = replace(VOWELS, validation=()), replace(ROUNDS["grpo"], iterations=1, problems=2, decoding=SHORT)
+    with pytest.raises(UserError, match="the prompt is too long"):
+        learn(row, policy, given, tmp_path, CONFIG, progress=False)
+    assert not (tmp_path / "round.json").exists()
+    learn(replace(row, attempts=4), policy, given, tmp_path, CONFIG, progress=False)
+    assert len(records(tmp_path)) == 1
+
+
 def test_a_policy_without_a_sampler_cannot_propose(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a sampler of the policy"):
         learn(REST_EM, Policy(make_policy(), TOKENIZER), material(), tmp_path, CONFIG)

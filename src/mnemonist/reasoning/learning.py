@@ -27,9 +27,9 @@ from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import write_atomically
 from mnemonist.reasoning.completions import Row, RowMaker, log_probs_of
 from mnemonist.reasoning.fitting import Fit, config_for, likelihood_fit, preference_fit
-from mnemonist.reasoning.on_policy import learn_on_policy
+from mnemonist.reasoning.on_policy import aim_of, learn_on_policy, policy_config
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, measure, propose, propose_all
-from mnemonist.reasoning.round_folder import Weights, claim, identity, put_weights, weights_of
+from mnemonist.reasoning.round_folder import Weights, claimed, identity, put_weights, weights_of
 from mnemonist.reasoning.rounds import IDENTITY, Round
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.rows import preference_row
@@ -96,10 +96,14 @@ def learn(
         )
     policy.model.to(home_of(accelerator))
     folder = Path(folder)
-    claim(folder, identity(round_, policy, material, config, base), resume, accelerator)
+    own = identity(round_, policy, material, config, base)
+    # All that can be refused is, before the folder is claimed.
     if round_.on_policy:
-        fitted = learn_on_policy(round_, policy, material, folder, config, accelerator, progress)
-        accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
+        steps = policy_config(round_, len(material.problems), config, accelerator.num_processes)
+        aim = aim_of(round_, policy, material, folder)
+        with claimed(folder, own, resume, accelerator):
+            fitted = learn_on_policy(round_, policy, material, folder, steps, aim, accelerator, progress)
+            accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
         done = fitted.step // round_.steps_per_iteration
         if done < round_.iterations and not fitted.interrupted and progress:
             _tell(
@@ -108,7 +112,8 @@ def learn(
         best, checkpoint = (done - 1, fitted.checkpoint) if fitted.step else (None, None)
         return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted)
     run = _Run(round_, policy, material, folder, config, accelerator, progress)
-    return run.iterate(base if base is not None else weights_of(policy.model))
+    with claimed(folder, own, resume, accelerator):
+        return run.iterate(base if base is not None else weights_of(policy.model))
 
 
 def learn_recipe(
