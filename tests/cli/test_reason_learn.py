@@ -22,7 +22,7 @@ from mnemonist.cli.options import parse
 from mnemonist.cli.reason.policies import Model
 from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
-from mnemonist.reasoning import Attempt, LocalSampler, find_format
+from mnemonist.reasoning import Attempt, LocalSampler, find_format, learning
 from mnemonist.reasoning.prompting import instruction_for
 from mnemonist.reasoning.rounds import RECIPES
 from mnemonist.reasoning.sampling import text_tokenizer
@@ -228,6 +228,29 @@ def test_a_policy_learns_from_its_right_attempts(adder, tmp_path, capsys) -> Non
     told = capsys.readouterr().out
     assert re.search(r"rest-em, right in validation: [\d.]+ % \([\d.]+ to [\d.]+\) after 2 iterations\n", told)
     assert "share of attempts that are right" in (out / "learn.html").read_text()
+
+
+def test_what_is_told_is_of_the_iteration_that_is_kept(adder, tmp_path, capsys, monkeypatch) -> None:
+    pages: list[ReasoningPage] = []
+    validate = learning.validate
+
+    def falling(path: Path, *rest: object) -> float:
+        validate(path, *rest)  # type: ignore[arg-type]
+        return {"base": 0.25, "0": 0.5, "1": 0.5}[path.parent.name]
+
+    monkeypatch.setattr(learning, "validate", falling)
+    monkeypatch.setattr(mnemonist.cli.reason.learn, "write_reasoning", lambda path, page: pages.append(page))
+    out = tmp_path / "out"
+    assert main(learn(f"rest-em:iterations=3,attempts=8,epochs=1,{SHORT}", out, model=adder, validation=4)) == 0
+    told = capsys.readouterr().out
+    assert "rest-em, right in validation before: 25.0 % (" in told
+    assert re.search(r"rest-em, right in validation: 50.0 % \([^)]*\), iteration 1 of 2 kept \(folder 0\)\n", told)
+    shown = {name: [one.text for one in pages[0].rollouts if one.group == f"rest-em, {name}"]
+             for name in ("validation", "validation before")}  # fmt: skip
+    for name, folder in (("validation", "0"), ("validation before", "base")):
+        assert shown[name] == [one.attempt.text for one in load_judged(out / folder / "validation.jsonl")]
+    (loss,) = [plot for plot in pages[0].curves if plot.title == "loss of the last fit"]
+    assert [*loss.series[0].y] == [line["loss"] for line in lines(out / "0" / "fit" / "metrics.jsonl")]
 
 
 def test_a_policy_prefers_right_attempts(adder, tmp_path) -> None:

@@ -18,6 +18,7 @@ from mnemonist.reasoning.doctor import (
     examine_folder,
     examine_targets,
     examine_validation,
+    kept_iterations,
     rounds_in,
 )
 
@@ -190,6 +191,16 @@ def test_the_latest_validation_of_a_round_is_looked_at(tmp_path: Path) -> None:
     assert names(examine_validation(tmp_path)) == ["unreadable"]
     write(tmp_path / "validation.jsonl", attempts(lambda p, n: {"finish": "length"}))  # of a policy gradient
     assert names(examine_validation(tmp_path)) == ["never-ends"]
+
+
+def test_an_iteration_that_validation_turned_down_is_not_looked_at(tmp_path: Path) -> None:
+    troubles: dict[str, Row] = {"base": {"thought": False}, "0": {"answer": "7"}, "1": {"parsed": False}}
+    for place, trouble in troubles.items():
+        write(tmp_path / place / "validation.jsonl", attempts(lambda p, n, trouble=trouble: trouble))  # type: ignore[misc]
+    for kept, expected in (([True, True], "unreadable"), ([True, False], "constant"), ([False, False], "no-thought")):
+        write(tmp_path / "metrics.jsonl", [{"iteration": i, "kept": k} for i, k in enumerate(kept)])
+        assert names(examine_validation(tmp_path)) == [expected]
+        assert kept_iterations(tmp_path) == [tmp_path / str(i) for i in (1, 0) if kept[i]]
 
 
 def test_a_run_is_a_round_or_several(tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_when_validation_falls_the_weights_of_the_best_iteration_are_left(
     monkeypatch.setattr(learning, "validate", lambda *arguments: next(accuracies))
     policy = policy_with(warm)
     end = learn(replace(REST_EM, epochs=1), policy, material(), tmp_path, CONFIG, progress=False)
-    assert (end.iterations, end.best, end.validation) == (3, 1, 0.5)
+    assert (end.iterations, end.best, end.validation, end.before) == (3, 1, 0.5, 0.3)
+    assert [record["kept"] for record in records(tmp_path)] == [True, True, False]
     assert end.checkpoint == tmp_path / "1" / "fit" / "checkpoint"
     best, last = (load_checkpoint(tmp_path / str(i) / "fit" / "checkpoint").model for i in (1, 2))
     assert all(torch.equal(value, best[name]) for name, value in weights_of(policy.model).items())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.rounds import IDENTITY
+from mnemonist.reasoning.rounds import BASE, IDENTITY
 
 Row = Mapping[str, Any]
 """A line of a file of attempts (`weighing.Judged.to_json`), or of metrics."""
@@ -105,14 +105,39 @@ def examine_folder(folder: str | Path) -> list[Finding]:
 
 
 def examine_validation(folder: str | Path) -> list[Finding]:
-    """All findings about what was answered in the latest validation of a round.
+    """All findings about what was answered in validation with the weights that a round has left.
 
     Raises:
         UserError: a file of it cannot be read.
     """
-    places = (Path(folder), *_iterations(Path(folder)))
-    path = next((own for place in places if (own := place / "validation.jsonl").exists()), None)
+    path = validation_of(folder)
     return [] if path is None else examine(_lines(path))
+
+
+def validation_of(folder: str | Path) -> Path | None:
+    """The file of what was answered in validation with the weights that a round has left; None if there is none.
+
+    Raises:
+        UserError: the metrics cannot be read.
+    """
+    folder = Path(folder)
+    iterations = kept_iterations(folder)
+    places = [folder, *iterations]
+    if not iterations and _iterations(folder):  # none was better than the policy before
+        places.append(folder / BASE)
+    return next((own for place in places if (own := place / "validation.jsonl").exists()), None)
+
+
+def kept_iterations(folder: str | Path) -> list[Path]:
+    """Folders of the iterations of a round with long fits that validation has not turned down, the latest first.
+
+    Raises:
+        UserError: the metrics cannot be read.
+    """
+    metrics = Path(folder) / "metrics.jsonl"
+    lines = _lines(metrics) if metrics.exists() else []
+    discarded = {line.get("iteration") for line in lines if line.get("kept") is False}
+    return [path for path in _iterations(Path(folder)) if int(path.name) not in discarded]
 
 
 def rounds_in(folder: str | Path) -> dict[str, Path]:

@@ -30,7 +30,7 @@ from mnemonist.reasoning.fitting import Fit, config_for, likelihood_fit, prefere
 from mnemonist.reasoning.on_policy import aim_of, learn_on_policy, policy_config
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, measure, propose, propose_all
 from mnemonist.reasoning.round_folder import Weights, claimed, identity, put_weights, weights_of
-from mnemonist.reasoning.rounds import IDENTITY, Round
+from mnemonist.reasoning.rounds import BASE, IDENTITY, Round
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.rows import preference_row
 from mnemonist.reasoning.weighing import Judged
@@ -55,6 +55,8 @@ class Learned:
     """Accuracy in validation with them; None without problems for it."""
     interrupted: bool
     """Whether it was asked to stop before its end; `resume=True` goes on."""
+    before: float | None = None
+    """Accuracy in validation with the weights that the round began with; None if nobody asked."""
 
 
 def learn(
@@ -186,7 +188,7 @@ class _Run:
         """Propose, weigh and fit, until it is enough."""
         start = weights_of(self._policy.model)
         best: int | None = None
-        best_accuracy = self._validated("base") if self._round.until_worse else None
+        before = best_accuracy = self._validated(BASE) if self._round.until_worse else None
         records: list[Mapping[str, Any]] = []
         for iteration in range(self._round.iterations):
             place = self._folder / str(iteration)
@@ -198,18 +200,22 @@ class _Run:
                     self._put_back(best, start)
                 raise
             if fitted.interrupted:
-                return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True)
+                if best is not None:
+                    self._put_back(best, start)
+                return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True, before)
             accuracy = self._validated(place.name)
             proposed = measure(groups) if groups else {}
-            records.append({"iteration": iteration, **proposed, "loss": fitted.loss, "validation": accuracy})
+            kept = not self._round.until_worse or (accuracy or 0) > (best_accuracy or 0)
+            measured = {**proposed, "loss": fitted.loss, "validation": accuracy, "kept": kept}
+            records.append({"iteration": iteration, **measured})
             self._log(records)
-            if self._round.until_worse and (accuracy or 0) <= (best_accuracy or 0):
+            if not kept:
                 self._put_back(best, start)
                 break
             best, best_accuracy = iteration, accuracy
         if best is None:
             self._say("no iteration is better in validation than the policy before the first fit, which is kept")
-        return Learned(self._folder, len(records), best, self._checkpoint(best), best_accuracy, False)
+        return Learned(self._folder, len(records), best, self._checkpoint(best), best_accuracy, False, before)
 
     def _checkpoint(self, iteration: int | None) -> Path | None:
         return None if iteration is None else self._folder / str(iteration) / "fit" / CHECKPOINT

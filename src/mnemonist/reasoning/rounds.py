@@ -29,6 +29,9 @@ from mnemonist.reasoning.objective import OBJECTIVES, PolicyObjective
 IDENTITY = "round.json"
 """Name of the file in which the folder of a round says what it is."""
 
+BASE = "base"
+"""Name of the folder in it for what was answered before the first fit."""
+
 Proposer = Literal["given", "teacher", "self"]
 Weight = Literal["one", "right", "advantage", "pairs", "teacher"]
 

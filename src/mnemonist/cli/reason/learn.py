@@ -315,14 +315,18 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
     asked = len(lesson.material.validation)
     figures = []
     for name, one in learned.items():
+        if one.before is not None:
+            figures.append((f"{name}, right in validation before", _share_of(one.before, asked)))
         done = f"{one.iterations} iterations" if one.iterations != 1 else "1 iteration"
+        when = f" after {done}"
         if one.iterations and one.best is None:
-            done += ", none of them better than the policy before, which is kept"
+            when = f" after {done}, none of them better than the policy before, which is kept"
+        elif one.best is not None and one.best + 1 < one.iterations:
+            when = f", iteration {one.best + 1} of {one.iterations} kept (folder {one.best})"
         if one.validation is None:
-            figures.append((name, done))
+            figures.append((name, when.removeprefix(" after ").removeprefix(", ")))
             continue
-        low, high = proportion(round(one.validation * asked), asked)
-        figures.append((f"{name}, right in validation", f"{share(one.validation, low, high)} after {done}"))
+        figures.append((f"{name}, right in validation", _share_of(one.validation, asked) + when))
     for label, value in figures:
         print(f"{label}: {value}")
     findings = findings_of(options.out)
@@ -339,3 +343,8 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
     page = learn_page(f"Learning {lesson.material.task.name}", rounds_in(options.out), figures, lesson.journeys, facts)
     write_reasoning(options.out / PAGE, page)
     print(f"page: {options.out / PAGE} (open it in a browser)")
+
+
+def _share_of(accuracy: float, asked: int) -> str:
+    low, high = proportion(round(accuracy * asked), asked)
+    return share(accuracy, low, high)
