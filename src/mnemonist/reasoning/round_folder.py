@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.evaluating import evaluating
-from mnemonist.files import differing_fields, write_atomically
+from mnemonist.files import differences, differing_fields, write_atomically
 from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.proposing import Material, Policy, agreed
 from mnemonist.reasoning.rounds import IDENTITY, Round
@@ -154,5 +154,5 @@ def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelera
         )
     if differing:
         raise UserError(
-            f"the round in {folder} is another one: its {', '.join(differing)} differ; take the same, or another folder"
+            f"the round in {folder} is another one: {differences(path, own)}; take the same, or another folder"
         )
