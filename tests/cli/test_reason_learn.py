@@ -298,9 +298,15 @@ def test_journeys_and_shortcuts_are_learned_from_a_file_or_made(tmp_path, capsys
     assert r"countdown/train/3/0 \u00b7 depth-first" in (tmp_path / "journey-made" / "learn.html").read_text()
 
 
-def test_adapters_alone_are_trained_and_then_merged(adder, tmp_path) -> None:
+def test_adapters_alone_are_trained_and_then_merged(adder, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(learn("distil:epochs=1", out, model=adder, count=16, validation=2, lora=1)) == 0
+    told = re.search(r"distil:epochs=1: ([\d,]+) of ([\d,]+) parameters learn", capsys.readouterr().err)
+    assert told is not None
+    weights = load_checkpoint(out / "0" / "fit" / "checkpoint").model
+    adapters, all_ = (sum(w.numel() for n, w in weights.items() if part in n) for part in ("lora", ""))
+    assert told.groups() == (f"{adapters:,}", f"{all_:,}") and 0 < adapters < 0.1 * all_
+    assert f"{adapters:,} of {all_:,} parameters" in (out / "learn.html").read_text()
     before, after = (load_file(folder / "model.safetensors") for folder in (adder, out))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -565,6 +571,27 @@ def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -
     assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
 
 
+def test_an_interrupted_later_proposal_leaves_the_model_so_far(adder, tmp_path, capsys, monkeypatch) -> None:
+    sample, out = LocalSampler.sample, tmp_path / "out"
+
+    def interrupted(self: LocalSampler, *asked: object) -> list[Attempt]:
+        if (out / "0" / "fit" / "checkpoint").exists():
+            raise KeyboardInterrupt
+        return sample(self, *asked)  # type: ignore[arg-type]
+
+    round_ = f"rest-em:iterations=2,attempts=8,epochs=1,until_worse=false,{SHORT}"
+
+    def command(*more: object) -> list[str]:
+        return learn(round_, out, "--training.learning-rate", 1e-4, *more, model=adder, count=8, validation=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalSampler, "sample", interrupted)
+        assert main(command()) == 130
+    assert f"interrupted; the model so far is in {out}: --resume goes on" in capsys.readouterr().err
+    assert not same_weights(adder, out)
+    assert main(command("--resume")) == 0
+
+
 def test_a_proposal_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
     credit = 10**9
 
@@ -754,7 +781,7 @@ def test_runs_of_others_are_refused(adder, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(learn("distil:epochs=1", out, preset=SMALLEST, count=4, validation=0)) == 0
     command = learn("distil:epochs=2", out, "--resume", preset=SMALLEST, count=4, validation=0)
-    refuses(command, "is another one: its round differ; take the same, or another folder", capsys)
+    refuses(command, "is another one: round.epochs was 1, now 2; take the same, or another folder", capsys)
     command = learn("distil:epochs=1", out, "--resume", preset=SMALLEST, count=4, validation=0, format_reward=0.5)
     refuses(command, "is another one: its rewards differ", capsys)
     command = learn("distil:epochs=1", out, "--resume", model=adder, count=4, validation=0)

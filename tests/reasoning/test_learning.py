@@ -316,6 +316,29 @@ def test_a_round_that_cannot_go_on_leaves_its_last_iteration(tmp_path: Path) -> 
     assert all(torch.equal(value, kept[name]) for name, value in weights_of(policy.model).items())
 
 
+class Pressed(ToySampler):
+    """Draws from the model once; then Ctrl-C is pressed."""
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+        if self.calls:
+            torch.nn.init.zeros_(self.model.lm_head.weight)  # type: ignore[arg-type,union-attr]  # amid a step
+            raise KeyboardInterrupt
+        return super().sample(prompts, decoding)
+
+
+@pytest.mark.parametrize("name", ["rest-em", "grpo"])
+def test_an_interruption_while_attempts_are_drawn_leaves_the_last_iteration(name: str, tmp_path: Path) -> None:
+    few = {"attempts": 4, "decoding": SHORT, "problems": 4, "iterations": 2}
+    row = replace(REST_EM, until_worse=False, **few) if name == "rest-em" else replace(ROUNDS["grpo"], **few)
+    policy, config = speller(), replace(CONFIG, save_every=1, accumulation=1)
+    policy = replace(policy, sampler=Pressed(policy.model))
+    with pytest.raises(KeyboardInterrupt):
+        learn(row, policy, replace(VOWELS, validation=()), tmp_path, config, progress=False)
+    [place] = tmp_path.rglob("fit/checkpoint")
+    kept = load_checkpoint(place).model
+    assert all(torch.equal(value, kept[name]) for name, value in weights_of(policy.model).items())
+
+
 def test_a_fit_that_diverges_leaves_its_last_step(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
     policy = policy_with(warm)
     with pytest.raises(CannotGoOn, match=r"of step \d+ is (nan|inf)"):
@@ -381,13 +404,13 @@ def test_a_folder_of_another_round_is_refused(warm: dict[str, torch.Tensor], tmp
         learn(round_, policy_with(weights), given or material(), tmp_path, config, resume=True, progress=False)
 
     go_on(config=replace(CONFIG, save_every=3))  # which decides nothing
-    with pytest.raises(UserError, match="is another one: its round differ"):
+    with pytest.raises(UserError, match="is another one: round.epochs was 1, now 2; take the same"):
         go_on(replace(row, epochs=2))
     with pytest.raises(UserError, match="its weights differ"):
         go_on(weights=None)
     with pytest.raises(UserError, match="its problems, validation differ"):
         go_on(given=material(problems=PROBLEMS[:9], validation=PROBLEMS[9:]))
-    with pytest.raises(UserError, match="its config differ"):
+    with pytest.raises(UserError, match="is another one: config.learning_rate was 0.005, now 1.0; take"):
         go_on(config=replace(CONFIG, learning_rate=1.0))
     with pytest.raises(UserError, match="its rewards differ"):
         go_on(given=material(rewards=[accuracy_reward(TASK, FORMAT)]))

@@ -87,6 +87,7 @@ def learn(
     Raises:
         CannotGoOn: no attempt has any weight (they are kept); the loss is not finite. The policy has the weights of the
             last iteration that was done then; in the first one, those of the last step.
+        KeyboardInterrupt: while attempts were drawn, or a second time; the policy has weights as after `CannotGoOn`.
         UserError: ``folder`` has a round and ``resume`` is false, or none and it is true, or another one; what the
             round needs is missing; a file of attempts is damaged.
     """
@@ -104,7 +105,11 @@ def learn(
         steps = policy_config(round_, len(material.problems), config, accelerator.num_processes)
         aim = aim_of(round_, policy, material, folder)
         with claimed(folder, own, resume, accelerator):
-            fitted = learn_on_policy(round_, policy, material, folder, steps, aim, accelerator, progress)
+            try:
+                fitted = learn_on_policy(round_, policy, material, folder, steps, aim, accelerator, progress)
+            except KeyboardInterrupt:  # perhaps in the middle of a step
+                _put_back_checkpoint(policy, folder / "fit" / CHECKPOINT)
+                raise
             accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
         done = fitted.step // round_.steps_per_iteration
         if done < round_.iterations and not fitted.interrupted and progress:
@@ -192,18 +197,18 @@ class _Run:
         records: list[Mapping[str, Any]] = []
         for iteration in range(self._round.iterations):
             place = self._folder / str(iteration)
-            groups = self._propose(place, iteration)
             try:
+                groups = self._propose(place, iteration)
                 fitted = self._fit(place, iteration, groups, base)
-            except CannotGoOn:
-                if iteration or not has_checkpoint(place / "fit" / CHECKPOINT):
+                accuracy = None if fitted.interrupted else self._validated(place.name)
+            except (CannotGoOn, KeyboardInterrupt):
+                if iteration or not _put_back_checkpoint(self._policy, place / "fit" / CHECKPOINT):
                     self._put_back(best, start)
                 raise
             if fitted.interrupted:
                 if best is not None:
                     self._put_back(best, start)
                 return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True, before)
-            accuracy = self._validated(place.name)
             proposed = measure(groups) if groups else {}
             kept = not self._round.until_worse or (accuracy or 0) > (best_accuracy or 0)
             measured = {**proposed, "loss": fitted.loss, "validation": accuracy, "kept": kept}
@@ -333,6 +338,14 @@ class _Run:
     def _say(self, line: str) -> None:
         if self._progress:
             _tell(line, self._accelerator)
+
+
+def _put_back_checkpoint(policy: Policy, checkpoint: Path) -> bool:
+    """Give the policy the weights of a checkpoint, if it is there."""
+    found = has_checkpoint(checkpoint)
+    if found:
+        restore_model(policy.model, load_checkpoint(checkpoint))
+    return found
 
 
 def _tell(line: str, accelerator: Accelerator) -> None:

@@ -64,13 +64,18 @@ def run_learn(options: Learn) -> int:
     require_writable(options.out / PAGE)
     policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
     warn_of_format(model.tokenizer, format, options.learner.model)
-    say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
+    counted = model.counted  # before adapters are merged
+    say(f"{options.round}: {counted} learn {task.name}; the run is in {options.out}")
     try:
         learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
+        what = "what was attempted"
+        if _has_learned(options.out):
+            keep(options, model)
+            what = "the model so far"
         if _has_run(options.out):
-            report(options, {}, lesson, model, time.perf_counter() - began)
-        say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
+            report(options, {}, lesson, counted, time.perf_counter() - began)
+        say(f"interrupted; {what} is in {options.out}: --resume goes on")
         return INTERRUPTED
     except SamplingFailed:
         say(f"the server has failed; what it said is in {options.out}: --resume goes on")
@@ -79,10 +84,10 @@ def run_learn(options: Learn) -> int:
         if _has_learned(options.out):
             keep(options, model)
             say(f"model so far in {options.out}; ask it: {asking(options)}")
-        report(options, {}, lesson, model, time.perf_counter() - began)
+        report(options, {}, lesson, counted, time.perf_counter() - began)
         raise
     keep(options, model)
-    report(options, learned, lesson, model, time.perf_counter() - began)
+    report(options, learned, lesson, counted, time.perf_counter() - began)
     if any(one.interrupted for one in learned.values()):
         say(f"interrupted; the model so far is in {options.out}: --resume goes on")
         return INTERRUPTED
@@ -300,14 +305,14 @@ def config_of(training: TrainingConfig, row: Round) -> TrainingConfig:
     return replace(training, learning_rate=0.1 * training.learning_rate) if row.on_policy else training
 
 
-def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: Model, seconds: float) -> None:
+def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, counted: str, seconds: float) -> None:
     """Print what came of it and what the doctor thinks, and write the page.
 
     Args:
         options: what was asked for.
         learned: how rounds ended, by name; empty if the run did not come to its end.
         lesson: what was learned from.
-        model: who learned.
+        counted: how many parameters learned; see `Model.counted`.
         seconds: how long it took.
     """
     if not first_process():
@@ -336,7 +341,7 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
         "round": options.round,
         "task": f"{lesson.material.task.name}, {len(lesson.material.problems):,} problems",
         "texts": f"{len(lesson.material.pairs):,} of the arm {options.arm}" if lesson.material.pairs else "attempts",
-        "model": f"{options.learner.model or options.learner.preset}, {model.parameters:,} parameters",
+        "model": f"{options.learner.model or options.learner.preset}, {counted}",
         "time": duration(seconds),
         **{f"the doctor says ({number})": finding for number, finding in enumerate(findings, 1)},
     }
