@@ -77,7 +77,7 @@ def _apart(one: Mapping[str, object], other: Mapping[str, object]) -> list[tuple
     for name in sorted(one.keys() | other.keys()):
         was, now = one.get(name), other.get(name)
         if isinstance(was, dict) and isinstance(now, dict):
-            found += [(f"{name}.{field}", *values) for field, *values in _apart(was, now)]
+            found += [(f"{name}.{field}", a, b) for field, a, b in _apart(was, now)]
         elif was != now:
             found.append((name, json.dumps(was, ensure_ascii=False), json.dumps(now, ensure_ascii=False)))
     return found

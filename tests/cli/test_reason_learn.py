@@ -804,14 +804,22 @@ def test_data_that_does_not_fit(tmp_path, capsys) -> None:
     refuses(learn("journey", tmp_path / "out", **same), sentence.format(path), capsys)
 
 
-def test_the_page_has_what_was_written(adder, tmp_path, monkeypatch) -> None:
+def test_the_page_has_what_was_written(adder, tmp_path, capsys, monkeypatch) -> None:
     pages: list[ReasoningPage] = []
     monkeypatch.setattr(mnemonist.cli.reason.learn, "write_reasoning", lambda path, page: pages.append(page))
     options = {"model": adder, "count": 4, "validation": 3}
     assert main(learn(f"grpo:iterations=3,problems=4,attempts=2,{SHORT}", tmp_path / "out", **options)) == 0
     (page,) = pages
     groups = [rollout.group for rollout in page.rollouts]
-    expected = {"grpo, attempts at first": 8, "grpo, attempts at last": 8, "grpo, validation": 3}
+    expected = {"grpo, attempts at first": 8, "grpo, attempts at last": 8, "grpo, validation before": 3}
+    expected |= {"grpo, validation": 3}
+    right = [sum(one.right for one in page.rollouts if one.group == f"grpo, {when}") / 3
+             for when in ("validation before", "validation")]  # fmt: skip
+    told = capsys.readouterr().out
+    for label, share in zip(("right in validation before", "right in validation"), right, strict=True):
+        assert f"grpo, {label}: {100 * share:.1f} % (" in told
+    (plot,) = [plot for plot in page.curves if plot.title == "accuracy in validation"]
+    assert [*zip(plot.series[0].x, plot.series[0].y, strict=True)] == [(0, right[0]), (3, right[1])]
     assert {group: groups.count(group) for group in groups} == expected
     assert {series.label for plot in page.curves for series in plot.series} == {"grpo"}
     assert [plot.x for plot in page.curves] == ["step"] * len(page.curves) and len(page.curves) >= 5

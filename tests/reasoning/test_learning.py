@@ -83,7 +83,8 @@ def test_a_policy_learns_from_a_teacher(tmp_path: Path) -> None:
     policy = policy_with()
     assert accuracy(policy) == 0
     end = learn(DISTIL, policy, material(), tmp_path, CONFIG, progress=False)
-    assert end.validation is not None and end.validation >= 0.9
+    assert end.validation is not None and end.validation >= 0.9 and end.before == 0
+    assert len(load_judged(tmp_path / "base" / "validation.jsonl")) == 25
     assert accuracy(policy) == pytest.approx(end.validation)
     [record] = records(tmp_path)
     assert record["validation"] == end.validation

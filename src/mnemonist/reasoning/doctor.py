@@ -124,7 +124,8 @@ def examine_validation(folder: str | Path) -> list[Finding]:
     path = validation_of(folder)
     if path is None:
         return []
-    return examine(_lines(path), **(_teaches_by(_round(Path(folder))) if (Path(folder) / IDENTITY).exists() else {}))
+    round_ = _round(Path(folder)) if (Path(folder) / IDENTITY).exists() else {}
+    return examine(_lines(path), (), **_teaches_by(round_))
 
 
 def _teaches_by(round_: Row) -> dict[str, bool]:

@@ -5,7 +5,7 @@
     folder/0/fit/                   the fit to what had weight,
     folder/0/validation.jsonl       and what the policy then answered
     folder/metrics.jsonl            a line for each iteration
-    folder/base/validation.jsonl    what it answered before the first fit, where validation says when to end
+    folder/base/validation.jsonl    what it answered before the first fit
 
 Each stage leaves a file, whole or not at all, and begins by looking for it. To resume is therefore to run again: what
 is there is read, what is not is done, and the outcome is that of a run that never stopped. Policy gradients, whose
@@ -56,7 +56,7 @@ class Learned:
     interrupted: bool
     """Whether it was asked to stop before its end; `resume=True` goes on."""
     before: float | None = None
-    """Accuracy in validation with the weights that the round began with; None if nobody asked."""
+    """Accuracy in validation with the weights that the round began with; None without problems for it."""
 
 
 def learn(
@@ -105,6 +105,7 @@ def learn(
         steps = policy_config(round_, len(material.problems), config, accelerator.num_processes)
         aim = aim_of(round_, policy, material, folder)
         with claimed(folder, own, resume, accelerator):
+            before = validate(folder / BASE / "validation.jsonl", round_, policy, material)
             try:
                 fitted = learn_on_policy(round_, policy, material, folder, steps, aim, accelerator, progress)
             except KeyboardInterrupt:  # perhaps in the middle of a step
@@ -117,7 +118,7 @@ def learn(
                 f"iteration {done}: all attempts are right; nothing is left to learn from these problems", accelerator
             )
         best, checkpoint = (done - 1, fitted.checkpoint) if fitted.step else (None, None)
-        return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted)
+        return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted, before)
     run = _Run(round_, policy, material, folder, config, accelerator, progress)
     with claimed(folder, own, resume, accelerator):
         return run.iterate(base if base is not None else weights_of(policy.model))
@@ -193,7 +194,8 @@ class _Run:
         """Propose, weigh and fit, until it is enough."""
         start = weights_of(self._policy.model)
         best: int | None = None
-        before = best_accuracy = self._validated(BASE) if self._round.until_worse else None
+        before = self._validated(BASE)
+        best_accuracy = before if self._round.until_worse else None
         records: list[Mapping[str, Any]] = []
         for iteration in range(self._round.iterations):
             place = self._folder / str(iteration)

@@ -281,7 +281,7 @@ class Learn:
     count: int = 1000
     """Problems of the split train, over all difficulties."""
     validation: int = 100
-    """Problems of the split validation, asked after every fit; 0 asks none."""
+    """Problems of the split validation, asked before the first fit and after every one; 0 asks none."""
     out: Path = Path("runs/learn")
     """Folder of the run: the model, what was attempted, metrics.jsonl, the page learn.html."""
     resume: bool = False

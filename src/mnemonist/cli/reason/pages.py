@@ -218,7 +218,8 @@ def _judged_trees(name: str, judged: JudgedPaths) -> Iterator[Tree]:
 def curves_of(folders: Mapping[str, Path]) -> tuple[Plot, ...]:
     """A plot for each thing that was measured more than once, a line for each round; and the loss of the last fits."""
     rows = {name: metrics_of(folder) for name, folder in folders.items()}
-    plots = [_curve(label, measure, rows) for measure, label in MEASURES.items()]
+    asked = {name: _validations(folder, rows[name]) for name, folder in folders.items()}
+    plots = [_curve(label, name, asked if name == "validation" else rows) for name, label in MEASURES.items()]
     fits = {name: [vars(step) for step in _fit_of(folder)] for name, folder in folders.items()}
     return tuple(plot for plot in (*plots, _curve("loss of the last fit", "loss", fits)) if plot is not None)
 
@@ -229,6 +230,21 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _validations(folder: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Lines of metrics with the validation before them and, where steps are no fits of their own, that at the end."""
+    if not lines:
+        return []
+    by_steps = "step" in lines[0]
+    first, last = ({"step": 0}, {"step": lines[-1].get("step")}) if by_steps else ({"iteration": -1}, {})
+    before, after = (_accuracy_in(place / "validation.jsonl") for place in (folder / BASE, folder))
+    return [{**first, "validation": before}, *lines, *([{**last, "validation": after}] if by_steps else [])]
+
+
+def _accuracy_in(path: Path) -> float | None:
+    """The share of right attempts in a file; None if it is not there."""
+    return float(np.mean([one.right for one in load_judged(path)])) if path.exists() else None
 
 
 def _curve(label: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot | None:
