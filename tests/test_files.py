@@ -16,6 +16,7 @@ from mnemonist.files import (
     atomic_folder,
     atomic_path,
     cut_unfinished_line,
+    differences,
     differing_fields,
     recover_folder,
     require_possible,
@@ -277,6 +278,15 @@ def test_what_differs_from_a_file(tmp_path: Path) -> None:
             differing_fields(path, {})
     with pytest.raises(FileError, match="is damaged"):
         differing_fields(tmp_path / "missing", {})
+
+
+def test_what_differs_is_told_by_field(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text('{"a": 1, "b": {"rate": 0.1, "c": {"d": "x"}, "e": 2}, "f": "12ab"}')
+    own = {"a": 1, "b": {"rate": 0.2, "c": {"d": "y"}, "e": 2}, "f": "12ab"}
+    assert differences(path, own) == 'b.c.d was "x", now "y"; b.rate was 0.1, now 0.2'
+    assert differences(path, {**own, "f": "0"}).startswith('its f differ; b.c.d was "x"')
+    assert differences(path, {**own, "b": {"rate": 0.1, "c": {"d": "x"}, "e": 2}}) == ""
 
 
 # --- a file that grows line by line

@@ -48,10 +48,48 @@ def differing_fields(path: str | os.PathLike[str], content: Mapping[str, object]
     Raises:
         FileError: the file cannot be read, or holds no JSON object.
     """
+    before = _object_in(path)
+    return sorted(name for name in before.keys() | content.keys() if before.get(name) != content.get(name))
+
+
+def differences(path: str | os.PathLike[str], content: Mapping[str, object]) -> str:
+    """What `differing_fields` differ in, for the message: "its weights differ; config.steps was 5, now 6".
+
+    Fields of objects are compared one by one, and said with both values where these are short and mean something.
+
+    Raises:
+        FileError: as `differing_fields`.
+    """
+    before = _object_in(path)
+    names, told = [], []
+    for name in differing_fields(path, content):
+        one, other = before.get(name), content.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            told += [f"{name}.{field} was {was}, now {now}" for field, was, now in _apart(one, other)]
+        else:
+            names.append(name)
+    return "; ".join([*([f"its {', '.join(names)} differ"] if names else []), *told])
+
+
+def _apart(one: Mapping[str, object], other: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Fields in which two objects differ, those of objects within them too, with both values."""
+    found: list[tuple[str, str, str]] = []
+    for name in sorted(one.keys() | other.keys()):
+        was, now = one.get(name), other.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += [(f"{name}.{field}", a, b) for field, a, b in _apart(was, now)]
+        elif was != now:
+            found.append((name, json.dumps(was, ensure_ascii=False), json.dumps(now, ensure_ascii=False)))
+    return found
+
+
+def _object_in(path: str | os.PathLike[str]) -> dict[str, object]:
     try:
-        before = json.loads(Path(path).read_text(encoding="utf-8"))
-        return sorted(name for name in before.keys() | content.keys() if before.get(name) != content.get(name))
-    except (OSError, ValueError, AttributeError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        return value
+    except (OSError, ValueError) as error:
         raise FileError(f"{path} is damaged ({error}); take another folder") from error
 
 

@@ -511,7 +511,11 @@ def test_solutions_of_another_run_are_refused(adder, tmp_path, capsys) -> None:
     refuses(
         reason("solve", SUMS, model=llama, **same), "another run: its policy, weights differ; take the same", capsys
     )
-    refuses(reason("solve", SUMS, model=adder, seed=1, **same), "of another run: its decoding differ", capsys)
+    refuses(
+        reason("solve", SUMS, model=adder, seed=1, **same),
+        "of another run: decoding.seed was 0, now 1; take",
+        capsys,
+    )
     refuses(reason("solve", "countdown", model=adder, **same), "of another run: its task differ", capsys)
     (out / "best-of-n.jsonl").write_bytes((out / "chain-of-thought.jsonl").read_bytes())
     command = reason("solve", SUMS, model=adder, method="best-of-n", value="outcome", **same)

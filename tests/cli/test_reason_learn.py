@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM
 
 import mnemonist.cli.reason.learn
 from mnemonist.cli import main
+from mnemonist.cli.options import parse
 from mnemonist.cli.reason.policies import Model
 from mnemonist.data import find_tokenizer
 from mnemonist.models import LanguageModel
-from mnemonist.reasoning import Attempt, LocalSampler, find_format
+from mnemonist.reasoning import Attempt, LocalSampler, find_format, learning
 from mnemonist.reasoning.prompting import instruction_for
 from mnemonist.reasoning.rounds import RECIPES
 from mnemonist.reasoning.sampling import text_tokenizer
@@ -229,6 +230,29 @@ def test_a_policy_learns_from_its_right_attempts(adder, tmp_path, capsys) -> Non
     assert "share of attempts that are right" in (out / "learn.html").read_text()
 
 
+def test_what_is_told_is_of_the_iteration_that_is_kept(adder, tmp_path, capsys, monkeypatch) -> None:
+    pages: list[ReasoningPage] = []
+    validate = learning.validate
+
+    def falling(path: Path, *rest: object) -> float:
+        validate(path, *rest)  # type: ignore[arg-type]
+        return {"base": 0.25, "0": 0.5, "1": 0.5}[path.parent.name]
+
+    monkeypatch.setattr(learning, "validate", falling)
+    monkeypatch.setattr(mnemonist.cli.reason.learn, "write_reasoning", lambda path, page: pages.append(page))
+    out = tmp_path / "out"
+    assert main(learn(f"rest-em:iterations=3,attempts=8,epochs=1,{SHORT}", out, model=adder, validation=4)) == 0
+    told = capsys.readouterr().out
+    assert "rest-em, right in validation before: 25.0 % (" in told
+    assert re.search(r"rest-em, right in validation: 50.0 % \([^)]*\), iteration 1 of 2 kept \(folder 0\)\n", told)
+    shown = {name: [one.text for one in pages[0].rollouts if one.group == f"rest-em, {name}"]
+             for name in ("validation", "validation before")}  # fmt: skip
+    for name, folder in (("validation", "0"), ("validation before", "base")):
+        assert shown[name] == [one.attempt.text for one in load_judged(out / folder / "validation.jsonl")]
+    (loss,) = [plot for plot in pages[0].curves if plot.title == "loss of the last fit"]
+    assert [*loss.series[0].y] == [line["loss"] for line in lines(out / "0" / "fit" / "metrics.jsonl")]
+
+
 def test_a_policy_prefers_right_attempts(adder, tmp_path) -> None:
     out = tmp_path / "out"
     assert main(learn(f"dpo:attempts=8,{SHORT},temperature=1", out, model=adder, count=16, validation=0)) == 0
@@ -274,9 +298,15 @@ def test_journeys_and_shortcuts_are_learned_from_a_file_or_made(tmp_path, capsys
     assert r"countdown/train/3/0 \u00b7 depth-first" in (tmp_path / "journey-made" / "learn.html").read_text()
 
 
-def test_adapters_alone_are_trained_and_then_merged(adder, tmp_path) -> None:
+def test_adapters_alone_are_trained_and_then_merged(adder, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(learn("distil:epochs=1", out, model=adder, count=16, validation=2, lora=1)) == 0
+    told = re.search(r"distil:epochs=1: ([\d,]+) of ([\d,]+) parameters learn", capsys.readouterr().err)
+    assert told is not None
+    weights = load_checkpoint(out / "0" / "fit" / "checkpoint").model
+    adapters, all_ = (sum(w.numel() for n, w in weights.items() if part in n) for part in ("lora", ""))
+    assert told.groups() == (f"{adapters:,}", f"{all_:,}") and 0 < adapters < 0.1 * all_
+    assert f"{adapters:,} of {all_:,} parameters" in (out / "learn.html").read_text()
     before, after = (load_file(folder / "model.safetensors") for folder in (adder, out))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -541,6 +571,27 @@ def test_an_interrupted_proposal_goes_on(adder, tmp_path, capsys, monkeypatch) -
     assert len(lines(tmp_path / "out" / "metrics.jsonl")) == 2
 
 
+def test_an_interrupted_later_proposal_leaves_the_model_so_far(adder, tmp_path, capsys, monkeypatch) -> None:
+    sample, out = LocalSampler.sample, tmp_path / "out"
+
+    def interrupted(self: LocalSampler, *asked: object) -> list[Attempt]:
+        if (out / "0" / "fit" / "checkpoint").exists():
+            raise KeyboardInterrupt
+        return sample(self, *asked)  # type: ignore[arg-type]
+
+    round_ = f"rest-em:iterations=2,attempts=8,epochs=1,until_worse=false,{SHORT}"
+
+    def command(*more: object) -> list[str]:
+        return learn(round_, out, "--training.learning-rate", 1e-4, *more, model=adder, count=8, validation=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalSampler, "sample", interrupted)
+        assert main(command()) == 130
+    assert f"interrupted; the model so far is in {out}: --resume goes on" in capsys.readouterr().err
+    assert not same_weights(adder, out)
+    assert main(command("--resume")) == 0
+
+
 def test_a_proposal_that_a_server_fails_in_goes_on(tmp_path, capsys) -> None:
     credit = 10**9
 
@@ -631,6 +682,25 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ("grpo countdown --out distil", 1e-4),
+        ("learn dpo:attempts=4 countdown", 1e-4),
+        ("learn --chat --difficulty 3 4 --out distil -- grpo countdown", 1e-4),
+        ("learn --out grpo distil countdown", 1e-3),
+        ("distil countdown --out grpo", 1e-3),
+        ("r1 countdown --objective dapo", 1e-3),
+        ("on-policy-distil countdown --server-model dpo", 1e-3),
+    ],
+)
+def test_the_round_alone_sets_the_learning_rate(words, rate) -> None:
+    assert parse(["reason", *words.split()]).command.training.learning_rate == rate
+
+
 # What is refused.
 
 
@@ -645,6 +715,7 @@ def test_judges_that_do_not_fit(judge, tmp_path, capsys) -> None:
         (["rest-em", "countdown", "--base", "x", "--lora", "1"], "leave out --lora or --base"),
         (["grpo", "countdown", "--objective", "dappo"], "there is no objective 'dappo' (did you mean 'dapo'?)"),
         (["distil", "countdown", "--objective", "dapo"], "round distil has no objective to replace"),
+        (["rest-em:minibatches=4", "countdown"], "round rest-em makes no use of minibatches; what can be changed is"),
         (["grpo", "countdown", "--data", "x.jsonl"], "learns from attempts; leave out --data"),
         (["grpo", "countdown", "--teacher", "x"], "round grpo has no teacher"),
         (["distil", "countdown", "--teacher", "x", "--server", "http://h"], "there are two teachers"),
@@ -710,7 +781,7 @@ def test_runs_of_others_are_refused(adder, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(learn("distil:epochs=1", out, preset=SMALLEST, count=4, validation=0)) == 0
     command = learn("distil:epochs=2", out, "--resume", preset=SMALLEST, count=4, validation=0)
-    refuses(command, "is another one: its round differ; take the same, or another folder", capsys)
+    refuses(command, "is another one: round.epochs was 1, now 2; take the same, or another folder", capsys)
     command = learn("distil:epochs=1", out, "--resume", preset=SMALLEST, count=4, validation=0, format_reward=0.5)
     refuses(command, "is another one: its rewards differ", capsys)
     command = learn("distil:epochs=1", out, "--resume", model=adder, count=4, validation=0)
@@ -733,14 +804,22 @@ def test_data_that_does_not_fit(tmp_path, capsys) -> None:
     refuses(learn("journey", tmp_path / "out", **same), sentence.format(path), capsys)
 
 
-def test_the_page_has_what_was_written(adder, tmp_path, monkeypatch) -> None:
+def test_the_page_has_what_was_written(adder, tmp_path, capsys, monkeypatch) -> None:
     pages: list[ReasoningPage] = []
     monkeypatch.setattr(mnemonist.cli.reason.learn, "write_reasoning", lambda path, page: pages.append(page))
     options = {"model": adder, "count": 4, "validation": 3}
     assert main(learn(f"grpo:iterations=3,problems=4,attempts=2,{SHORT}", tmp_path / "out", **options)) == 0
     (page,) = pages
     groups = [rollout.group for rollout in page.rollouts]
-    expected = {"grpo, attempts at first": 8, "grpo, attempts at last": 8, "grpo, validation": 3}
+    expected = {"grpo, attempts at first": 8, "grpo, attempts at last": 8, "grpo, validation before": 3}
+    expected |= {"grpo, validation": 3}
+    right = [sum(one.right for one in page.rollouts if one.group == f"grpo, {when}") / 3
+             for when in ("validation before", "validation")]  # fmt: skip
+    told = capsys.readouterr().out
+    for label, share in zip(("right in validation before", "right in validation"), right, strict=True):
+        assert f"grpo, {label}: {100 * share:.1f} % (" in told
+    (plot,) = [plot for plot in page.curves if plot.title == "accuracy in validation"]
+    assert [*zip(plot.series[0].x, plot.series[0].y, strict=True)] == [(0, right[0]), (3, right[1])]
     assert {group: groups.count(group) for group in groups} == expected
     assert {series.label for plot in page.curves for series in plot.series} == {"grpo"}
     assert [plot.x for plot in page.curves] == ["step"] * len(page.curves) and len(page.curves) >= 5

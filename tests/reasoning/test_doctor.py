@@ -18,6 +18,7 @@ from mnemonist.reasoning.doctor import (
     examine_folder,
     examine_targets,
     examine_validation,
+    kept_iterations,
     rounds_in,
 )
 
@@ -169,6 +170,25 @@ def test_rounds_with_long_fits_have_a_folder_for_each_iteration(tmp_path: Path) 
     assert names(examine_folder(tmp_path)) == ["unreadable"]
 
 
+@pytest.mark.parametrize("weight", ["right", "one", "teacher"])
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"answer": "7"}, "the policy does not read the question: take more problems (--count) or epochs"),
+        ({"parsed": False}, "take more problems (--count) or epochs; check that the format is the one"),
+        ({"thought": False}, "learn from texts that have them if thoughts are wanted"),
+        ({"prompt": "is it 100 or 200?", "answer": "200"}, "the policy copies: take more epochs, or problems whose"),
+    ],
+)
+def test_where_rewards_teach_nothing_none_is_advised(weight: str, change: Row, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "round.json").write_text(json.dumps({"round": {"name": "x", "weight": weight}}))
+    for file in ("attempts/00000.jsonl", "validation.jsonl"):
+        write(tmp_path / "0" / file, attempts(lambda p, n: change))
+    for found in (examine_folder(tmp_path), examine_validation(tmp_path)):
+        assert any(advice in finding.advice for finding in found)
+        assert not any(re.search("reward|beta", finding.advice) for finding in found)
+
+
 def test_dynamic_sampling_is_advised_where_it_can_be_turned_on(tmp_path: Path) -> None:
     write(tmp_path / "attempts" / "000001.jsonl", attempts(lambda p, n: {"right": False}))
     write(
@@ -190,6 +210,16 @@ def test_the_latest_validation_of_a_round_is_looked_at(tmp_path: Path) -> None:
     assert names(examine_validation(tmp_path)) == ["unreadable"]
     write(tmp_path / "validation.jsonl", attempts(lambda p, n: {"finish": "length"}))  # of a policy gradient
     assert names(examine_validation(tmp_path)) == ["never-ends"]
+
+
+def test_an_iteration_that_validation_turned_down_is_not_looked_at(tmp_path: Path) -> None:
+    troubles: dict[str, Row] = {"base": {"thought": False}, "0": {"answer": "7"}, "1": {"parsed": False}}
+    for place, trouble in troubles.items():
+        write(tmp_path / place / "validation.jsonl", attempts(lambda p, n, trouble=trouble: trouble))  # type: ignore[misc]
+    for kept, expected in (([True, True], "unreadable"), ([True, False], "constant"), ([False, False], "no-thought")):
+        write(tmp_path / "metrics.jsonl", [{"iteration": i, "kept": k} for i, k in enumerate(kept)])
+        assert names(examine_validation(tmp_path)) == [expected]
+        assert kept_iterations(tmp_path) == [tmp_path / str(i) for i in (1, 0) if kept[i]]
 
 
 def test_a_run_is_a_round_or_several(tmp_path: Path) -> None:

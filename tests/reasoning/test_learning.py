@@ -83,7 +83,8 @@ def test_a_policy_learns_from_a_teacher(tmp_path: Path) -> None:
     policy = policy_with()
     assert accuracy(policy) == 0
     end = learn(DISTIL, policy, material(), tmp_path, CONFIG, progress=False)
-    assert end.validation is not None and end.validation >= 0.9
+    assert end.validation is not None and end.validation >= 0.9 and end.before == 0
+    assert len(load_judged(tmp_path / "base" / "validation.jsonl")) == 25
     assert accuracy(policy) == pytest.approx(end.validation)
     [record] = records(tmp_path)
     assert record["validation"] == end.validation
@@ -139,7 +140,8 @@ def test_when_validation_falls_the_weights_of_the_best_iteration_are_left(
     monkeypatch.setattr(learning, "validate", lambda *arguments: next(accuracies))
     policy = policy_with(warm)
     end = learn(replace(REST_EM, epochs=1), policy, material(), tmp_path, CONFIG, progress=False)
-    assert (end.iterations, end.best, end.validation) == (3, 1, 0.5)
+    assert (end.iterations, end.best, end.validation, end.before) == (3, 1, 0.5, 0.3)
+    assert [record["kept"] for record in records(tmp_path)] == [True, True, False]
     assert end.checkpoint == tmp_path / "1" / "fit" / "checkpoint"
     best, last = (load_checkpoint(tmp_path / str(i) / "fit" / "checkpoint").model for i in (1, 2))
     assert all(torch.equal(value, best[name]) for name, value in weights_of(policy.model).items())
@@ -315,6 +317,29 @@ def test_a_round_that_cannot_go_on_leaves_its_last_iteration(tmp_path: Path) -> 
     assert all(torch.equal(value, kept[name]) for name, value in weights_of(policy.model).items())
 
 
+class Pressed(ToySampler):
+    """Draws from the model once; then Ctrl-C is pressed."""
+
+    def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+        if self.calls:
+            torch.nn.init.zeros_(self.model.lm_head.weight)  # type: ignore[arg-type,union-attr]  # amid a step
+            raise KeyboardInterrupt
+        return super().sample(prompts, decoding)
+
+
+@pytest.mark.parametrize("name", ["rest-em", "grpo"])
+def test_an_interruption_while_attempts_are_drawn_leaves_the_last_iteration(name: str, tmp_path: Path) -> None:
+    few = {"attempts": 4, "decoding": SHORT, "problems": 4, "iterations": 2}
+    row = replace(REST_EM, until_worse=False, **few) if name == "rest-em" else replace(ROUNDS["grpo"], **few)
+    policy, config = speller(), replace(CONFIG, save_every=1, accumulation=1)
+    policy = replace(policy, sampler=Pressed(policy.model))
+    with pytest.raises(KeyboardInterrupt):
+        learn(row, policy, replace(VOWELS, validation=()), tmp_path, config, progress=False)
+    [place] = tmp_path.rglob("fit/checkpoint")
+    kept = load_checkpoint(place).model
+    assert all(torch.equal(value, kept[name]) for name, value in weights_of(policy.model).items())
+
+
 def test_a_fit_that_diverges_leaves_its_last_step(warm: dict[str, torch.Tensor], tmp_path: Path) -> None:
     policy = policy_with(warm)
     with pytest.raises(CannotGoOn, match=r"diverged at step \d+: the (loss|gradient norm) is (nan|inf)"):
@@ -340,6 +365,33 @@ def test_what_is_missing_is_said_before_anything_is_done(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_was_refused_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    row = replace(ROUNDS["grpo"], problems=3, attempts=2)
+    with pytest.raises(UserError, match="has 6 attempts, which cannot be cut into 4 x 1 equal parts"):
+        learn(row, speller(), VOWELS, tmp_path / "new", with_changes(accumulation=4), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refusal_of_the_sampler_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
+    class Narrow(ToySampler):
+        refused = False
+
+        def sample(self, prompts: Sequence[str], decoding: Decoding, ledger: Any = None) -> list[Attempt]:
+            if not self.refused:
+                self.refused = True
+                raise UserError("the prompt is too long")
+            return super().sample(prompts, decoding)
+
+    policy = speller()
+    policy = replace(policy, sampler=Narrow(policy.model))
+    given, row = replace(VOWELS, validation=()), replace(ROUNDS["grpo"], iterations=1, problems=2, decoding=SHORT)
+    with pytest.raises(UserError, match="the prompt is too long"):
+        learn(row, policy, given, tmp_path, CONFIG, progress=False)
+    assert not (tmp_path / "round.json").exists()
+    learn(replace(row, attempts=4), policy, given, tmp_path, CONFIG, progress=False)
+    assert len(records(tmp_path)) == 1
+
+
 def test_a_policy_without_a_sampler_cannot_propose(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a sampler of the policy"):
         learn(REST_EM, Policy(make_policy(), TOKENIZER), material(), tmp_path, CONFIG)
@@ -353,13 +405,13 @@ def test_a_folder_of_another_round_is_refused(warm: dict[str, torch.Tensor], tmp
         learn(round_, policy_with(weights), given or material(), tmp_path, config, resume=True, progress=False)
 
     go_on(config=replace(CONFIG, save_every=3))  # which decides nothing
-    with pytest.raises(UserError, match="is another one: its round differ"):
+    with pytest.raises(UserError, match="is another one: round.epochs was 1, now 2; take the same"):
         go_on(replace(row, epochs=2))
     with pytest.raises(UserError, match="its weights differ"):
         go_on(weights=None)
     with pytest.raises(UserError, match="its problems, validation differ"):
         go_on(given=material(problems=PROBLEMS[:9], validation=PROBLEMS[9:]))
-    with pytest.raises(UserError, match="its config differ"):
+    with pytest.raises(UserError, match="is another one: config.learning_rate was 0.005, now 1.0; take"):
         go_on(config=replace(CONFIG, learning_rate=1.0))
     with pytest.raises(UserError, match="its rewards differ"):
         go_on(given=material(rewards=[accuracy_reward(TASK, FORMAT)]))

@@ -251,9 +251,11 @@ def test_when_nothing_teaches_it_is_said_and_kept(tmp_path: Path) -> None:
 def test_a_run_ends_well_where_everything_is_right(tmp_path: Path) -> None:
     """After two iterations, between two checkpoints; and going on with it finds it ended."""
     choices = row("dapo", attempts=16, draws=1, iterations=9)
-    policy = spelling(2, "=a.")
+    policy = spelling(3, "=a.")
     material = replace(VOWELS, validation=PROBLEMS)
     end = run(tmp_path, choices, policy, material=material)
+    asked = load_judged(tmp_path / "base" / "validation.jsonl")  # before all else, and by going on not again
+    assert end.before == pytest.approx(sum(one.right for one in asked) / 8) and end.before < 1
     assert (end.iterations, end.best, end.interrupted, end.validation) == (2, 1, False, 1.0)
     assert end.checkpoint == tmp_path / "fit" / "checkpoint"
     kept = load_checkpoint(end.checkpoint)

@@ -60,6 +60,49 @@ def test_a_round_is_found_by_name_and_changed_by_text() -> None:
     assert find_round("grpo") is ROUNDS["grpo"]
 
 
+def test_what_a_round_changes_in_its_objective_goes_there() -> None:
+    found = find_round("grpo:beta=5,overlong_share=0.2,iterations=3")
+    assert found.objective == replace(OBJECTIVES["grpo"], beta=5.0, overlong_share=0.2)
+    assert found == replace(ROUNDS["grpo"], objective=found.objective, iterations=3)
+    still = find_round("dapo:dynamic=false").objective
+    assert still is not None and not still.dynamic
+    assert find_round("grpo:dynamic=true,draws=9").draws == 9
+    assert find_round("dpo:beta=0.2") == replace(ROUNDS["dpo"], beta=0.2)
+
+
+def test_an_objective_in_place_of_the_own_one_is_changed_too() -> None:
+    found = find_round("grpo:beta=5,draws=9", OBJECTIVES["dapo"])
+    assert (found.objective, found.draws) == (replace(OBJECTIVES["dapo"], beta=5.0), 9)
+    assert find_round("grpo", OBJECTIVES["dapo"]).objective is OBJECTIVES["dapo"]
+    with pytest.raises(UserError, match="round distil has no objective to replace"):
+        find_round("distil", OBJECTIVES["dapo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "unused"),
+    [
+        ("rest-em:iterations=2,minibatches=4", "minibatches"),
+        ("rest-em:divergence=0.3", "divergence"),
+        ("rest-em:draws=9", "draws"),
+        ("rest-em:beta=1", "beta"),
+        ("rest-em:dynamic=true", "dynamic"),
+        ("journey:attempts=3", "attempts"),
+        ("journey:temperature=0", "temperature"),
+        ("grpo:draws=9", "draws"),
+        ("dapo:dynamic=false,draws=9", "draws"),
+        ("grpo:keep=3", "keep"),
+        ("grpo:until_worse=true", "until_worse"),
+        ("on-policy-distil:beta=1", "beta"),
+    ],
+)
+def test_a_choice_that_a_round_makes_no_use_of_is_refused(text: str, unused: str) -> None:
+    with pytest.raises(UserError) as refused:
+        find_round(text)
+    what, _, advice = str(refused.value).partition("; what can be changed is ")
+    assert what == f"round {text.partition(':')[0]} makes no use of {unused}"
+    assert "epochs" in advice.split(", ") and unused not in advice.split(", ")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

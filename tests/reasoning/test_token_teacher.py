@@ -171,7 +171,7 @@ def test_a_teacher_must_tell_what_it_thinks_of_every_token(tmp_path: Path) -> No
             TokenTeacher(row(), speller(), given)
 
 
-def test_a_teacher_must_read_the_same_tokens() -> None:
+def test_a_teacher_must_read_the_same_tokens(tmp_path: Path) -> None:
     class Shifted:
         end_ids = frozenset({0})
 
@@ -183,7 +183,8 @@ def test_a_teacher_must_read_the_same_tokens() -> None:
 
     given = replace(material(), teacher=LocalSampler(make_policy(), Shifted()))
     with pytest.raises(UserError, match="reads other tokens than the policy.*take a teacher of the same family"):
-        TokenTeacher(row(), speller(), given)
+        learn(row(), speller(), given, tmp_path / "new", CONFIG, progress=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_teacher_must_have_room_for_what_it_is_shown(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mnemonist.errors import UserError
-from mnemonist.reasoning.rounds import IDENTITY
+from mnemonist.reasoning.rounds import BASE, IDENTITY
 
 Row = Mapping[str, Any]
 """A line of a file of attempts (`weighing.Judged.to_json`), or of metrics."""
@@ -47,6 +47,7 @@ STILL_APART = 0.9
 MUCH_CLIPPED = 0.3
 """Share of tokens whose gradient was cut off."""
 
+_MORE = "take more problems (--count) or epochs"
 _DYNAMIC = ", or turn dynamic sampling on (dynamic=true)"
 
 
@@ -66,7 +67,12 @@ class Finding:
 
 
 def examine(
-    attempts: Sequence[Row] = (), metrics: Sequence[Row] = (), *, static: bool = False, taught: bool = False
+    attempts: Sequence[Row] = (),
+    metrics: Sequence[Row] = (),
+    *,
+    static: bool = False,
+    taught: bool = False,
+    fitted: bool = False,
 ) -> list[Finding]:
     """All findings about attempts of one moment, and about the metrics of all moments so far.
 
@@ -75,10 +81,15 @@ def examine(
         metrics: lines in the order of steps.
         static: whether they are of a policy gradient without dynamic sampling, which may be turned on.
         taught: whether a teacher judges every token, so that rewards teach nothing and entropies go where it has them.
+        fitted: whether texts are fitted to by their likelihood, so that rewards teach nothing.
     """
+    paid = not (taught or fitted)
     found: list[Finding | None] = []
     if len(attempts) >= FEW:
-        found += [None if taught else _no_comparison(attempts, static), *(check(attempts) for check in _OF_ATTEMPTS)]
+        found += [
+            None if taught else _no_comparison(attempts, static),
+            *(check(attempts, paid) for check in _OF_ATTEMPTS),
+        ]
     if len(metrics) >= FEW and taught:
         found += [_no_approach(metrics)]
     elif len(metrics) >= FEW:
@@ -100,19 +111,52 @@ def examine_folder(folder: str | Path) -> list[Finding]:
         files = next((own for p in _iterations(folder) if (own := sorted((p / "attempts").glob("*.jsonl")))), [])
     attempts = [row for path in files for row in _lines(path)]
     metrics = folder / "metrics.jsonl"
-    static, taught = not objective.get("dynamic", True), round_.get("weight") == "teacher"
-    return examine(attempts, _lines(metrics) if metrics.exists() else [], static=static, taught=taught)
+    static = not objective.get("dynamic", True)
+    return examine(attempts, _lines(metrics) if metrics.exists() else [], static=static, **_teaches_by(round_))
 
 
 def examine_validation(folder: str | Path) -> list[Finding]:
-    """All findings about what was answered in the latest validation of a round.
+    """All findings about what was answered in validation with the weights that a round has left.
 
     Raises:
         UserError: a file of it cannot be read.
     """
-    places = (Path(folder), *_iterations(Path(folder)))
-    path = next((own for place in places if (own := place / "validation.jsonl").exists()), None)
-    return [] if path is None else examine(_lines(path))
+    path = validation_of(folder)
+    if path is None:
+        return []
+    round_ = _round(Path(folder)) if (Path(folder) / IDENTITY).exists() else {}
+    return examine(_lines(path), (), **_teaches_by(round_))
+
+
+def _teaches_by(round_: Row) -> dict[str, bool]:
+    """What `examine` has to know of how a round is taught."""
+    return {"taught": round_.get("weight") == "teacher", "fitted": round_.get("weight") in ("one", "right")}
+
+
+def validation_of(folder: str | Path) -> Path | None:
+    """The file of what was answered in validation with the weights that a round has left; None if there is none.
+
+    Raises:
+        UserError: the metrics cannot be read.
+    """
+    folder = Path(folder)
+    iterations = kept_iterations(folder)
+    places = [folder, *iterations]
+    if not iterations and _iterations(folder):  # none was better than the policy before
+        places.append(folder / BASE)
+    return next((own for place in places if (own := place / "validation.jsonl").exists()), None)
+
+
+def kept_iterations(folder: str | Path) -> list[Path]:
+    """Folders of the iterations of a round with long fits that validation has not turned down, the latest first.
+
+    Raises:
+        UserError: the metrics cannot be read.
+    """
+    metrics = Path(folder) / "metrics.jsonl"
+    lines = _lines(metrics) if metrics.exists() else []
+    discarded = {line.get("iteration") for line in lines if line.get("kept") is False}
+    return [path for path in _iterations(Path(folder)) if int(path.name) not in discarded]
 
 
 def rounds_in(folder: str | Path) -> dict[str, Path]:
@@ -175,7 +219,7 @@ def examine_targets(targets: Iterable[Sequence[int]], end: int) -> list[Finding]
     ]
 
 
-# Of attempts.
+# Of attempts; `paid` says whether rewards teach, so that there is something to change about them.
 
 
 def _no_comparison(attempts: Sequence[Row], static: bool) -> Finding | None:
@@ -198,19 +242,19 @@ def _no_comparison(attempts: Sequence[Row], static: bool) -> Finding | None:
     )
 
 
-def _unreadable(attempts: Sequence[Row]) -> Finding | None:
+def _unreadable(attempts: Sequence[Row], paid: bool) -> Finding | None:
     share = _share(attempts, lambda row: not row["parsed"])
     if share <= MANY_UNREADABLE:
         return None
     return Finding(
         "unreadable",
         f"{share:.0%} of attempts have no answer that can be read",
-        "distil texts of the format first, or reward it (format_reward); check that the format is the one that the "
-        "policy was taught",
+        ("distil texts of the format first, or reward it (format_reward)" if paid else _MORE)
+        + "; check that the format is the one that the policy was taught",
     )
 
 
-def _cut_off(attempts: Sequence[Row]) -> Finding | None:
+def _cut_off(attempts: Sequence[Row], paid: bool) -> Finding | None:
     share = _share(attempts, lambda row: row["finish"] == "length")
     if share <= MANY_CUT or share == 1:
         return None
@@ -218,11 +262,13 @@ def _cut_off(attempts: Sequence[Row]) -> Finding | None:
         "cut-off",
         f"{share:.0%} of attempts were cut off at {max(row['tokens'] for row in attempts)} tokens",
         "raise max_tokens, punish length near the limit (overlong_share=0.2), or leave such attempts out of the loss "
-        "(skip_overlong=true)",
+        "(skip_overlong=true)"
+        if paid
+        else "raise max_tokens, or learn from shorter texts",
     )
 
 
-def _never_ends(attempts: Sequence[Row]) -> Finding | None:
+def _never_ends(attempts: Sequence[Row], paid: bool) -> Finding | None:
     if any(row["finish"] != "length" for row in attempts):
         return None
     return Finding(
@@ -233,7 +279,7 @@ def _never_ends(attempts: Sequence[Row]) -> Finding | None:
     )
 
 
-def _loops(attempts: Sequence[Row]) -> Finding | None:
+def _loops(attempts: Sequence[Row], paid: bool) -> Finding | None:
     def loops(row: Row) -> bool:
         lines = Counter(line.strip() for line in row["completion"].splitlines() if line.strip())
         return max(lines.values(), default=0) >= TIMES
@@ -248,7 +294,7 @@ def _loops(attempts: Sequence[Row]) -> Finding | None:
     )
 
 
-def _no_thought(attempts: Sequence[Row]) -> Finding | None:
+def _no_thought(attempts: Sequence[Row], paid: bool) -> Finding | None:
     right = [row for row in attempts if row["right"]]
     share = _share(right, lambda row: not row["thought"])
     if len(right) < FEW or share <= MANY_HACKED:
@@ -256,12 +302,13 @@ def _no_thought(attempts: Sequence[Row]) -> Finding | None:
     return Finding(
         "no-thought",
         f"{share:.0%} of right attempts have no thought before the answer",
-        "the problems can be guessed, or need none: take harder ones, or reward the format (format_reward) if thoughts "
-        "are wanted",
+        "the problems can be guessed, or need none: take harder ones, or "
+        + ("reward the format (format_reward)" if paid else "learn from texts that have them")
+        + " if thoughts are wanted",
     )
 
 
-def _copied(attempts: Sequence[Row]) -> Finding | None:
+def _copied(attempts: Sequence[Row], paid: bool) -> Finding | None:
     given = [row for row in attempts if row["answer"]]
     copied = _share(given, lambda row: _stands_in(row["answer"], row["prompt"]))
     true = _share(given, lambda row: _stands_in(row["problem"]["answer"], row["prompt"]))
@@ -270,11 +317,13 @@ def _copied(attempts: Sequence[Row]) -> Finding | None:
     return Finding(
         "copied",
         f"{copied:.0%} of answers stand in their prompt, where {true:.0%} of right answers do",
-        "the policy copies: see whether the reward pays for that, and take problems whose questions hold no answers",
+        "the policy copies: "
+        + ("see whether the reward pays for that, and take" if paid else "take more epochs, or")
+        + " problems whose questions hold no answers",
     )
 
 
-def _constant(attempts: Sequence[Row]) -> Finding | None:
+def _constant(attempts: Sequence[Row], paid: bool) -> Finding | None:
     given = [row for row in attempts if row["answer"]]
     problems = {json.dumps(row["problem"], sort_keys=True): row for row in given}
     if len(given) < FEW or len(problems) < 4:
@@ -286,8 +335,13 @@ def _constant(attempts: Sequence[Row]) -> Finding | None:
     return Finding(
         "constant",
         f"{count / len(given):.0%} of answers to {len(problems)} problems are {answer!r}",
-        "the policy does not read the question: lower the learning rate, raise beta, or go back to an earlier "
-        "checkpoint; see whether the reward pays for one answer everywhere",
+        "the policy does not read the question: "
+        + (
+            "lower the learning rate, raise beta, or go back to an earlier checkpoint; see whether the reward pays for "
+            "one answer everywhere"
+            if paid
+            else _MORE
+        ),
     )
 
 

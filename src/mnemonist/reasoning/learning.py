@@ -5,7 +5,7 @@
     folder/0/fit/                   the fit to what had weight,
     folder/0/validation.jsonl       and what the policy then answered
     folder/metrics.jsonl            a line for each iteration
-    folder/base/validation.jsonl    what it answered before the first fit, where validation says when to end
+    folder/base/validation.jsonl    what it answered before the first fit
 
 Each stage leaves a file, whole or not at all, and begins by looking for it. To resume is therefore to run again: what
 is there is read, what is not is done, and the outcome is that of a run that never stopped. Policy gradients, whose
@@ -27,10 +27,10 @@ from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import write_atomically
 from mnemonist.reasoning.completions import Row, RowMaker, log_probs_of
 from mnemonist.reasoning.fitting import Fit, config_for, likelihood_fit, preference_fit
-from mnemonist.reasoning.on_policy import learn_on_policy
+from mnemonist.reasoning.on_policy import aim_of, learn_on_policy, policy_config
 from mnemonist.reasoning.proposing import Group, Material, Policy, agreed, measure, propose, propose_all
-from mnemonist.reasoning.round_folder import Weights, claim, identity, put_weights, weights_of
-from mnemonist.reasoning.rounds import IDENTITY, Round
+from mnemonist.reasoning.round_folder import Weights, claimed, identity, put_weights, weights_of
+from mnemonist.reasoning.rounds import BASE, IDENTITY, Round
 from mnemonist.reasoning.shuffling import mix
 from mnemonist.reasoning.tasks.rows import preference_row
 from mnemonist.reasoning.weighing import Judged
@@ -55,6 +55,8 @@ class Learned:
     """Accuracy in validation with them; None without problems for it."""
     interrupted: bool
     """Whether it was asked to stop before its end; `resume=True` goes on."""
+    before: float | None = None
+    """Accuracy in validation with the weights that the round began with; None without problems for it."""
 
 
 def learn(
@@ -85,6 +87,7 @@ def learn(
     Raises:
         CannotGoOn: no attempt has any weight (they are kept); the loss is not finite. The policy has the weights of the
             last iteration that was done then; in the first one, those of the last step.
+        KeyboardInterrupt: while attempts were drawn, or a second time; the policy has weights as after `CannotGoOn`.
         UserError: ``folder`` has a round and ``resume`` is false, or none and it is true, or another one; what the
             round needs is missing; a file of attempts is damaged.
     """
@@ -96,19 +99,29 @@ def learn(
         )
     policy.model.to(home_of(accelerator))
     folder = Path(folder)
-    claim(folder, identity(round_, policy, material, config, base), resume, accelerator)
+    own = identity(round_, policy, material, config, base)
+    # All that can be refused is, before the folder is claimed.
     if round_.on_policy:
-        fitted = learn_on_policy(round_, policy, material, folder, config, accelerator, progress)
-        accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
+        steps = policy_config(round_, len(material.problems), config, accelerator.num_processes)
+        aim = aim_of(round_, policy, material, folder)
+        with claimed(folder, own, resume, accelerator):
+            before = validate(folder / BASE / "validation.jsonl", round_, policy, material)
+            try:
+                fitted = learn_on_policy(round_, policy, material, folder, steps, aim, accelerator, progress)
+            except KeyboardInterrupt:  # perhaps in the middle of a step
+                _put_back_checkpoint(policy, folder / "fit" / CHECKPOINT)
+                raise
+            accuracy = None if fitted.interrupted else validate(folder / "validation.jsonl", round_, policy, material)
         done = fitted.step // round_.steps_per_iteration
         if done < round_.iterations and not fitted.interrupted and progress:
             _tell(
                 f"iteration {done}: all attempts are right; nothing is left to learn from these problems", accelerator
             )
         best, checkpoint = (done - 1, fitted.checkpoint) if fitted.step else (None, None)
-        return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted)
+        return Learned(folder, done, best, checkpoint, accuracy, fitted.interrupted, before)
     run = _Run(round_, policy, material, folder, config, accelerator, progress)
-    return run.iterate(base if base is not None else weights_of(policy.model))
+    with claimed(folder, own, resume, accelerator):
+        return run.iterate(base if base is not None else weights_of(policy.model))
 
 
 def learn_recipe(
@@ -181,30 +194,35 @@ class _Run:
         """Propose, weigh and fit, until it is enough."""
         start = weights_of(self._policy.model)
         best: int | None = None
-        best_accuracy = self._validated("base") if self._round.until_worse else None
+        before = self._validated(BASE)
+        best_accuracy = before if self._round.until_worse else None
         records: list[Mapping[str, Any]] = []
         for iteration in range(self._round.iterations):
             place = self._folder / str(iteration)
-            groups = self._propose(place, iteration)
             try:
+                groups = self._propose(place, iteration)
                 fitted = self._fit(place, iteration, groups, base)
-            except CannotGoOn:
-                if iteration or not has_checkpoint(place / "fit" / CHECKPOINT):
+                accuracy = None if fitted.interrupted else self._validated(place.name)
+            except (CannotGoOn, KeyboardInterrupt):
+                if iteration or not _put_back_checkpoint(self._policy, place / "fit" / CHECKPOINT):
                     self._put_back(best, start)
                 raise
             if fitted.interrupted:
-                return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True)
-            accuracy = self._validated(place.name)
+                if best is not None:
+                    self._put_back(best, start)
+                return Learned(self._folder, iteration, best, self._checkpoint(best), best_accuracy, True, before)
             proposed = measure(groups) if groups else {}
-            records.append({"iteration": iteration, **proposed, "loss": fitted.loss, "validation": accuracy})
+            kept = not self._round.until_worse or (accuracy or 0) > (best_accuracy or 0)
+            measured = {**proposed, "loss": fitted.loss, "validation": accuracy, "kept": kept}
+            records.append({"iteration": iteration, **measured})
             self._log(records)
-            if self._round.until_worse and (accuracy or 0) <= (best_accuracy or 0):
+            if not kept:
                 self._put_back(best, start)
                 break
             best, best_accuracy = iteration, accuracy
         if best is None:
             self._say("no iteration is better in validation than the policy before the first fit, which is kept")
-        return Learned(self._folder, len(records), best, self._checkpoint(best), best_accuracy, False)
+        return Learned(self._folder, len(records), best, self._checkpoint(best), best_accuracy, False, before)
 
     def _checkpoint(self, iteration: int | None) -> Path | None:
         return None if iteration is None else self._folder / str(iteration) / "fit" / CHECKPOINT
@@ -322,6 +340,14 @@ class _Run:
     def _say(self, line: str) -> None:
         if self._progress:
             _tell(line, self._accelerator)
+
+
+def _put_back_checkpoint(policy: Policy, checkpoint: Path) -> bool:
+    """Give the policy the weights of a checkpoint, if it is there."""
+    found = has_checkpoint(checkpoint)
+    if found:
+        restore_model(policy.model, load_checkpoint(checkpoint))
+    return found
 
 
 def _tell(line: str, accelerator: Accelerator) -> None:

@@ -29,6 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from mnemonist.errors import UserError
 from mnemonist.reasoning.advantages import draw_groups
 from mnemonist.reasoning.completions import Batch, Row
 from mnemonist.reasoning.policy_gradient import PolicyGradient
@@ -91,27 +92,44 @@ class PolicyMetrics:
         return json.dumps({**own, **self.proposed})
 
 
+def aim_of(round_: Round, policy: Policy, material: Material, folder: Path) -> Aim:
+    """What the steps of a round are taken for; the policy has the weights that the round began with.
+
+    Raises:
+        UserError: the policy or its teacher cannot be used for it.
+    """
+    if round_.weight == "teacher":
+        return TokenTeacher(round_, policy, material)
+    return PolicyGradient(round_, policy, material, folder / ATTEMPTS)
+
+
 def learn_on_policy(
     round_: Round,
     policy: Policy,
     material: Material,
     folder: Path,
     config: TrainingConfig,
+    aim: Aim,
     accelerator: Accelerator,
     progress: bool,
 ) -> TrainingResult:
     """Run all iterations, from wherever they have come to.
 
+    Args:
+        round_, policy, material, folder, progress: as for `learning.learn`.
+        config: of the whole run, as `policy_config` makes it.
+        aim: see `aim_of`.
+        accelerator: of this process.
+
     Raises:
         CannotGoOn, UserError: as `learning.learn`.
     """
-    config = policy_config(round_, len(material.problems), config, accelerator.num_processes)
     fit = folder / "fit"
     with accelerator.main_process_first():  # the first one forgets before the others look
         done = saved_step(fit / CHECKPOINT)
         if accelerator.is_main_process:
             _forget_after(folder, done, round_.steps_per_iteration)
-    run = _Run(round_, policy, material, folder, config, accelerator)
+    run = _Run(round_, policy, material, folder, config, aim, accelerator)
     if not accelerator.is_main_process:
         return run.train(fit, done, progress, None)
     with MetricsLog(folder / METRICS, done) as log:
@@ -129,6 +147,11 @@ def policy_config(round_: Round, problems: int, config: TrainingConfig, world: i
     """
     steps = round_.iterations * round_.steps_per_iteration
     rows = (round_.problems or problems) * round_.attempts // round_.minibatches
+    if rows % (config.accumulation * world):
+        raise UserError(
+            f"a step of round {round_.name} has {rows} attempts, which cannot be cut into {config.accumulation} x "
+            f"{world} equal parts (accumulation times processes); lower accumulation, or change problems or attempts"
+        )
     raised = range(config.accumulation, rows // world + 1, config.accumulation)
     small = (parts for parts in raised if not rows % (parts * world) and rows <= parts * world * config.batch_size)
     return config.for_steps(
@@ -157,17 +180,12 @@ class _Run:
         material: Material,
         folder: Path,
         config: TrainingConfig,
+        aim: Aim,
         accelerator: Accelerator,
     ) -> None:
         assert policy.sampler is not None
         self._round, self._policy, self._material, self._folder = round_, policy, material, folder
-        self._config, self._accelerator, self._sampler = config, accelerator, policy.sampler
-        # Before the loop puts a checkpoint's weights into the policy: what the round began with may be remembered.
-        self._aim: Aim
-        if round_.weight == "teacher":
-            self._aim = TokenTeacher(round_, policy, material)
-        else:
-            self._aim = PolicyGradient(round_, policy, material, folder / ATTEMPTS)
+        self._config, self._aim, self._accelerator, self._sampler = config, aim, accelerator, policy.sampler
         self._wanted = round_.problems or len(material.problems)
         self._iteration = -1  # whose attempts are being read
         self._rows: list[Row] = []

@@ -63,7 +63,7 @@ class Material:
     """How problems are put and texts taken apart."""
     problems: Sequence[Problem] = ()
     validation: Sequence[Problem] = ()
-    """Asked after every fit, at a temperature of 0."""
+    """Asked before the first fit and after every one, at a temperature of 0."""
     teacher: Sampler | None = None
     """Proposes where a round's proposer is "teacher", judges where its weight is."""
     pairs: Sequence[tuple[str, str]] = ()

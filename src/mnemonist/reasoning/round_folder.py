@@ -18,12 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mnemonist.errors import UserError
+from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.evaluating import evaluating
-from mnemonist.files import differing_fields, write_atomically
+from mnemonist.files import differences, differing_fields, write_atomically
 from mnemonist.reasoning.attempts import Sampler
 from mnemonist.reasoning.proposing import Material, Policy, agreed
 from mnemonist.reasoning.rounds import IDENTITY, Round
+from mnemonist.reasoning.sampling import SamplingFailed
 from mnemonist.reasoning.tasks.rewards import Reward
 from mnemonist.tensors import content_hash
 from mnemonist.training import TrainingConfig
@@ -108,6 +109,28 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def claimed(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelerator) -> Iterator[None]:
+    """As `claim`; the claim is taken back if the work is refused before anything came of it.
+
+    Raises:
+        UserError: as `claim`.
+    """
+    claim(folder, own, resume, accelerator)
+    try:
+        yield
+    except (CannotGoOn, SamplingFailed):  # which keep what they have
+        raise
+    except UserError:
+        if accelerator.is_main_process and not resume and not _has_work(folder):
+            (folder / IDENTITY).unlink(missing_ok=True)
+        raise
+
+
+def _has_work(folder: Path) -> bool:
+    return any(path.is_file() and path.stat().st_size and path.name != IDENTITY for path in folder.rglob("*"))
+
+
 def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelerator) -> None:
     """Say whose folder it is, or make sure that it is ours.
 
@@ -132,5 +155,5 @@ def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelera
         )
     if differing:
         raise UserError(
-            f"the round in {folder} is another one: its {', '.join(differing)} differ; take the same, or another folder"
+            f"the round in {folder} is another one: {differences(path, own)}; take the same, or another folder"
         )

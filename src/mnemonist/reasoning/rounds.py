@@ -17,7 +17,7 @@ Nothing here needs torch, so the command line can show the choices at once. `lea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,9 @@ from mnemonist.reasoning.objective import OBJECTIVES, PolicyObjective
 
 IDENTITY = "round.json"
 """Name of the file in which the folder of a round says what it is."""
+
+BASE = "base"
+"""Name of the folder in it for what was answered before the first fit."""
 
 Proposer = Literal["given", "teacher", "self"]
 Weight = Literal["one", "right", "advantage", "pairs", "teacher"]
@@ -214,37 +217,94 @@ FORMAT_REWARDS: Mapping[str, float] = {"r1": 1.0}
 2025) adds the two with the same weight."""
 
 
-def find_round(text: str) -> Round:
+def find_round(text: str, objective: PolicyObjective | None = None) -> Round:
     """The row of `ROUNDS` with this name, changed as the text says: ``"rest-em:iterations=2,temperature=1"``.
 
-    What can be changed are fields of `Round` and of its `Decoding`; an objective is found with `find_objective`.
+    What can be changed are those fields of `Round`, of its `Decoding` and of its objective that the round uses.
+
+    Args:
+        text: the name, and behind a colon the changes.
+        objective: stands in place of the row's own; changes of its fields are made to it.
 
     Raises:
-        UserError: there is no such row, or a choice does not exist or does not fit.
+        UserError: there is no such row, it has no objective to replace, or a choice does not exist or does not fit.
     """
     name, _, changes = text.partition(":")
     if name not in ROUNDS:
         raise UserError(f"there is no round {name!r}{nearest(name, ROUNDS)}; known: {', '.join(ROUNDS)}")
-    return change_round(ROUNDS[name], changes) if changes else ROUNDS[name]
+    row = ROUNDS[name]
+    if objective is not None:
+        if row.objective is None:
+            raise UserError(f"round {name} has no objective to replace; leave out --objective")
+        row = replace(row, objective=objective)
+    return change_round(row, changes) if changes else row
 
 
 def change_round(row: Round, changes: str) -> Round:
-    """A round with some of its choices, or of its decoding's, changed: ``"iterations=2,temperature=1"``.
+    """A round with some of its choices, its decoding's or its objective's changed: ``"iterations=2,temperature=1"``.
 
     Raises:
-        UserError: a choice does not exist or does not fit.
+        UserError: a choice does not exist, is not one that the round uses, or does not fit.
     """
-    own = tuple(f.name for f in dataclasses.fields(Round) if f.name not in ("name", "source", "decoding", "objective"))
-    drawing = tuple(f.name for f in dataclasses.fields(Decoding) if f.name not in ("stop", "seed"))
-    both = dataclasses.make_dataclass(
-        "Choices", [(f.name, f.type) for c in (Round, Decoding) for f in dataclasses.fields(c)]
-    )
     try:
-        values = parse_choices(both, changes, "a round", own + drawing)
+        values = parse_choices(_CHOICES, changes, "a round")
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from error
-    decoding = replace(row.decoding, **{name: value for name, value in values.items() if name in drawing})
-    return replace(row, decoding=decoding, **{name: value for name, value in values.items() if name in own})
+    used = _used_by(row, values)
+    for name in values:
+        if name not in used:
+            raise UserError(f"round {row.name} makes no use of {name}; what can be changed is {', '.join(used)}")
+
+    def among(names: Collection[str]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name in names}
+
+    decoding = replace(row.decoding, **among(_DECODING))
+    if row.objective is None:
+        return replace(row, decoding=decoding, **among(_OWN))
+    objective = replace(row.objective, **among(_OBJECTIVE))
+    return replace(row, decoding=decoding, objective=objective, **among({*_OWN} - {"beta"}))  # which is the objective's
+
+
+def _names(cls: type, *but: str) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls) if f.name not in but)
+
+
+_OWN = _names(Round, "name", "source", "decoding", "objective")
+_DECODING = _names(Decoding, "stop", "seed")
+_OBJECTIVE = _names(PolicyObjective, "name", "source")
+_CHOICES = dataclasses.make_dataclass(
+    "Choices",
+    {
+        f.name: f.type
+        for cls, names in ((Round, _OWN), (Decoding, _DECODING), (PolicyObjective, _OBJECTIVE))
+        for f in dataclasses.fields(cls)
+        if f.name in names
+    }.items(),
+)
+"""What can be changed by text, of any round."""
+
+
+def _used_by(row: Round, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of what decides anything in a round once it has these choices."""
+    proposer, weight = (values.get(name, getattr(row, name)) for name in ("proposer", "weight"))
+    dynamic = values.get("dynamic", row.objective is not None and row.objective.dynamic)
+    of_moment, given = weight in ("advantage", "teacher"), proposer == "given"
+    unused = {
+        "iterations": given,
+        "problems": given,
+        "attempts": given,
+        "keep": given or of_moment,
+        "minibatches": not of_moment,
+        "from_base": of_moment,
+        "until_worse": of_moment,
+        "beta": weight != "pairs",
+        "divergence": weight != "teacher",
+        "draws": not dynamic,
+        # Texts that are given are not drawn; but what is learned from them is validated, greedily.
+        **dict.fromkeys(set(_DECODING) - {"max_tokens"}, given),
+    }
+    own = [name for name in (*_OWN, *_DECODING) if not unused.get(name, False)]
+    return (*own, *(() if row.objective is None else _OBJECTIVE))
 
 
 def find_recipe(text: str) -> tuple[Round, ...]:

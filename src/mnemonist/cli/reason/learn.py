@@ -64,13 +64,18 @@ def run_learn(options: Learn) -> int:
     require_writable(options.out / PAGE)
     policy = Policy(model.learner, model.tokenizer, model.sampler(options.batch_size))
     warn_of_format(model.tokenizer, format, options.learner.model)
-    say(f"{options.round}: {model.parameters:,} parameters learn {task.name}; the run is in {options.out}")
+    counted = model.counted  # before adapters are merged
+    say(f"{options.round}: {counted} learn {task.name}; the run is in {options.out}")
     try:
         learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
+        what = "what was attempted"
+        if _has_learned(options.out):
+            keep(options, model)
+            what = "the model so far"
         if _has_run(options.out):
-            report(options, {}, lesson, model, time.perf_counter() - began)
-        say(f"interrupted; what was attempted and learned is in {options.out}: --resume goes on")
+            report(options, {}, lesson, counted, time.perf_counter() - began)
+        say(f"interrupted; {what} is in {options.out}: --resume goes on")
         return INTERRUPTED
     except SamplingFailed:
         say(f"the server has failed; what it said is in {options.out}: --resume goes on")
@@ -79,10 +84,10 @@ def run_learn(options: Learn) -> int:
         if _has_learned(options.out):
             keep(options, model)
             say(f"model so far in {options.out}; ask it: {asking(options)}")
-        report(options, {}, lesson, model, time.perf_counter() - began)
+        report(options, {}, lesson, counted, time.perf_counter() - began)
         raise
     keep(options, model)
-    report(options, learned, lesson, model, time.perf_counter() - began)
+    report(options, learned, lesson, counted, time.perf_counter() - began)
     if any(one.interrupted for one in learned.values()):
         say(f"interrupted; the model so far is in {options.out}: --resume goes on")
         return INTERRUPTED
@@ -110,16 +115,15 @@ def rounds_of(options: Learn) -> tuple[Round, ...]:
     """The rounds that are named, with the objective that is.
 
     Raises:
-        UserError: there is none of this name, or a change does not fit.
+        UserError: there is none of this name, it has no objective to replace, or a change does not fit.
     """
     name = options.round.partition(":")[0]
-    recipe = name in RECIPES and name not in ROUNDS
-    rounds = find_recipe(options.round) if recipe else (find_round(options.round),)
-    if options.objective is None:
+    objective = None if options.objective is None else find_objective(options.objective)
+    if name not in RECIPES or name in ROUNDS:
+        return (find_round(options.round, objective),)
+    rounds = find_recipe(options.round)
+    if objective is None:
         return rounds
-    if not any(row.objective for row in rounds):
-        raise UserError(f"round {name} has no objective to replace; leave out --objective")
-    objective = find_objective(options.objective)
     return tuple(replace(row, objective=objective) if row.objective else row for row in rounds)
 
 
@@ -301,14 +305,14 @@ def config_of(training: TrainingConfig, row: Round) -> TrainingConfig:
     return replace(training, learning_rate=0.1 * training.learning_rate) if row.on_policy else training
 
 
-def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: Model, seconds: float) -> None:
+def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, counted: str, seconds: float) -> None:
     """Print what came of it and what the doctor thinks, and write the page.
 
     Args:
         options: what was asked for.
         learned: how rounds ended, by name; empty if the run did not come to its end.
         lesson: what was learned from.
-        model: who learned.
+        counted: how many parameters learned; see `Model.counted`.
         seconds: how long it took.
     """
     if not first_process():
@@ -316,14 +320,18 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
     asked = len(lesson.material.validation)
     figures = []
     for name, one in learned.items():
+        if one.before is not None:
+            figures.append((f"{name}, right in validation before", _share_of(one.before, asked)))
         done = f"{one.iterations} iterations" if one.iterations != 1 else "1 iteration"
+        when = f" after {done}"
         if one.iterations and one.best is None:
-            done += ", none of them better than the policy before, which is kept"
+            when = f" after {done}, none of them better than the policy before, which is kept"
+        elif one.best is not None and one.best + 1 < one.iterations:
+            when = f", iteration {one.best + 1} of {one.iterations} kept (folder {one.best})"
         if one.validation is None:
-            figures.append((name, done))
+            figures.append((name, when.removeprefix(" after ").removeprefix(", ")))
             continue
-        low, high = proportion(round(one.validation * asked), asked)
-        figures.append((f"{name}, right in validation", f"{share(one.validation, low, high)} after {done}"))
+        figures.append((f"{name}, right in validation", _share_of(one.validation, asked) + when))
     for label, value in figures:
         print(f"{label}: {value}")
     findings = findings_of(options.out)
@@ -333,10 +341,15 @@ def report(options: Learn, learned: dict[str, Learned], lesson: Lesson, model: M
         "round": options.round,
         "task": f"{lesson.material.task.name}, {len(lesson.material.problems):,} problems",
         "texts": f"{len(lesson.material.pairs):,} of the arm {options.arm}" if lesson.material.pairs else "attempts",
-        "model": f"{options.learner.model or options.learner.preset}, {model.parameters:,} parameters",
+        "model": f"{options.learner.model or options.learner.preset}, {counted}",
         "time": duration(seconds),
         **{f"the doctor says ({number})": finding for number, finding in enumerate(findings, 1)},
     }
     page = learn_page(f"Learning {lesson.material.task.name}", rounds_in(options.out), figures, lesson.journeys, facts)
     write_reasoning(options.out / PAGE, page)
     print(f"page: {options.out / PAGE} (open it in a browser)")
+
+
+def _share_of(accuracy: float, asked: int) -> str:
+    low, high = proportion(round(accuracy * asked), asked)
+    return share(accuracy, low, high)

@@ -11,7 +11,7 @@ from typing import Any
 from mnemonist.cli.reason.options import Asked, Split
 from mnemonist.cli.train import say
 from mnemonist.errors import UserError
-from mnemonist.files import differing_fields, write_atomically
+from mnemonist.files import differences, write_atomically
 from mnemonist.models.shipped import find_model
 from mnemonist.reasoning.doctor import rounds_in
 from mnemonist.reasoning.formats import Format, find_format
@@ -152,8 +152,7 @@ def claim(path: Path, identity: Mapping[str, Any], what: str) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(own, indent=1) + "\n")
         return
-    if differing := differing_fields(path, own):
+    if differing := differences(path, own):
         raise UserError(
-            f"the {what} in {path.parent} are of another run: its {', '.join(differing)} differ; take the same, or "
-            "another folder with --out"
+            f"the {what} in {path.parent} are of another run: {differing}; take the same, or another folder with --out"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -265,8 +266,9 @@ class Learn:
     """
 
     round: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROUND")]
-    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128. Of a recipe,
-    max_tokens, attempts, iterations and problems can be set for all rounds that have them: r1:iterations=50"""
+    """By name, with changes if wanted: rest-em:iterations=2,attempts=16,temperature=1,max_tokens=128; those of a policy
+    gradient reach its objective as well: grpo:beta=0,dynamic=true. Of a recipe, max_tokens, attempts, iterations and
+    problems can be set for all rounds that have them: r1:iterations=50"""
     task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
     """What to learn, with changes if wanted: countdown:largest=50"""
     learner: Annotated[Learner, Flat] = field(default_factory=Learner)
@@ -279,13 +281,14 @@ class Learn:
     count: int = 1000
     """Problems of the split train, over all difficulties."""
     validation: int = 100
-    """Problems of the split validation, asked after every fit; 0 asks none."""
+    """Problems of the split validation, asked before the first fit and after every one; 0 asks none."""
     out: Path = Path("runs/learn")
     """Folder of the run: the model, what was attempted, metrics.jsonl, the page learn.html."""
     resume: bool = False
     """Go on with the run in this folder, with the same options."""
     objective: str | None = None
-    """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3"""
+    """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3. What ROUND itself
+    changes is changed in this one."""
     format_reward: float | None = None
     """Paid for a well-formed text, besides 1 for a right answer; left out, 1 in recipe r1 and otherwise nothing."""
     base: Path | None = None
@@ -404,10 +407,22 @@ def reason_type(arguments: Sequence[str]) -> type[Reason]:
 
 def training_for(arguments: Sequence[str]) -> TrainingConfig:
     """What training begins with: a policy that learns from its own mistakes too must not move far at once."""
-    named = {word.partition(":")[0] for word in arguments}
-    if any(row.weight in ("advantage", "pairs") for name, row in ROUNDS.items() if name in named):
+    row = ROUNDS.get(_round_in(arguments).partition(":")[0])
+    if row is not None and row.weight in ("advantage", "pairs"):
         return TrainingConfig(learning_rate=1e-4, warmup_steps=10, save_every=10)
     return TrainingConfig()
+
+
+def _round_in(arguments: Sequence[str]) -> str:
+    """ROUND of `mnemonist reason learn`; empty where there is none, or the arguments cannot be understood."""
+    command, words = list(arguments[:2]), [word for word in arguments[2:] if word not in ("-h", "--help")]
+    if command != ["reason", "learn"]:
+        return ""
+    if words and not words[0].startswith("-"):
+        return words[0]
+    with suppress(SystemExit, ValueError):  # options come first, and only their parser knows where they end
+        return tyro.cli(Learn, default=Learn(tyro.MISSING, task=""), args=words, console_outputs=False).round
+    return ""
 
 
 def in_full(arguments: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ import torch
 
 from mnemonist import __version__
 from mnemonist.cli.reason.solving import Solved
+from mnemonist.reasoning.doctor import kept_iterations, validation_of
+from mnemonist.reasoning.rounds import BASE
 from mnemonist.reasoning.search.scaling import Point, curves
 from mnemonist.reasoning.step_quality import JudgedPaths
 from mnemonist.reasoning.tasks.task import Problem
@@ -216,7 +218,8 @@ def _judged_trees(name: str, judged: JudgedPaths) -> Iterator[Tree]:
 def curves_of(folders: Mapping[str, Path]) -> tuple[Plot, ...]:
     """A plot for each thing that was measured more than once, a line for each round; and the loss of the last fits."""
     rows = {name: metrics_of(folder) for name, folder in folders.items()}
-    plots = [_curve(label, measure, rows) for measure, label in MEASURES.items()]
+    asked = {name: _validations(folder, rows[name]) for name, folder in folders.items()}
+    plots = [_curve(label, name, asked if name == "validation" else rows) for name, label in MEASURES.items()]
     fits = {name: [vars(step) for step in _fit_of(folder)] for name, folder in folders.items()}
     return tuple(plot for plot in (*plots, _curve("loss of the last fit", "loss", fits)) if plot is not None)
 
@@ -227,6 +230,21 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _validations(folder: Path, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Lines of metrics with the validation before them and, where steps are no fits of their own, that at the end."""
+    if not lines:
+        return []
+    by_steps = "step" in lines[0]
+    first, last = ({"step": 0}, {"step": lines[-1].get("step")}) if by_steps else ({"iteration": -1}, {})
+    before, after = (_accuracy_in(place / "validation.jsonl") for place in (folder / BASE, folder))
+    return [{**first, "validation": before}, *lines, *([{**last, "validation": after}] if by_steps else [])]
+
+
+def _accuracy_in(path: Path) -> float | None:
+    """The share of right attempts in a file; None if it is not there."""
+    return float(np.mean([one.right for one in load_judged(path)])) if path.exists() else None
 
 
 def _curve(label: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Plot | None:
@@ -241,19 +259,22 @@ def _curve(label: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, An
 
 
 def _fit_of(folder: Path) -> list[Any]:
-    """Metrics of the last fit of a round that has several."""
-    fits = [path for path in folder.glob("[0-9]*/fit/metrics.jsonl") if path.parent.parent.name.isdecimal()]
-    return read_metrics(max(fits, key=lambda path: int(path.parent.parent.name))) if fits else []
+    """Metrics of the last fit of a round that has several, of those that are kept."""
+    fits = (place / "fit" / "metrics.jsonl" for place in kept_iterations(folder))
+    last = next((path for path in fits if path.exists()), None)
+    return [] if last is None else read_metrics(last)
 
 
 def _ends_of(folder: Path) -> dict[str, Path]:
-    """Files of attempts that say most: the first and the last ones, and the last validation."""
+    """Files of attempts that say most: the first and the last ones, and validation before and with what is left."""
     attempts = sorted(folder.glob("attempts/[0-9]*.jsonl"))  # of policy gradients
     places = sorted((p for p in folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name))
     attempts += [first for place in places for first in sorted(place.glob("attempts/[0-9]*.jsonl"))[:1]]
-    asked = [path for path in (*(p / "validation.jsonl" for p in places), folder / "validation.jsonl") if path.exists()]
-    found = {"attempts at first": attempts[:1], "attempts at last": attempts[1:][-1:], "validation": asked[-1:]}
-    return {when: paths[0] for when, paths in found.items() if paths}
+    ends = {"attempts at first": attempts[:1], "attempts at last": attempts[1:][-1:]}
+    found = {when: paths[0] for when, paths in ends.items() if paths}
+    before, asked = folder / BASE / "validation.jsonl", validation_of(folder)
+    found |= {"validation before": before} if before.exists() else {}
+    return found | ({"validation": asked} if asked is not None and asked != before else {})
 
 
 def _rollout(one: Judged, group: str) -> Rollout:

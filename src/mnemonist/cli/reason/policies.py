@@ -74,6 +74,14 @@ class Model:
         """How many numbers it is made of."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    @property
+    def counted(self) -> str:
+        """How many numbers learn, and of how many if others stay as they are."""
+        if self.trained is None:
+            return f"{self.parameters:,} parameters"
+        own = sum(parameter.numel() for parameter in self.trained.parameters() if parameter.requires_grad)
+        return f"{own:,} of {self.parameters:,} parameters"
+
     def sampler(self, batch_size: int) -> LocalSampler:
         """Asks this very model, as it is at the moment."""
         ours = isinstance(self.module, MnemonistForCausalLM)
