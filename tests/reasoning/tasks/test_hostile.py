@@ -58,6 +58,7 @@ HOSTILE = {
     "all answers": "A B C D",
 }
 
+ROWS = [Problem(f"rows:match={match}", "train", 0, 0, "What is 3 plus 4?", "7", {}) for match in ("exact", "number")]
 GYM = [
     Problem("reasoning-gym", "train", 0, 0, "2 + 3 = ?", "5", {"seed": 1}),
     Problem("reasoning-gym:family=ab", "train", 0, 0, "?", "A# #B", {"seed": 1}),
@@ -68,8 +69,8 @@ GYM = [
 def subjects():
     """Problems of every task, easy and hard."""
     for name in (*TASKS, "diagnosis:options=0"):
-        if name == "reasoning-gym":
-            yield from ((build_task(problem.task), problem) for problem in GYM)
+        if name in ("reasoning-gym", "rows"):  # whose problems come from elsewhere
+            yield from ((build_task(problem.task), problem) for problem in (ROWS if name == "rows" else GYM))
         else:
             task = build_task(name)
             for difficulty in {task.difficulties[0], task.difficulties[-1]}:
