@@ -58,6 +58,14 @@ class Arm:
     """The experiment that keeps its results, if several ask it; None: the one it is an arm of."""
 
 
+def small(vocab_size: int, head_dim: int = 16) -> ModelConfig:
+    """The transformer of two blocks that sets the size of candidates for problems made by seed."""
+    return ModelConfig(
+        blocks=("attention",) * 2, vocab_size=vocab_size, width=64, heads=2, head_dim=head_dim, memory_heads=2,
+        memory_head_dim=head_dim, window=16, persistent_tokens=0, mlp_width=160,
+    )  # fmt: skip
+
+
 def task(which: Task) -> Callable[[TrainingConfig], Curriculum]:
     """The lessons of a task."""
     return lambda training: curriculum(which, training)

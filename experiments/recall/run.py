@@ -10,12 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from study import Arm, Study, draw, found, main, markdown, seeds_of, task
+from study import Arm, Study, draw, found, main, markdown, seeds_of, small, task
 
 from mnemonist.evals.associative_recall import AssociativeRecall
 from mnemonist.evals.candidates import CANDIDATES, configure
 from mnemonist.evals.suites import TaskSuite
-from mnemonist.models import ModelConfig
 from mnemonist.models.cost import model_cost
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training import TrainingConfig
@@ -28,23 +27,7 @@ TRAINING = TrainingConfig(
 )
 
 
-def size(dim: int) -> ModelConfig:
-    """What the candidates have in common; heads of this width."""
-    return ModelConfig(
-        blocks=("attention",) * 2,
-        vocab_size=TASK.vocab_size,
-        width=64,
-        heads=2,
-        head_dim=dim,
-        memory_heads=2,
-        memory_head_dim=dim,
-        window=16,
-        persistent_tokens=0,
-        mlp_width=160,
-    )
-
-
-PARAMETERS = model_cost(size(16)).parameters
+PARAMETERS = model_cost(small(TASK.vocab_size)).parameters
 
 
 def arms() -> dict[str, Arm]:
@@ -60,7 +43,9 @@ def arm(name: str, dim: int) -> Arm:
     rule = CANDIDATES[name].rule
     changes = "chunk_size=16" if rule.startswith("titans") else ""
     label = CANDIDATES[name].label + ("" if dim == 16 else f", heads of {dim}")
-    return Arm(label, configure(name, size(dim), changes, PARAMETERS), TRAINING, task(TASK), {"": SUITE})
+    return Arm(
+        label, configure(name, small(TASK.vocab_size, dim), changes, PARAMETERS), TRAINING, task(TASK), {"": SUITE}
+    )
 
 
 def write_page(study: Study) -> str:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from study import Arm, Study, draw, found, main, markdown, seeds_of, task
+from study import Arm, Study, draw, found, main, markdown, seeds_of, small, task
 
 from mnemonist.evals.candidates import CANDIDATES, configure
 from mnemonist.evals.regression import Regression
 from mnemonist.evals.results import Result
-from mnemonist.models import ModelConfig
 from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
@@ -47,19 +46,9 @@ def arms() -> dict[str, Arm]:
 def arm(group: str, name: str) -> Arm:
     """A candidate that learns to foretell y from the pairs before it."""
     problems = TASKS[group]
-    size = ModelConfig(
-        blocks=("attention",) * 2,
-        vocab_size=problems.vocab_size,
-        width=64,
-        heads=2,
-        head_dim=16,
-        memory_heads=2,
-        memory_head_dim=16,
-        window=16,
-        persistent_tokens=0,
-        mlp_width=160,
+    config = configure(
+        name, small(problems.vocab_size), "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else ""
     )
-    config = configure(name, size, "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else "")
     training = TrainingConfig(
         steps=2000, batch_size=64, learning_rate=3e-3, warmup_steps=200, row_length=2 * problems.length,
         save_every=1000, device="cpu",

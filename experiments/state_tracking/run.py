@@ -10,12 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from study import Arm, Study, draw, found, main, markdown, seeds_of, task
+from study import Arm, Study, draw, found, main, markdown, seeds_of, small, task
 
 from mnemonist.evals.candidates import CANDIDATES, configure
 from mnemonist.evals.state_tracking import StateTracking
 from mnemonist.evals.suites import TaskSuite
-from mnemonist.models import ModelConfig
 from mnemonist.training import TrainingConfig
 
 HERE = Path(__file__).parent
@@ -46,20 +45,8 @@ def arms() -> dict[str, Arm]:
 def arm(group: str, name: str, turning: bool = False) -> Arm:
     """A candidate that learns the products of a group."""
     words = TASKS[group]
-    size = ModelConfig(
-        blocks=("attention",) * 2,
-        vocab_size=words.vocab_size,
-        width=64,
-        heads=2,
-        head_dim=16,
-        memory_heads=2,
-        memory_head_dim=16,
-        window=16,
-        persistent_tokens=0,
-        mlp_width=160,
-    )
     rule = CANDIDATES[name].rule
-    config = configure(name, size, "chunk_size=16" if rule.startswith("titans") else "")
+    config = configure(name, small(words.vocab_size), "chunk_size=16" if rule.startswith("titans") else "")
     label = CANDIDATES[name].label
     if turning:
         config, label = config.replace(step_bound=2.0), f"{label}, steps up to 2"
