@@ -480,6 +480,7 @@ def _kept(logits: int | Tensor) -> slice | Tensor:
     return slice(-logits, None) if logits else ALL
 
 
+@eager
 def _padding(attention_mask: Tensor | None, tokens: Tensor, read: int) -> Tensor | None:
     """The mask ``[B, T]`` of the tokens at hand, or None if none is padding.
 
