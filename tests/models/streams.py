@@ -23,6 +23,8 @@ SMALL = ModelConfig(
     mlp_width=16,
 )
 
+SHARED = SMALL.replace(kv_heads=1, qk_norm=True, qkv_bias=True, rope_base=50.0, rope_stretch=(4.0, 1.0, 3.0, 40.0))
+
 
 def shaken(module: torch.nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     """The module away from its tidy beginning: gates that depend on their tokens, norms that are not one."""
@@ -42,7 +44,8 @@ def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     found["layer-gates-of-chunks"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",gates=chunk")
     found["layer-writes"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",writes=2")
     found["layer-no-conv"] = NeuralMemory(WIDTH, 2, 4, rules[0], conv_size=1)
-    found |= {f"block-{kind}": Block(SMALL, kind) for kind in BLOCKS}
+    found |= {f"block-{kind}": Block(SMALL, kind) for kind in (*BLOCKS, "mag:gate=add")}
+    found |= {f"block-shared-{kind}": Block(SHARED, kind) for kind in ("window", "attention", "mac")}
     return {name: shaken(module, dtype=dtype) for name, module in found.items()}
 
 

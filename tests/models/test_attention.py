@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mnemonist.models.attention import AttentionState, CausalAttention
+from mnemonist.models.attention import AttentionState, CausalAttention, frequencies
+from mnemonist.models.normalisation import RMSNorm
 
 E, H, D = 6, 2, 4
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -23,14 +25,20 @@ cuts = st.lists(st.sampled_from([1, 1, 2, 3, 4, 5, 8, 13]), min_size=2, max_size
 seeds = st.integers(0, 1000)
 windows = pytest.mark.parametrize("window", [None, 1, 4], ids=["full", "window-1", "window-4"])
 persistents = pytest.mark.parametrize("persistent", [0, 3], ids=["plain", "persistent"])
+kinds = pytest.mark.parametrize(
+    "kind", [{}, {"kv_heads": 1}, {"norm_eps": 1e-3, "bias": True}], ids=["own", "shared", "normed"]
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
-def layer(window: int | None, persistent: int = 0, dtype: torch.dtype = torch.float64) -> CausalAttention:
+def layer(window: int | None, persistent: int = 0, dtype: torch.dtype = torch.float64, **kind: Any) -> CausalAttention:
     torch.manual_seed(0)
-    made = CausalAttention(E, H, D, window=window, persistent_tokens=persistent, rope_base=100.0)
+    made = CausalAttention(E, H, D, window=window, persistent_tokens=persistent, rope_base=100.0, **kind)
     with torch.no_grad():
         made.in_proj.weight.mul_(3)  # sharp enough that every key matters
+        for norm in (made.q_norm, made.k_norm):
+            if norm is not None:
+                norm.weight.mul_(torch.linspace(1, 3, D))
     return made.to(dtype)
 
 
@@ -50,12 +58,30 @@ def padding(T: int, seed: int) -> Tensor:
 
 def reference(made: CausalAttention, x_BTE: Tensor, mask_BT: Tensor) -> Tensor:
     """One token, one head at a time; rotation as multiplication by a complex number."""
-    Wq, Wk, Wv = made.in_proj.weight.view(3, H, D, E)
+    G = made.kv_heads
+    heads_of = (H, G, G)
+    Wq, Wk, Wv = (w.view(-1, D, E) for w in made.in_proj.weight.split([n * D for n in heads_of]))
+    bias = torch.zeros(sum(heads_of) * D) if made.in_proj.bias is None else made.in_proj.bias
+    bq, bk, bv = (b.view(-1, D) for b in bias.double().split([n * D for n in heads_of]))
     speed = 100.0 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
 
     def rotate(u_D: Tensor, position: int) -> Tensor:
         turned = torch.complex(u_D[: D // 2], u_D[D // 2 :]) * torch.polar(torch.ones_like(speed), speed * position)
         return torch.cat([turned.real, turned.imag])
+
+    def normed(u_D: Tensor, norm: RMSNorm | None) -> Tensor:
+        return u_D if norm is None else u_D / (u_D.square().mean() + norm.eps).sqrt() * norm.weight
+
+    def query(x_E: Tensor, h: int) -> Tensor:
+        return normed(Wq[h] @ x_E + bq[h], made.q_norm)
+
+    def key(x_E: Tensor, h: int) -> Tensor:
+        g = h * G // H
+        return normed(Wk[g] @ x_E + bk[g], made.k_norm)
+
+    def value(x_E: Tensor, h: int) -> Tensor:
+        g = h * G // H
+        return Wv[g] @ x_E + bv[g]
 
     learned = [] if made.persistent is None else list(made.persistent)
     rows = []
@@ -70,9 +96,9 @@ def reference(made: CausalAttention, x_BTE: Tensor, mask_BT: Tensor) -> Tensor:
             first = 0 if made.window is None else max(0, now - made.window + 1)
             heads = []
             for h in range(H):
-                keys = [Wk[h] @ p for p in learned] + [rotate(Wk[h] @ read[s], s) for s in range(first, now + 1)]
-                values = [Wv[h] @ p for p in learned + read[first : now + 1]]
-                scores = torch.stack(keys) @ rotate(Wq[h] @ x, now) / D**0.5
+                keys = [key(p, h) for p in learned] + [rotate(key(read[s], h), s) for s in range(first, now + 1)]
+                values = [value(p, h) for p in learned + read[first : now + 1]]
+                scores = torch.stack(keys) @ rotate(query(x, h), now) / D**0.5
                 heads.append(scores.softmax(0) @ torch.stack(values))
             outputs.append(made.out_proj.weight @ torch.cat(heads))
         rows.append(torch.stack(outputs))
@@ -102,10 +128,11 @@ def assert_same(one: AttentionState, other: AttentionState, tolerance: float) ->
 
 @windows
 @persistents
+@kinds
 @few
 @given(lengths=cuts, seed=seeds)
-def test_equals_a_softmax_per_token_gradients_included(window, persistent, lengths, seed):
-    made = layer(window, persistent)
+def test_equals_a_softmax_per_token_gradients_included(window, persistent, kind, lengths, seed):
+    made = layer(window, persistent, **kind)
     x = text(4, sum(lengths), seed).requires_grad_()
     mask = padding(sum(lengths), seed)
     leaves = [x, *made.parameters()]
@@ -552,3 +579,16 @@ def test_bad_input_is_named():
 def test_bad_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         CausalAttention(**{"width": 4, "heads": 2, "head_dim": 2, **wrong})
+
+
+def test_frequencies_are_those_of_transformers():
+    LlamaConfig = pytest.importorskip("transformers").LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    stretch = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    parameters = {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 8192, **stretch}
+    config = LlamaConfig(hidden_size=128, num_attention_heads=2, rope_parameters=parameters)
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    found = torch.tensor(frequencies(64, 5e5, (32.0, 1.0, 4.0, 8192.0)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert found[0] == 1 and float(expected[-1]) == pytest.approx(5e5 ** (-62 / 64) / 32)

@@ -128,7 +128,7 @@ def test_files_that_are_no_models(tmp_path):
         ({"blocks": ()}, "at least one block"),
         ({"blocks": ("magg",)}, "did you mean 'mag'"),
         ({"blocks": ("mag:gte=silu",)}, "did you mean 'gate'"),
-        ({"blocks": ("mag:gate=relu",)}, "silu or sigmoid"),
+        ({"blocks": ("mag:gate=relu",)}, "silu, sigmoid or add"),
         ({"blocks": ("mag:skip=false",)}, "not a change to the block 'mag'.*one of gate"),
         ({"blocks": ("lmm:gate=silu",)}, "it has no choices"),
         ({"rule": "titan"}, "did you mean 'titans'"),

@@ -95,6 +95,40 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Adopt:
+    """Take over a pretrained transformer, and give it memories: Llama, Mistral, Qwen 2 and 3, SmolLM2.
+
+    As it is, it predicts what it predicted, and can be read with, evaluated and trained like the models made here. With
+    other blocks every weight is kept that both kinds have; `mag:gate=add` begins as a window of the attention it had,
+    beside a memory that says nothing yet and learns to in `mnemonist train --from`.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """The model: a folder with config.json, safetensors and its tokenizer. Nothing is downloaded."""
+    out: Path = Path("runs/adopted")
+    """Folder for the model it becomes."""
+    blocks: tuple[str, ...] = ()
+    """Kinds of block from the input up, repeated in turn: `window mag:gate=add` gives every second one a memory. Left
+    out, they stay what they are."""
+    window: int | None = None
+    """Tokens that windows of attention see; needed where there was no window."""
+    rule: str = "titans-linear"
+    """How memories learn, as in `mnemonist models`."""
+    memory_heads: int | None = None
+    """Memories of a block. Left out, as many as it has heads, whose projections theirs begin as."""
+    memory_head_dim: int | None = None
+    """Width of their keys and values; left out, that of the heads."""
+    sink: bool = True
+    """Keep the start mark in sight of every window (attention sinks, arXiv 2309.17453), as a persistent token."""
+
+    def run(self) -> int:
+        """Exit code."""
+        from mnemonist.cli.adopt import run_adopt
+
+        return run_adopt(self)
+
+
+@dataclass(frozen=True)
 class Read:
     """Read a text while the memory learns; print what it cost and write the surprise map as one HTML page.
 
@@ -208,7 +242,7 @@ class Eval:
         return run_eval(self)
 
 
-Command = Demo | Train | Read | Generate | Eval | Reason | Models
+Command = Demo | Train | Adopt | Read | Generate | Eval | Reason | Models
 
 
 def parse(arguments: list[str]) -> Command:
@@ -228,6 +262,7 @@ def parse(arguments: list[str]) -> Command:
     commands: Any = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[Adopt, tyro.conf.subcommand("adopt")]
         | Annotated[Read, tyro.conf.subcommand("read")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]

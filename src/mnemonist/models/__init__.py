@@ -1,7 +1,7 @@
 """Layers and language models: the inner loop in the middle of a network that is trained around it.
 
 `neural_memory.py` is the layer, `blocks.py` what models are lists of, `modeling.py` the language model,
-`hugging_face.py` the same as a model of transformers.
+`hugging_face.py` the same as a model of transformers, `adoption.py` what makes pretrained transformers models of ours.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
+    from mnemonist.models.adoption import adopt, with_blocks
     from mnemonist.models.attention import AttentionState, CausalAttention
     from mnemonist.models.blocks import Block, BlockState
     from mnemonist.models.configuration import BLOCKS, PRESETS, ModelConfig, find_preset
@@ -44,10 +45,12 @@ __getattr__, __dir__, __all__ = attach(
         "Reading": ".session",
         "SHIPPED": ".shipped",
         "Session": ".session",
+        "adopt": ".adoption",
         "find_model": ".shipped",
         "find_preset": ".configuration",
         "matched": ".cost",
         "model_cost": ".cost",
         "register": ".hugging_face",
+        "with_blocks": ".adoption",
     },
 )

@@ -12,6 +12,7 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ from mnemonist.memory.kernels import native_bands
 from mnemonist.memory.kernels.native_attention import attend_newest
 from mnemonist.memory.kernels.native_bands import Band
 from mnemonist.memory.kernels.native_elementwise import turn_projections
+from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.state import Ownership, StreamState
+
+Stretch = tuple[float, float, float, float]
 
 LEAST_ROOM = 64
 """Places that keys and values have to grow into, at least; else half as many as they have."""
@@ -37,9 +41,9 @@ class AttentionState(StreamState):
     GROWING = frozenset({"keys", "values"})  # unless there is a window
 
     keys: Tensor
-    """``[B, S, H, D]``, rotated; the newest last, and of each row only the last ``length`` are real."""
+    """``[B, S, G, D]``, rotated; the newest last, and of each row only the last ``length`` are real."""
     values: Tensor
-    """``[B, S, H, D]``."""
+    """``[B, S, G, D]``."""
     length: Tensor
     """``[B]`` int64 on the CPU (it steers the control flow): real tokens read so far."""
 
@@ -99,10 +103,16 @@ class CausalAttention(nn.Module):
         head_dim: ``D``, even.
         window: tokens seen, the present one included; None sees everything.
         persistent_tokens: learned tokens that every token sees besides.
+        kv_heads: heads of keys and values, ``G``, each shared by the ``H / G`` heads of queries that follow each other
+            (arXiv 2305.13245); None: as many as there are heads.
         rope_base: pair ``i`` of a head turns by ``rope_base ** (-2 i / D)`` radians a token.
+        rope_stretch: slows down the pairs that turn slowly (see `frequencies`); None leaves them.
+        bias: whether queries, keys and values have a bias.
+        norm_eps: if it is given, queries and keys are normalised head by head before they are turned, with this eps and
+            learned weights (arXiv 2302.05442).
 
     Raises:
-        ValueError: a size is not positive, or ``head_dim`` is odd.
+        ValueError: a size is not positive, ``head_dim`` is odd, or ``kv_heads`` does not divide ``heads``.
     """
 
     def __init__(
@@ -113,21 +123,28 @@ class CausalAttention(nn.Module):
         *,
         window: int | None = None,
         persistent_tokens: int = 0,
+        kv_heads: int | None = None,
         rope_base: float = 10000.0,
+        rope_stretch: Stretch | None = None,
+        bias: bool = False,
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
-        sizes = [width, heads, head_dim, rope_base] + ([] if window is None else [window])
-        if min(sizes) <= 0 or head_dim % 2 or persistent_tokens < 0:
+        kv_heads = heads if kv_heads is None else kv_heads
+        sizes = [width, heads, head_dim, kv_heads, rope_base] + ([] if window is None else [window])
+        if min(sizes) <= 0 or head_dim % 2 or heads % kv_heads or persistent_tokens < 0:
             raise ValueError(
-                f"width {width}, heads {heads}, head_dim {head_dim} (even), window {window} and rope_base {rope_base} "
-                f"must be positive, and persistent_tokens {persistent_tokens} not negative."
+                f"width {width}, heads {heads}, head_dim {head_dim} (even), kv_heads {kv_heads} (a divisor of heads), "
+                f"window {window} and rope_base {rope_base} must be positive, and persistent_tokens "
+                f"{persistent_tokens} not negative."
             )
-        self.heads, self.head_dim, self.window = heads, head_dim, window
-        self.in_proj = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
+        self.in_proj = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.q_norm, self.k_norm = (None if norm_eps is None else RMSNorm(head_dim, norm_eps) for _ in range(2))
         self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
         self.persistent = nn.Parameter(torch.randn(persistent_tokens, width)) if persistent_tokens else None
         # No tensor, so that `.to(bfloat16)` and the like cannot touch it.
-        self.frequencies = [rope_base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+        self.frequencies = frequencies(head_dim, rope_base, rope_stretch)
 
     @eager
     def forward(
@@ -163,7 +180,7 @@ class CausalAttention(nn.Module):
     def initial_state(self, x_BTE: Tensor) -> AttentionState:
         """The state before the first token, for the rows of ``x``."""
         B = x_BTE.shape[0]
-        nothing = x_BTE.new_zeros(B, 0 if self.window is None else self.window - 1, self.heads, self.head_dim)
+        nothing = x_BTE.new_zeros(B, 0 if self.window is None else self.window - 1, self.kv_heads, self.head_dim)
         return AttentionState(nothing, nothing, torch.zeros(B, dtype=torch.int64, device="cpu"))
 
     def _check(self, x_BTE: Tensor, state: AttentionState | None, mask_BT: Tensor | None) -> None:
@@ -177,10 +194,10 @@ class CausalAttention(nn.Module):
         rows, kept, *head = state.keys.shape
         if rows != B:
             raise ValueError(f"The state has {rows} rows but the batch has {B}; use state.select(rows) to change it.")
-        if head != [self.heads, self.head_dim] or (self.window is not None and kept != self.window - 1):
+        if head != [self.kv_heads, self.head_dim] or (self.window is not None and kept != self.window - 1):
             raise ValueError(
                 f"The state keeps {kept} keys of {head}, but window {self.window} and heads "
-                f"{[self.heads, self.head_dim]} were expected; it belongs to another layer."
+                f"{[self.kv_heads, self.head_dim]} were expected; it belongs to another layer."
             )
 
     def _read(self, x_BTE: Tensor, state: AttentionState, counts: Tensor | None) -> tuple[Tensor, AttentionState]:
@@ -214,12 +231,26 @@ class CausalAttention(nn.Module):
         return self.out_proj(y.reshape(B, T, -1)), left
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[B, T, H, D]`` of tokens, whose `rotations` are given."""
+        """Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]`` of tokens, whose `rotations` are given."""
         projected = self.in_proj(x_BTE)
-        if (turned := turn_projections(projected, *rotations, self.heads)) is not None:
-            return turned
-        q, k, v = projected.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        if self.kv_heads == self.heads and self.q_norm is None:
+            turned = turn_projections(projected, *rotations, self.heads)
+            if turned is not None:
+                return turned
+        q, k, v = self._split(projected)
         return rotate(q, *rotations), rotate(k, *rotations), v
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[..., H, D]``, keys and values ``[..., G, D]`` in a projection, normalised where they are."""
+        heads = projected.unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        return q, self.normed_keys(k), v
+
+    def normed_keys(self, k: Tensor) -> Tensor:
+        """Keys ``[..., G, D]`` as they are before they are turned."""
+        return k if self.k_norm is None else self.k_norm(k)
 
     def _attend_window(
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, state: AttentionState, window: int
@@ -248,7 +279,7 @@ class CausalAttention(nn.Module):
         blocks = -(-T // window)
         # The last block is filled up with tokens that nobody sees.
         spare = (0, 0, 0, 0, 0, -T % window)
-        q, k, v = (F.pad(t, spare).view(B, blocks, window, H, D) for t in (q_BTHD, k_BTHD, v_BTHD))
+        q, k, v = (F.pad(t, spare).view(B, blocks, window, -1, D) for t in (q_BTHD, k_BTHD, v_BTHD))
         # Pairs of blocks by `cat`: overlapping views (`unfold`) would give the same, but are slow backwards.
         keys, values = (torch.cat([t[:, :-1], t[:, 1:]], dim=2).flatten(0, 1) for t in (k, v))
         column = torch.arange(2 * window, device=q.device)
@@ -283,9 +314,9 @@ class CausalAttention(nn.Module):
         p_keys, p_values = self.persistent_pair(q)
         n = p_keys.shape[1]
         if n:
-            q = torch.cat([torch.zeros_like(p_keys), q], dim=1)
+            q = F.pad(q, (0, 0, 0, 0, n, 0))
             keys, values = torch.cat([p_keys, keys], dim=1), torch.cat([p_values, values], dim=1)
-        q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
+        q, keys, values = (t.transpose(1, 2) for t in (q, *_for_each_head(keys, values, self.heads)))
         return F.scaled_dot_product_attention(q, keys, values, is_causal=True)[:, :, n:].transpose(1, 2)
 
     def attend(self, q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
@@ -300,19 +331,19 @@ class CausalAttention(nn.Module):
         return weigh(q_NTHD, keys_NSHD, values_NSHD, seen)
 
     def persistent_pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the persistent tokens for each row of ``like [N, T, H, D]``: ``[N, P, H, D]``."""
+        """Keys and values of the persistent tokens for each row of ``like [N, ...]``: ``[N, P, G, D]``."""
         N, projected = like.shape[0], self._persistent_projections()
         if projected is None:
-            none = like.new_zeros(N, 0, self.heads, self.head_dim)
+            none = like.new_zeros(N, 0, self.kv_heads, self.head_dim)
             return none, none
         k, v = projected
         return k.expand(N, *k.shape), v.expand(N, *v.shape)
 
     def _persistent_projections(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values ``[P, H, D]`` of the persistent tokens, if there are any."""
+        """Keys and values ``[P, G, D]`` of the persistent tokens, if there are any."""
         if self.persistent is None:
             return None
-        _, k, v = self.in_proj(self.persistent).view(-1, 3, self.heads, self.head_dim).unbind(1)
+        _, k, v = self._split(self.in_proj(self.persistent))
         return k, v
 
     def rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -329,6 +360,24 @@ class CausalAttention(nn.Module):
         return torch.cat([cos, cos], -1).to(x.device, dtype), torch.cat([-sin, sin], -1).to(x.device, dtype)
 
 
+def frequencies(head_dim: int, base: float, stretch: Stretch | None = None) -> list[float]:
+    """Radians a token by which the pairs of a head turn: ``base ** (-2 i / D)``.
+
+    Args:
+        head_dim: ``D``.
+        base: that of RoFormer (arXiv 2104.09864) is 10,000.
+        stretch: ``(factor, low, high, length)``, with which Llama 3.1 sees beyond the ``length`` that it was first
+            trained at: a pair that turns fewer than ``low`` times in it turns ``factor`` times slower, one that turns
+            more than ``high`` times as it did, and those between a mixture of both, linear in their turns.
+    """
+    plain = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+    if stretch is None:
+        return plain
+    factor, low, high, length = stretch
+    kept = (min(max((length * f / (2 * math.pi) - low) / (high - low), 0.0), 1.0) for f in plain)
+    return [f * (share + (1 - share) / factor) for f, share in zip(plain, kept, strict=True)]
+
+
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``(a, b) -> (a cos - b sin, b cos + a sin)`` for the halves of each head."""
     a, b = x_BTHD.chunk(2, dim=-1)
@@ -336,9 +385,21 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def weigh(q_NTHD: Tensor, keys_NSHD: Tensor, values_NSHD: Tensor, seen: Tensor | None) -> Tensor:
-    """Softmax attention over keys under a mask, bool or added to the scores: ``[N, T, H, D]``."""
+    """Softmax attention over keys under a mask, bool or added to the scores: ``[N, T, H, D]``.
+
+    Keys and values may have fewer heads, which heads of queries then share.
+    """
+    keys_NSHD, values_NSHD = _for_each_head(keys_NSHD, values_NSHD, q_NTHD.shape[2])
     q, keys, values = (t.transpose(1, 2) for t in (q_NTHD, keys_NSHD, values_NSHD))
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen).transpose(1, 2)
+
+
+def _for_each_head(keys: Tensor, values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values that heads of queries share, once for each of them."""
+    shared = heads // keys.shape[2]
+    if shared == 1:
+        return keys, values
+    return keys.repeat_interleave(shared, dim=2), values.repeat_interleave(shared, dim=2)
 
 
 class _Room:

@@ -152,16 +152,24 @@ class Gate(nn.Module):
     """``norm(near) * sigma(norm(far))``: what attention says of the near past, weighed by the memory of the far one.
 
     The paper normalises both with learned weights and leaves ``sigma`` open (section 4.2). SiLU, its choice elsewhere,
-    lets the memory pass content on; a sigmoid can only let through or mask.
+    lets the memory pass content on; a sigmoid can only let through or mask. With ``add``, which is ours, the answer of
+    the memory is added to what attention says, each channel times a learned weight that begins at zero: attention that
+    was trained without a memory goes on as it was.
     """
 
     def __init__(self, width: int, sigma: str) -> None:
         super().__init__()
-        self.near_norm, self.far_norm = RMSNorm(width), RMSNorm(width)
         self.sigma = sigma
+        self.far_norm = RMSNorm(width)
+        if sigma == "add":
+            nn.init.zeros_(self.far_norm.weight)
+        else:
+            self.near_norm = RMSNorm(width)
 
     def forward(self, near: Tensor, far: Tensor) -> Tensor:
         """``[..., E], [..., E] -> [..., E]``."""
+        if self.sigma == "add":
+            return near + self.far_norm(far)
         if self.sigma == "sigmoid":
             return self.near_norm(near) * torch.sigmoid(self.far_norm(far))
         return gated_norms(far, near, self.near_norm, self.far_norm)
@@ -180,7 +188,16 @@ MIXERS: dict[str, Callable[[ModelConfig, BlockChoices], Mixer]] = {
 def attention(config: ModelConfig, window: int | None) -> CausalAttention:
     """The attention half of a block."""
     return CausalAttention(
-        config.width, config.heads, config.head_dim, window=window, persistent_tokens=config.persistent_tokens
+        config.width,
+        config.heads,
+        config.head_dim,
+        window=window,
+        persistent_tokens=config.persistent_tokens,
+        kv_heads=config.kv_heads,
+        rope_base=config.rope_base,
+        rope_stretch=config.rope_stretch,
+        bias=config.qkv_bias,
+        norm_eps=config.norm_eps if config.qk_norm else None,
     )
 
 
@@ -215,9 +232,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, kind: str) -> None:
         super().__init__()
         choices = find_block(kind)
-        self.mixer_norm = RMSNorm(config.width)
+        self.mixer_norm = RMSNorm(config.width, config.norm_eps)
         self.mixer = MIXERS[choices.kind](config, choices)
-        self.mlp_norm = RMSNorm(config.width)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = GatedMLP(config.width, config.mlp_width)
 
     def forward(

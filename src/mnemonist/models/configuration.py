@@ -40,7 +40,8 @@ class BlockChoices:
     kind: str
     """A row of `BLOCKS`."""
     gate: str = "silu"
-    """mac, mag: what weighs attention by the memory (Titans eq. 25, 28): silu or sigmoid."""
+    """mac, mag: what weighs attention by the memory (Titans eq. 25, 28): silu or sigmoid; or add, which adds what the
+    memory says, at first nothing, to what attention says: for models that were trained without a memory."""
     skip: bool = True
     """mac, mal: residual connections within the mixer (Titans section 4.4): what comes second is given the text beside
     what the first made of it (eq. 24, 31), and adds to it."""
@@ -50,8 +51,8 @@ class BlockChoices:
             raise ValueError(
                 f"There is no block {self.kind!r}{nearest(self.kind, BLOCKS)}; known blocks: {', '.join(BLOCKS)}."
             )
-        if self.gate not in ("silu", "sigmoid"):
-            raise ValueError(f"gate is {self.gate!r}; it must be silu or sigmoid.")
+        if self.gate not in ("silu", "sigmoid", "add"):
+            raise ValueError(f"gate is {self.gate!r}; it must be silu, sigmoid or add.")
 
 
 BLOCKS: Mapping[str, BlockInfo] = {
@@ -142,9 +143,27 @@ class ModelConfig:
     """Largest displacement of one write, where step sizes follow from tokens; None takes the rule's bound, at which a
     write replaces what its key held. Up to 2, deltanet can also turn it around (arXiv 2411.12537): eigenvalues in
     [-1, 1], which counting needs."""
+    kv_heads: int | None = None
+    """Heads of keys and values in attention, each shared by several heads of queries (arXiv 2305.13245); None: as many
+    as there are heads."""
+    rope_base: float = 10000.0
+    """Base of the angles by which attention turns queries and keys (arXiv 2104.09864)."""
+    rope_stretch: tuple[float, float, float, float] | None = None
+    """Slower turns for longer texts, as in Llama 3.1: factor, low, high, and the length that was first trained at."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values of attention have a bias, as in Qwen 2."""
+    qk_norm: bool = False
+    """Whether attention normalises queries and keys head by head, as in Qwen 3 (arXiv 2302.05442)."""
+    norm_eps: float = 1e-6
+    """Of the norms before each half of a block and after the last: what keeps a vector of zeros finite."""
+    tied: bool = True
+    """Whether logits come from the embeddings; else from weights of their own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON and command lines bring lists
+        if self.rope_stretch is not None:
+            object.__setattr__(self, "rope_stretch", tuple(self.rope_stretch))
+            self._check_stretch(self.rope_stretch)
         if not self.blocks:
             raise ValueError("blocks is empty; a model needs at least one block.")
         for block in self.blocks:
@@ -153,12 +172,25 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "persistent_tokens" else 1
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"{field.name} is {value}; it must be at least {least}.")
         if self.step_bound is not None and not (0 < self.step_bound < math.inf):
             raise ValueError(f"step_bound is {self.step_bound}; it must be a positive number, or None.")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even number.")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads is {self.kv_heads}; it must divide heads, which is {self.heads}.")
+        for name in ("rope_base", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a positive number.")
+
+    @staticmethod
+    def _check_stretch(stretch: tuple[float, ...]) -> None:
+        sound = len(stretch) == 4 and all(0 < number < math.inf for number in stretch) and stretch[1] < stretch[2]
+        if not sound:
+            raise ValueError(
+                f"rope_stretch is {stretch}; it must be four positive numbers: factor, low, high (above low), length."
+            )
 
     @property
     def has_memory(self) -> bool:
@@ -175,8 +207,16 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """The fields as JSON text; `from_json` reads it back."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+        """The fields as JSON text; `from_json` reads it back.
+
+        Those of attention that have been added are left out where they say nothing: models without them, and the
+        sessions and runs that name them by this text, stay what they were.
+        """
+        fields = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if field.name in _ADDED and fields[field.name] == field.default:
+                del fields[field.name]
+        return json.dumps(fields, indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -189,6 +229,9 @@ class ModelConfig:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is not a model configuration of this version: {error}.") from error
+
+
+_ADDED = frozenset({"kv_heads", "rope_base", "rope_stretch", "qkv_bias", "qk_norm", "norm_eps", "tied"})
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,9 @@ class _Shared:
 
     persistent: tuple[Tensor, Tensor]
     """Keys and values of the persistent tokens ``[B, P, H, D]``."""
-    to_seen: Tensor | None
-    """``[inner, 2 H D]``: brings recalled answers to keys and values at once; None goes through both projections."""
+    to_seen: tuple[Tensor, Tensor] | None
+    """``[inner, 2 G D]`` and what is added, ``[2 G D]``: bring recalled answers to keys and values at once; None goes
+    through both projections."""
     masks: dict[tuple[int, int], Tensor]
     """By the first slot of a piece of a segment and the slot after its last: 0 where a key is seen, or else -inf."""
 
@@ -151,7 +152,7 @@ class MemoryContext(nn.Module):
         """The state before the first token, for the rows of ``x``."""
         B = x_BTE.shape[0]
         memory = self.memory.initial_state(x_BTE)
-        empty = x_BTE.new_zeros(B, 2, self.segment, self.attention.heads, self.attention.head_dim)
+        empty = x_BTE.new_zeros(B, 2, self.segment, self.attention.kv_heads, self.attention.head_dim)
         return ContextState(memory, memory.memory.weights, empty, empty, torch.zeros(B, dtype=torch.int64))
 
     def _read(
@@ -211,8 +212,9 @@ class MemoryContext(nn.Module):
         if x_BTE.shape[:2].numel() >= 2 * inner:
             # Two projections in a row are one, whose rows are what they make of the unit vectors: for a long piece
             # that is a third of the work. The queries that the second would also make are for nobody.
-            units = torch.eye(inner, dtype=x_BTE.dtype, device=x_BTE.device)
-            to_seen = self.attention.in_proj(self.recalled_proj(units))[:, seen:]
+            units = torch.eye(inner + 1, inner, dtype=x_BTE.dtype, device=x_BTE.device)  # the last row: a bias
+            rows = self.attention.in_proj(self.recalled_proj(units))[:, seen:]
+            to_seen = rows[:-1] - rows[-1], rows[-1]
         return _Shared(persistent, to_seen, {})
 
     def _attend(
@@ -234,8 +236,10 @@ class MemoryContext(nn.Module):
         if shared.to_seen is None:
             both = self.attention.in_proj(self.recalled_proj(recalled))[..., -2 * v.shape[2] * v.shape[3] :]
         else:
-            both = recalled @ shared.to_seen
+            weight, bias = shared.to_seen
+            both = recalled @ weight + bias
         h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
+        h_k = self.attention.normed_keys(h_k)
         keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, valid_BL, slot, keep)
         values, kept_values = _seen((h_v, v), state.values, valid_BL, slot, keep)
         y = self.attention.out_proj(self._weigh(q, keys, values, slot, shared).flatten(2))

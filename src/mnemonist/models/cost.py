@@ -32,7 +32,7 @@ class Cost:
     parameters: int
     """Numbers that training learns."""
     embedding_parameters: int
-    """Those of the embedding, which also gives the logits."""
+    """Those of the embedding, and of what gives the logits if that is not the same."""
     state_bytes: int
     """What one stream keeps, whatever its length, in float32."""
     state_bytes_per_token: int
@@ -47,15 +47,16 @@ def model_cost(config: ModelConfig, length: int = 4096) -> Cost:
     """What a model of this configuration costs, reading texts of ``length`` tokens (which full attention feels)."""
     kinds = Counter(config.blocks)  # equal blocks cost the same: one of each is looked at
     model = empty_model(config.replace(blocks=tuple(kinds)))
-    embedding = model.embedding.weight.numel()
-    parameters, forward = embedding + model.norm.weight.numel(), 2 * embedding
+    unembedding = model.unembedding.numel()
+    embedding = unembedding if model.head is None else unembedding + model.embedding.weight.numel()
+    parameters, forward = embedding + model.norm.weight.numel(), 2 * unembedding
     state = growing = 0
     for block, before, count in zip(model.blocks, model.initial_state().blocks, kinds.values(), strict=True):
         parameters += count * sum(parameter.numel() for parameter in block.parameters())
         state += count * before.nbytes
         forward += count * reading_flops(block, length)
         growing += count * sum(
-            2 * module.heads * module.head_dim * 4 for module in _attentions(block) if module.window is None
+            2 * module.kv_heads * module.head_dim * 4 for module in _attentions(block) if module.window is None
         )
     return Cost(
         parameters=parameters,

@@ -79,9 +79,9 @@ def read_model(
             raise misfit(path, error) from error
     if not (folder / CONFIG_FILE).is_file():
         return read_model(folder / WEIGHTS_FILE, device)
-    config = read_config(_read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    config = read_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     tensors = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         tensors |= read_tensors(file, device)[0]
     if all(name.startswith(PREFIX) for name in tensors):
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -96,7 +96,7 @@ def read_config(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Mo
     """
     kind, form = content.get("model_type"), content.get("format", FORMAT)
     if kind != MODEL_TYPE:
-        raise UserError(f"{where} is of a model of type {kind!r}, not {MODEL_TYPE!r}; only our own models are read")
+        raise UserError(f"{where} is of a model of type {kind!r}, not {MODEL_TYPE!r}; adopt it first: mnemonist adopt")
     if form != FORMAT:
         raise UserError(f"{where} is of format {form!r}, not {FORMAT!r}; it may be from a newer version of mnemonist")
     names = [field.name for field in dataclasses.fields(ModelConfig)]
@@ -124,18 +124,27 @@ def misfit(path: str | os.PathLike[str], reason: object) -> UserError:
     return UserError(f"{path} does not hold the weights its configuration asks for: {short}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """One file, or the shards that an index names."""
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or the shards that an index names.
+
+    Raises:
+        UserError: the index names others than files of the folder.
+    """
     if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
         return [folder / WEIGHTS_FILE]
-    shards = _read_json(folder / INDEX_FILE).get("weight_map")
+    shards = read_json(folder / INDEX_FILE).get("weight_map")
     names = sorted(set(shards.values())) if isinstance(shards, dict) else []
     if not names or any(name != Path(name).name for name in names):
         raise UserError(f"{folder / INDEX_FILE} does not name the files of this folder; save the model again")
     return [folder / name for name in names]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a JSON file.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -286,6 +286,15 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
         assert isinstance(value, nn.Embedding)
         self.model.replace_embedding(value)
 
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """What gives the logits, if that is not the embeddings."""
+        return self.model.head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Take another head, perhaps for more tokens."""
+        assert isinstance(value, nn.Linear)
+        self.model.head = value
+
     @can_return_tuple
     def forward(
         self,

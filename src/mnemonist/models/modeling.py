@@ -1,4 +1,4 @@
-"""A language model: embeddings, a list of blocks, and logits from the same embeddings."""
+"""A language model: embeddings, a list of blocks, and logits, from the same embeddings unless told otherwise."""
 
 from __future__ import annotations
 
@@ -55,10 +55,16 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.blocks)
-        self.norm = RMSNorm(config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
         """Whether training keeps what enters each block alone, and computes its inside again on the way back."""
         self._initialise()
+
+    @property
+    def unembedding(self) -> Tensor:
+        """``[vocab, E]``: what gives the logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     @property
     def parameter_count(self) -> int:
@@ -68,8 +74,12 @@ class LanguageModel(nn.Module):
     def _initialise(self) -> None:
         """Small normal weights; what ends a branch is smaller in deep models (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=INITIAL_STD)
         branches = 2 * len(self.blocks)
         for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
             if name.endswith(("in_proj.weight", "gate_up.weight", "out_gate.weight")) or ".attention." in name:
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
             elif name.endswith(("down.weight", "out_proj.weight")):
@@ -145,7 +155,7 @@ class LanguageModel(nn.Module):
                 seen[i] = mixed.surprise
         x = self.norm(x)
         each = isinstance(positions, Tensor) and positions.dtype == torch.bool
-        logits = nn.functional.linear(x[positions] if each else x[:, positions], self.embedding.weight)
+        logits = nn.functional.linear(x[positions] if each else x[:, positions], self.unembedding)
         return ModelOutput(logits, ModelState(tuple(states)), seen, (*between[:-1], x) if hidden else None)
 
     def initial_state(self, batch: int = 1) -> ModelState:
@@ -220,7 +230,7 @@ class LanguageModel(nn.Module):
         return read_tokens(self, tokens, session, learn=learn, surprise=surprise, progress=progress)
 
     def replace_embedding(self, embedding: nn.Embedding) -> None:
-        """Take other embeddings of the same width, perhaps of more or fewer tokens."""
+        """Take other embeddings of the same width, perhaps of more or fewer tokens; a head of its own stays."""
         self.embedding = embedding
         self.config = self.config.replace(vocab_size=embedding.num_embeddings)
 

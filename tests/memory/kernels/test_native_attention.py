@@ -24,24 +24,25 @@ def by_definition(q, keys, values, first, persistent):
     y = torch.empty(q.shape, dtype=torch.float64)
     for b, begin in enumerate(first.tolist()):
         for h in range(q.shape[2]):
-            k, v = keys[b, begin:, h].double(), values[b, begin:, h].double()
+            g = h * keys.shape[2] // q.shape[2]
+            k, v = keys[b, begin:, g].double(), values[b, begin:, g].double()
             if persistent is not None:
-                k, v = (torch.cat([own[:, h].double(), t]) for own, t in zip(persistent, (k, v), strict=True))
+                k, v = (torch.cat([own[:, g].double(), t]) for own, t in zip(persistent, (k, v), strict=True))
             y[b, 0, h] = (k @ q[b, 0, h].double() / q.shape[3] ** 0.5).softmax(0) @ v
     return y
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize(("H", "G"), [(3, 3), (4, 2), (3, 1)])
 @pytest.mark.parametrize("D", [2, 8, 16, 24, 32, 64, 80, 130])
 @pytest.mark.parametrize(("B", "S", "P"), [(1, 1, 0), (1, 300, 2), (5, 37, 0), (3, 130, 19)])
 @torch.no_grad()
-def test_equals_softmax_over_the_keys_of_each_row(B, S, P, D, dtype, tolerance):
-    H = 3
+def test_equals_softmax_over_the_keys_of_each_row(B, S, P, H, G, D, dtype, tolerance):
     q = 3 * normal(B, 1, H, D, dtype=dtype)
-    keys, values = (normal(B + 2, S + 7, H, D, dtype=dtype, seed=n)[1 : B + 1, 4 : 4 + S] for n in (1, 2))
+    keys, values = (normal(B + 2, S + 7, G, D, dtype=dtype, seed=n)[1 : B + 1, 4 : 4 + S] for n in (1, 2))
     first = torch.randint(0, S, (B,), generator=torch.Generator().manual_seed(3))
     first[0] = 0
-    persistent = tuple(normal(P, 3 * H, D, dtype=dtype, seed=n)[:, H : 2 * H] for n in (4, 5)) if P else None
+    persistent = tuple(normal(P, 3 * G, D, dtype=dtype, seed=n)[:, G : 2 * G] for n in (4, 5)) if P else None
     expected = by_definition(q, keys, values, first, persistent)
     for row, begin in enumerate(first.tolist()):  # what a row has not read is not looked at
         keys[row, :begin] = values[row, :begin] = torch.nan

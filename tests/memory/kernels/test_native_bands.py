@@ -33,13 +33,14 @@ def by_definition(q, bands, first):
         seen = seen.expand(N, T, S)
         masks.append(seen & (column >= first[:, None, None]) if number == 0 else seen)
     keys, values = (torch.cat([getattr(band, name) for band in bands], 1) for name in ("keys", "values"))
+    keys, values = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (keys, values))
     q, keys, values = (t.double().transpose(1, 2) for t in (q, keys, values))
     scores = (q @ keys.mT / q.shape[3] ** 0.5).masked_fill(~torch.cat(masks, 2)[:, None], -torch.inf)
     return (scores.softmax(-1) @ values).transpose(1, 2)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-@pytest.mark.parametrize("D", [2, 16, 20, 64])
+@pytest.mark.parametrize(("H", "G", "D"), [(3, 3, 2), (3, 3, 16), (3, 3, 20), (3, 3, 64), (4, 2, 16), (3, 1, 8)])
 @pytest.mark.parametrize(
     ("N", "T", "kept", "window", "groups", "own"),
     [
@@ -51,13 +52,12 @@ def by_definition(q, bands, first):
         (2, 77, 5, 1000, 2, 40),
     ],
 )
-def test_equals_softmax_under_a_mask(N, T, kept, window, groups, own, D, dtype, tolerance):
-    H = 3
+def test_equals_softmax_under_a_mask(N, T, kept, window, groups, own, H, G, D, dtype, tolerance):
     seeds = iter(range(1, 20))
     leaves = [normal(N, T, H, D, dtype=dtype).requires_grad_()]
     bands = []
     for places, seen in [(kept + T, window)] * groups + [(own, None)] * bool(own):
-        pair = [normal(N, places, H, D, dtype=dtype, seed=next(seeds)).requires_grad_() for _ in range(2)]
+        pair = [normal(N, places, G, D, dtype=dtype, seed=next(seeds)).requires_grad_() for _ in range(2)]
         leaves += pair
         bands.append(Band(*pair, seen))
     first = torch.randint(0, kept + 1, (N,), generator=torch.Generator().manual_seed(3))
@@ -189,9 +189,12 @@ def test_what_is_left_to_torch(monkeypatch):
     assert not applies(q[:1, :100], q, keys=64)  # not worth a call
     assert not applies(q, q, keys=10_000)
     assert not applies(q, q.double(), keys=64)
-    assert not applies(q.bfloat16(), keys=64)
-    assert not applies(q.to("meta"), keys=64)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)  # threads without a head
+    assert not applies(q.bfloat16(), q.bfloat16(), keys=64)
+    assert not applies(q.to("meta"), q.to("meta"), keys=64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # threads without a head
+    assert applies(q, q, keys=64)
+    assert not applies(q, q[:, :, :1], keys=64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert not applies(q, q, keys=64)
     monkeypatch.undo()
     assert native_bands.bands_kernel() is not None

@@ -2,6 +2,8 @@
 // each pays for its own keys alone. A unit of work is a row, or where there are few of them a head of one.
 //
 //     score_s = scale q . k_s      y = sum_s softmax(score)_s v_s      s: persistent tokens, then first[row] .. tokens - 1
+//
+// Heads may share keys and values: as many as follow each other as there are heads to a head of keys.
 
 #include "native_matrix.h"
 
@@ -11,11 +13,11 @@ extern "C" {
 struct Work {
   int64_t tokens;                                       // places of each row; the first ones may be empty
   int64_t key_row, key_token, value_row, value_token;   // strides; heads lie side by side
-  int32_t rows, heads, width, persistent, threads, double_precision;
+  int32_t rows, heads, key_heads, width, persistent, threads, double_precision;
   double scale;
   const void *q;                                        // [rows, heads, width]
   const void *keys, *values;
-  const void *persistent_keys, *persistent_values;      // [persistent, heads, width]
+  const void *persistent_keys, *persistent_values;      // [persistent, key_heads, width]
   const int64_t* first;                                 // [rows]
   void* y;                                              // [rows, heads, width]
 };
@@ -31,10 +33,11 @@ int units(const Work& work) { return by_rows(work) ? work.rows : work.rows * wor
 template <typename T> struct Newest {
   static constexpr int W = Vector<T>::width;
   const Work& w;
-  const long D, between, places;  // between a head's keys of two tokens; all weights of a head
+  const long D, between, group, places;  // between a head's own keys of two tokens; heads that share keys; weights of a head
   array<T> weights;
   explicit Newest(const Work& work)
-      : w(work), D(work.width), between(work.heads * D), places(work.persistent + work.tokens), weights(work.heads * places) {}
+      : w(work), D(work.width), between(work.key_heads * D), group(work.heads / work.key_heads),
+        places(work.persistent + work.tokens), weights(work.heads * places) {}
 
   void memory(int n) {
     if (by_rows(w)) return heads(n, 0, w.heads);
@@ -42,26 +45,26 @@ template <typename T> struct Newest {
   }
 
   void heads(long row, long begin, long end) {
-    const T* q = static_cast<const T*>(w.q) + row * between;
-    T* y = static_cast<T*>(w.y) + row * between;
+    const T* q = static_cast<const T*>(w.q) + row * w.heads * D;
+    T* y = static_cast<T*>(w.y) + row * w.heads * D;
     const long first = w.first[row], P = w.persistent;
     const T* keys = static_cast<const T*>(w.keys) + row * w.key_row;
     const T* values = static_cast<const T*>(w.values) + row * w.value_row;
     const auto *own_keys = static_cast<const T*>(w.persistent_keys), *own_values = static_cast<const T*>(w.persistent_values);
     array<T> share(end);
-    for (long h = begin; h < end; ++h) score(q + h * D, own_keys + h * D, between, P, of(h));
+    for (long h = begin; h < end; ++h) score(q + h * D, own_keys + h / group * D, between, P, of(h));
     blocks(first, [&](long s, long count) {
       for (long h = begin; h < end; ++h)
-        score(q + h * D, keys + s * w.key_token + h * D, w.key_token, count, of(h) + P + s - first);
+        score(q + h * D, keys + s * w.key_token + h / group * D, w.key_token, count, of(h) + P + s - first);
     });
     for (long h = begin; h < end; ++h) {
       share[h] = T(1) / softmax(P + w.tokens - first, of(h));
       std::fill_n(y + h * D, D, T(0));
-      add(own_values + h * D, between, P, of(h), share[h], y + h * D);
+      add(own_values + h / group * D, between, P, of(h), share[h], y + h * D);
     }
     blocks(first, [&](long s, long count) {
       for (long h = begin; h < end; ++h)
-        add(values + s * w.value_token + h * D, w.value_token, count, of(h) + P + s - first, share[h], y + h * D);
+        add(values + s * w.value_token + h / group * D, w.value_token, count, of(h) + P + s - first, share[h], y + h * D);
     });
   }
 

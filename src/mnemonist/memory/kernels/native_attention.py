@@ -19,7 +19,8 @@ class _Work(native.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "key_row", "key_token", "value_row", "value_token")),
-        *((name, ctypes.c_int32) for name in ("rows", "heads", "width", "persistent", "threads", "double_precision")),
+        *((name, ctypes.c_int32) for name in ("rows", "heads", "key_heads", "width", "persistent", "threads")),
+        ("double_precision", ctypes.c_int32),
         ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "persistent_keys", "persistent_values")),
         *((name, ctypes.c_void_p) for name in ("first", "y")),
@@ -38,16 +39,17 @@ def attend_newest(
 
     Args:
         q: ``[B, 1, H, D]``.
-        keys: ``[B, S, H, D]``, the newest last.
+        keys: ``[B, S, G, D]``, the newest last; ``H / G`` heads of queries that follow each other share them.
         values: likewise.
         first: ``[B]`` int64 on the CPU: places of each row that hold nothing; fewer than ``S``.
-        persistent: keys and values ``[P, H, D]`` that every row sees besides.
+        persistent: keys and values ``[P, G, D]`` that every row sees besides.
 
     Returns:
         None where the kernel does not apply: where gradients may be asked for, other devices or types.
     """
     B, T, H, D = q.shape
-    own = persistent or (q.new_empty(0, H, D),) * 2
+    G = keys.shape[2]
+    own = persistent or (q.new_empty(0, G, D),) * 2
     given = (q, keys, values, *own)
     if (
         T != 1
@@ -69,6 +71,7 @@ def attend_newest(
         value_token=values.stride(1),
         rows=B,
         heads=H,
+        key_heads=G,
         width=D,
         persistent=len(own_keys),
         threads=torch.get_num_threads(),

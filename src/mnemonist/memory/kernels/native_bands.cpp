@@ -3,8 +3,9 @@
 //
 //     score_ts = scale q_t . k_s      y_t = sum_s softmax(score_t)_s v_s      s: what t sees in all groups
 //
-// A unit of work is a head of a row. It goes through its queries block by block, with all that a block sees at once: so a
-// softmax needs no second pass, and the way back adds to keys and values while they are in the cache.
+// A unit of work is a head of keys of a row, and the heads of queries that share it one after the other. It goes through
+// queries block by block, with all that a block sees at once: so a softmax needs no second pass, and the way back adds to
+// keys and values while they are in the cache.
 
 #include "native_matrix.h"
 
@@ -17,10 +18,10 @@ struct Work {
   int64_t tokens, q_row, q_token;                            // queries of a row; strides, heads lie side by side
   int64_t places[MOST_GROUPS], window[MOST_GROUPS];          // keys of a row; those that a query sees, or 0: all of them
   int64_t key_row[MOST_GROUPS], key_token[MOST_GROUPS], value_row[MOST_GROUPS], value_token[MOST_GROUPS];
-  int32_t rows, heads, width, groups, threads, double_precision;
+  int32_t rows, heads, key_heads, width, groups, threads, double_precision;
   double scale;
   const void* q;                                             // [rows, tokens, heads, width]
-  const void *keys[MOST_GROUPS], *values[MOST_GROUPS];       // [rows, places, heads, width]
+  const void *keys[MOST_GROUPS], *values[MOST_GROUPS];       // [rows, places, key_heads, width]
   const int64_t* first;                                      // [rows]: places of group 0 that hold nothing
   void *y, *log_sum;                                         // [rows, tokens, heads, width], [rows, heads, tokens]
   const void* to_y;                                          // the way back: derivatives, without gaps
@@ -53,7 +54,7 @@ template <typename T> class Bands {
   const long D, between;  // between a head's vectors of two tokens, where there are no gaps
   const T scale;
   long columns = 0;       // of the scores
-  long row = 0, head = 0, begin = 0, count = 0;  // of the present block
+  long row = 0, key_head = 0, head = 0, begin = 0, count = 0;  // of the present block
   Part parts[MOST_GROUPS];
   array<T> strip, scores;
   Ahead ahead;
@@ -67,15 +68,20 @@ template <typename T> class Bands {
   static const T* at(const void* p, long index) { return static_cast<const T*>(p) + index; }
   static T* at(void* p, long index) { return static_cast<T*>(p) + index; }
   const T* q() const { return at(w.q, row * w.q_row + begin * w.q_token + head * D); }
-  const T* keys(int g) const { return at(w.keys[g], row * w.key_row[g] + parts[g].first * w.key_token[g] + head * D); }
+  const T* keys(int g) const { return at(w.keys[g], row * w.key_row[g] + parts[g].first * w.key_token[g] + key_head * D); }
   const T* values(int g) const {
-    return at(w.values[g], row * w.value_row[g] + parts[g].first * w.value_token[g] + head * D);
+    return at(w.values[g], row * w.value_row[g] + parts[g].first * w.value_token[g] + key_head * D);
   }
   long place() const { return (row * w.tokens + begin) * between + head * D; }  // of the block, where there are no gaps
   long statistic() const { return (row * w.heads + head) * w.tokens + begin; }
 
   template <typename Each> void each_block(int unit, Each each) {
-    row = unit / w.heads, head = unit % w.heads;
+    row = unit / w.key_heads, key_head = unit % w.key_heads;
+    const long group = w.heads / w.key_heads;
+    for (head = key_head * group; head < (key_head + 1) * group; ++head) each_block_of_head(each);
+  }
+
+  template <typename Each> void each_block_of_head(Each each) {
     for (begin = 0; begin < w.tokens; begin += BLOCK) {
       count = std::min(BLOCK, w.tokens - begin);
       long to = 0;
@@ -201,7 +207,7 @@ template <typename T> class WayBack : Bands<T> {
   long met[MOST_GROUPS];  // keys of a group whose derivatives have begun
 
   T* adjoint(void* const* group, int g, long first) const {  // of a key or value of the present head
-    return this->at(group[g], (this->row * w.places[g] + first) * between + this->head * D);
+    return this->at(group[g], ((this->row * w.places[g] + first) * w.key_heads + this->key_head) * D);
   }
 
   void block() {
@@ -230,9 +236,9 @@ template <typename T> class WayBack : Bands<T> {
                  this->at(w.to_q, this->place()), between, strip, add);
       add.add = true, add.filled = {-part.band.last, -part.band.first};
       product<T>(part.columns, D, count, to_s, 1, columns, this->q(), w.q_token, 1, adjoint(w.to_keys, g, part.first),
-                 between, strip, add);
-      product<T>(part.columns, D, count, p, 1, columns, to_y, between, 1, adjoint(w.to_values, g, part.first), between,
-                 strip, add);
+                 w.key_heads * D, strip, add);
+      product<T>(part.columns, D, count, p, 1, columns, to_y, between, 1, adjoint(w.to_values, g, part.first),
+                 w.key_heads * D, strip, add);
     }
   }
 };
@@ -240,7 +246,7 @@ template <typename T> class WayBack : Bands<T> {
 }  // namespace
 
 extern "C" {
-void read_bands(const Work* work) { run_in_its_precision<Reader>(*work, work->rows * work->heads); }
-void go_back(const Work* work) { run_in_its_precision<WayBack>(*work, work->rows * work->heads); }
+void read_bands(const Work* work) { run_in_its_precision<Reader>(*work, work->rows * work->key_heads); }
+void go_back(const Work* work) { run_in_its_precision<WayBack>(*work, work->rows * work->key_heads); }
 int size_of_work() { return sizeof(Work); }
 }

@@ -35,9 +35,10 @@ class Band:
     """
 
     keys: Tensor
-    """``[N, S, H, D]``, with ``S`` at least ``T`` if there is a window."""
+    """``[N, S, G, D]``, with ``S`` at least ``T`` if there is a window; ``H / G`` heads of queries that follow each
+    other share them, with one ``G`` for all bands."""
     values: Tensor
-    """``[N, S, H, D]``."""
+    """``[N, S, G, D]``."""
     window: int | None
 
 
@@ -48,7 +49,8 @@ class _Work(native.Structure):
         *((name, ctypes.c_int64) for name in ("tokens", "q_row", "q_token")),
         *((name, ctypes.c_int64 * MOST_GROUPS) for name in ("places", "window")),
         *((name, ctypes.c_int64 * MOST_GROUPS) for name in ("key_row", "key_token", "value_row", "value_token")),
-        *((name, ctypes.c_int32) for name in ("rows", "heads", "width", "groups", "threads", "double_precision")),
+        *((name, ctypes.c_int32) for name in ("rows", "heads", "key_heads", "width", "groups", "threads")),
+        ("double_precision", ctypes.c_int32),
         ("scale", ctypes.c_double),
         ("q", ctypes.c_void_p),
         *((name, ctypes.c_void_p * MOST_GROUPS) for name in ("keys", "values")),
@@ -62,15 +64,15 @@ def bands_kernel() -> ctypes.CDLL | None:
     return native.kernel("native_bands.cpp", ("read_bands", "go_back"), _Work)
 
 
-def applies(q: Tensor, *others: Tensor, keys: int) -> bool:
+def applies(q: Tensor, k: Tensor, *others: Tensor, keys: int) -> bool:
     """Whether the kernel can work with these tensors, with so many ``keys`` seen by a query, and is worth its call.
 
-    A unit of its work is a head of a row: where threads are more, torch has work for all of them.
+    A unit of its work is a head of keys of a row: where threads are more, torch has work for all of them.
     """
     return (
-        could_apply(q, *others)
+        could_apply(q, k, *others)
         and keys <= MOST_KEYS
-        and q.shape[0] * q.shape[2] >= torch.get_num_threads()
+        and k.shape[0] * k.shape[2] >= torch.get_num_threads()
         and bands_kernel() is not None
     )
 
@@ -100,9 +102,9 @@ def _work(
     N, T, H, D = q.shape
     keys, values = pairs[::2], pairs[1::2]
     work = _Work(
-        tokens=T, q_row=q.stride(0), q_token=q.stride(1), rows=N, heads=H, width=D, groups=len(keys),
-        threads=torch.get_num_threads(), double_precision=q.dtype == torch.float64, scale=1 / math.sqrt(D),
-        q=q.data_ptr(), first=first.data_ptr(), y=y.data_ptr(), log_sum=log_sum.data_ptr(),
+        tokens=T, q_row=q.stride(0), q_token=q.stride(1), rows=N, heads=H, key_heads=keys[0].shape[2], width=D,
+        groups=len(keys), threads=torch.get_num_threads(), double_precision=q.dtype == torch.float64,
+        scale=1 / math.sqrt(D), q=q.data_ptr(), first=first.data_ptr(), y=y.data_ptr(), log_sum=log_sum.data_ptr(),
     )  # fmt: skip
     for i, (window, k, v) in enumerate(zip(windows, keys, values, strict=True)):
         work.places[i], work.window[i] = k.shape[1], window

@@ -1,0 +1,94 @@
+"""``mnemonist adopt``: a pretrained transformer as a model of ours, with memories if wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.filesize import decimal
+
+from mnemonist.cli.options import Adopt
+from mnemonist.cli.train import MODEL_FILE, prepare_torch, say
+from mnemonist.data import find_tokenizer, require_vocabulary
+from mnemonist.errors import UserError
+from mnemonist.files import write_atomically
+from mnemonist.models.adoption import adopt, require_adoptable, with_blocks
+from mnemonist.models.configuration import find_block
+from mnemonist.models.cost import model_cost
+from mnemonist.models.modeling import LanguageModel
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def run_adopt(options: Adopt) -> int:
+    """Read, exchange blocks, write, and say what it is now."""
+    prepare_torch()
+    if (options.out / MODEL_FILE).exists():
+        raise UserError(f"there is a model in {options.out} already; take another folder with --out")
+    _check(options)
+    require_adoptable(options.folder)
+    tokenizer = find_tokenizer(options.folder)
+    model = adopt(options.folder, tokenizer.vocab_size)
+    require_vocabulary(tokenizer, model.config.vocab_size)
+    say(f"{model.parameter_count:,} parameters, {len(model.blocks)} blocks: {_of_kinds(model)}")
+    if options.blocks:
+        sink = tokenizer.bos_id if options.sink and any(map(_has_window, options.blocks)) else None
+        model, new = with_blocks(model, options.blocks, sink=sink, **_changes(options))
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        fresh = sum(sizes[name] for name in new)
+        say(f"now {_of_kinds(model)}; {fresh:,} of {model.parameter_count:,} parameters are new")
+    cost = model_cost(model.config)
+    growing = f", and {decimal(cost.state_bytes_per_token)} for every token" if cost.state_bytes_per_token else ""
+    say(f"a stream keeps {decimal(cost.state_bytes)}{growing}")
+    model.save(options.out, tokenizer)
+    for name in TOKENIZER_FILES:  # as they were: they also say how to chat
+        if (options.folder / name).is_file():
+            write_atomically(options.out / name, (options.folder / name).read_bytes())
+    say(
+        f"model in {options.out}; read with it: mnemonist read PATH --model {options.out}; let it learn: "
+        f"mnemonist train --from {options.out} --data PATH"
+    )
+    return 0
+
+
+def _check(options: Adopt) -> None:
+    """What need not wait for the model to be read.
+
+    Raises:
+        UserError: a window has no size, or sizes are given that nothing takes.
+    """
+    kinds = [find_block(block) for block in options.blocks]
+    windows = any(kind.kind not in ("attention", "lmm") for kind in kinds)
+    if windows and options.window is None:
+        raise UserError("these blocks have a window; say how many tokens it sees: --window 256")
+    if not windows and options.window is not None:
+        raise UserError("--window is for blocks that have one; name them: --blocks mag:gate=add")
+
+
+def _has_window(block: str) -> bool:
+    return find_block(block).kind in ("window", "mag", "mal")
+
+
+def _changes(options: Adopt) -> dict[str, Any]:
+    """Fields of the configuration that the options name."""
+    named = {
+        "window": options.window,
+        "rule": options.rule,
+        "memory_heads": options.memory_heads,
+        "memory_head_dim": options.memory_head_dim,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _of_kinds(model: LanguageModel) -> str:
+    """How many blocks there are of each kind."""
+    blocks = model.config.blocks
+    return ", ".join(f"{blocks.count(kind)} {kind}" for kind in dict.fromkeys(blocks))

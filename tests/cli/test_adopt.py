@@ -1,0 +1,96 @@
+"""`mnemonist adopt`: a folder of transformers becomes one that every command takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refuses, tree
+from tiny_tokenizers import save_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from mnemonist.cli import main
+from mnemonist.data import find_tokenizer
+from mnemonist.models import LanguageModel
+
+TEXT = "the cat sat on the mat, and then there were two of them. " * 20
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A transformer with more embeddings than its tokenizer has tokens, and with a chat template."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "theirs"
+    tokenizer = find_tokenizer(save_tokenizer("gpt2", folder))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size + 300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    Path("text.txt").write_text(TEXT)
+    return folder
+
+
+def bits_per_byte(model: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    capsys.readouterr()
+    assert main(["read", "text.txt", "--model", str(model), "--json"]) == 0
+    (bits, *_) = json.loads(capsys.readouterr().out)["bits_per_byte"].values()
+    return float(bits)
+
+
+def test_as_it_is_it_reads_what_it_read(theirs, capsys):
+    before = tree(theirs)
+    assert main(["adopt", str(theirs), "--out", "ours"]) == 0
+    assert "2 attention" in capsys.readouterr().err
+    assert tree(theirs) == before
+    tokenizer = find_tokenizer("ours", LanguageModel.load("ours").config.vocab_size)
+    ids = torch.from_numpy(tokenizer.encode(TEXT, bos=True))[None]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(theirs)(ids).logits[..., : tokenizer.vocab_size]
+    nats = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+    assert bits_per_byte(Path("ours"), capsys) == pytest.approx(float(nats) / math.log(2) / len(TEXT), rel=1e-5)
+    chat = AutoTokenizer.from_pretrained("ours").apply_chat_template(
+        [{"content": "Hello", "role": "user"}], tokenize=False
+    )
+    assert chat == "Hello\n"
+
+
+def test_with_memories_it_begins_as_a_window_and_goes_through_every_command(theirs, capsys):
+    assert main(["adopt", str(theirs), "--out", "window", "--blocks", "window", "--window", "16"]) == 0
+    more = ["--blocks", "window", "mag:gate=add", "--window", "16", "--rule", "gated-deltanet"]
+    assert main(["adopt", str(theirs), "--out", "memory", *more]) == 0
+    told = capsys.readouterr().err
+    assert "now 1 window, 1 mag:gate=add" in told and "parameters are new" in told
+    config = LanguageModel.load("memory").config
+    assert config.rule == "gated-deltanet" and config.window == 16 and config.persistent_tokens == 1
+    assert bits_per_byte(Path("memory"), capsys) == bits_per_byte(Path("window"), capsys)
+    assert main(["generate", "--model", "memory", "--prompt", "the cat", "--tokens", "5"]) == 0
+
+
+def test_without_a_sink(theirs):
+    options = ["--blocks", "window", "--window", "16", "--no-sink"]
+    assert main(["adopt", str(theirs), "--out", "ours", *options]) == 0
+    assert LanguageModel.load("ours").config.persistent_tokens == 0
+
+
+def test_what_it_cannot_do_it_says(theirs, capsys):
+    here = sorted(Path().iterdir())
+    for command, sentence in (
+        (["nowhere"], "there is no config.json in nowhere"),
+        (["theirs", "--blocks", "mag:gate=add"], "say how many tokens it sees"),
+        (["theirs", "--window", "16"], "--window is for blocks that have one"),
+        (["theirs", "--blocks", "mgu", "--window", "16"], "There is no block 'mgu'"),
+        (["theirs", "--blocks", "mag", "--window", "16", "--rule", "titan"], "There is no rule named 'titan'"),
+        (["theirs", "--blocks", "mag", "mag", "mag", "--window", "16"], "blocks names 3 kinds, but the model has 2"),
+    ):
+        refuses(["adopt", *command, "--out", "ours"], sentence, capsys)
+        assert sorted(Path().iterdir()) == here
+    assert main(["adopt", "theirs", "--out", "ours"]) == 0
+    refuses(["adopt", "theirs", "--out", "ours"], "there is a model in ours already", capsys)
+    refuses(["adopt", "ours", "--out", "again"], "of a model of type 'mnemonist'", capsys)
