@@ -19,7 +19,7 @@ from transformers import (
 
 from mnemonist.errors import UserError
 from mnemonist.models import LanguageModel, MnemonistForCausalLM, Session, adopt, with_blocks
-from mnemonist.models.adoption import FAMILY, adopted_config
+from mnemonist.models.adoption import FAMILY, adopted_config, hold_all_but_memories
 
 SIZES = {
     "vocab_size": 61,
@@ -169,8 +169,11 @@ def test_a_memory_that_says_nothing_yet_leaves_a_window(adopted):
 
 
 def test_what_says_nothing_yet_can_learn_to(adopted):
-    model, _ = with_blocks(adopted, ["mag:gate=add"], window=4, rule="titans-linear")
-    optimiser = torch.optim.AdamW([p for name, p in model.named_parameters() if ".memory." in name or ".gate." in name])
+    model, new = with_blocks(adopted, ["mag:gate=add"], window=4, rule="titans-linear", sink=0)
+    count = hold_all_but_memories(model)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(learning) == set(new) and count == sum(p.numel() for p in learning.values())
+    optimiser = torch.optim.AdamW(learning.values())
     losses = []
     for _ in range(12):
         logits = model(IDS).logits
@@ -180,10 +183,18 @@ def test_what_says_nothing_yet_can_learn_to(adopted):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
-    moved = [
-        p.grad is not None and bool(p.grad.abs().max() > 0) for n, p in model.named_parameters() if ".memory." in n
-    ]
-    assert all(moved)
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in learning.values())
+    for name, tensor in adopted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_what_can_learn_in_other_blocks(adopted):
+    for blocks, count in ((["attention"], 0), (["mac"], 3), (["lmm"], 3), (["window", "mal"], 1)):
+        model, _ = with_blocks(adopted, blocks, rule="titans-linear")
+        hold_all_but_memories(model)
+        learning = [name for name, p in model.named_parameters() if p.requires_grad]
+        assert sum(name.endswith("memory.in_proj.weight") for name in learning) == count
+        assert not any("mlp" in name or "attention" in name for name in learning)
 
 
 def test_projections_of_a_memory_begin_as_those_of_attention(adopted):

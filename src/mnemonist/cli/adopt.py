@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from rich.filesize import decimal
 
 from mnemonist.cli.options import Adopt
@@ -40,6 +41,7 @@ def run_adopt(options: Adopt) -> int:
     require_vocabulary(tokenizer, model.config.vocab_size)
     say(f"{model.parameter_count:,} parameters, {len(model.blocks)} blocks: {_of_kinds(model)}")
     if options.blocks:
+        torch.manual_seed(options.seed)
         sink = tokenizer.bos_id if options.sink and any(map(_has_window, options.blocks)) else None
         model, new = with_blocks(model, options.blocks, sink=sink, **_changes(options))
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

@@ -120,6 +120,8 @@ class Adopt:
     """Width of their keys and values; left out, that of the heads."""
     sink: bool = True
     """Keep the start mark in sight of every window (attention sinks, arXiv 2309.17453), as a persistent token."""
+    seed: int = 0
+    """Of the weights that are new."""
 
     def run(self) -> int:
         """Exit code."""

@@ -151,6 +151,8 @@ def with_blocks(
 ) -> tuple[LanguageModel, list[str]]:
     """The model with other blocks, every weight kept that both have; the model that is given stays as it was.
 
+    What is new is drawn with torch's generator.
+
     Args:
         model: as `adopt` gives it, or any other.
         blocks: kinds of block from the input up, repeated in turn; those that are named as they are stay whole.
@@ -175,7 +177,6 @@ def with_blocks(
             raise ValueError(f"sink is {sink}; the vocabulary has ids 0 to {model.config.vocab_size - 1}.")
         changes["persistent_tokens"] = 1
     config = model.config.replace(blocks=kinds, **changes)
-    torch.manual_seed(0)
     changed = LanguageModel(config).to(model.unembedding)
     new = changed.state_dict()
     old = {_place(name, kinds): tensor for name, tensor in model.state_dict().items()}
@@ -194,6 +195,30 @@ def with_blocks(
     return changed.train(model.training), [name for name, _ in changed.named_parameters() if name not in kept]
 
 
+def hold_all_but_memories(model: LanguageModel) -> int:
+    """Let only memories, what joins them to attention, and persistent tokens learn; the rest wants no gradient.
+
+    Returns:
+        How many numbers may still learn.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for block in model.blocks:
+        mixer = cast(Block, block).mixer
+        held = {id(parameter) for parameter in _projections(mixer)}
+        for parameter in mixer.parameters():
+            parameter.requires_grad_(id(parameter) not in held)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _projections(mixer: nn.Module) -> list[nn.Parameter]:
+    """All of its attention but persistent tokens."""
+    attention = _attention(mixer)
+    if attention is None:
+        return []
+    return [parameter for name, parameter in attention.named_parameters() if name != "persistent"]
+
+
 def _place(name: str, kinds: Sequence[str]) -> str:
     """What a weight is called in a model of these blocks."""
     part, _, rest = name.partition(".mixer.attention.")
@@ -202,8 +227,8 @@ def _place(name: str, kinds: Sequence[str]) -> str:
     return name
 
 
-def _attention(block: nn.Module) -> CausalAttention | None:
-    return next((module for module in block.modules() if isinstance(module, CausalAttention)), None)
+def _attention(part: nn.Module) -> CausalAttention | None:
+    return next((module for module in part.modules() if isinstance(module, CausalAttention)), None)
 
 
 def _memory(block: nn.Module) -> tuple[str, NeuralMemory | None]:
