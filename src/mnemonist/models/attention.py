@@ -233,10 +233,8 @@ class CausalAttention(nn.Module):
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]`` of tokens, whose `rotations` are given."""
         projected = self.in_proj(x_BTE)
-        if self.kv_heads == self.heads and self.q_norm is None:
-            turned = turn_projections(projected, *rotations, self.heads)
-            if turned is not None:
-                return turned
+        if self.q_norm is None and (turned := turn_projections(projected, *rotations, self.heads)) is not None:
+            return turned
         q, k, v = self._split(projected)
         return rotate(q, *rotations), rotate(k, *rotations), v
 

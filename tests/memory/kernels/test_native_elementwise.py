@@ -90,14 +90,17 @@ def test_gates_at_their_extremes(size):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
-@pytest.mark.parametrize(("B", "T", "H", "D", "rows"), [(2, 5, 3, 8, 1), (2, 5, 3, 8, 2), (1, 90, 2, 34, 1)])
-def test_turned_projections(B, T, H, D, rows, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("B", "T", "H", "G", "D", "rows"),
+    [(2, 5, 3, 3, 8, 1), (2, 5, 3, 3, 8, 2), (1, 90, 2, 2, 34, 1), (2, 70, 6, 2, 8, 2), (1, 5, 4, 1, 34, 1)],
+)
+def test_turned_projections(B, T, H, G, D, rows, dtype, tolerance):
     attention = CausalAttention(8, H, D)
-    x = normal(B, T, 3 * H * D, dtype=dtype)
+    x = normal(B, T, (H + 2 * G) * D, dtype=dtype)
     turns = attention.rotations(torch.randint(100, (rows, T)), x)
 
     def by_torch(x):
-        q, k, v = x.unflatten(-1, (3, H, D)).unbind(2)
+        q, k, v = x.unflatten(-1, (-1, D)).split([H, G, G], 2)
         return rotate(q, *turns), rotate(k, *turns), v
 
     compare(lambda x: turn_projections(x, *turns, H), by_torch, (x,), tolerance)

@@ -17,11 +17,11 @@ struct Work {
   int64_t a_stride, b_stride;              // between rows of a and b, and of their derivatives
   int64_t angles;                          // tokens after which the angles begin anew
   int64_t to_strides[9];                   // of to_q, to_k, to_v: over rows, tokens, heads
-  int32_t width, heads, tokens, threads, double_precision;
+  int32_t width, heads, key_heads, tokens, threads, double_precision;
   double eps;
   const void *a, *b, *weight, *gate_weight, *cosine, *sine;
   void *y, *scale, *gate_scale;            // scales: [rows], what norms have divided by, inverted
-  void *q, *k, *v;                         // [tokens, heads, width]
+  void *q, *k, *v;                         // [tokens, heads or key_heads, width]
   // The way back.
   const void *to_y, *to_q, *to_k, *to_v;
   void *to_a, *to_b;
@@ -210,15 +210,13 @@ template <typename T> inline void turned(long half, const T* x, const T* cosine,
 template <typename T> struct Turn : Pass<T> {
   using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
   void memory(int n) {
-    const long H = w.heads;
+    const long H = w.heads, G = w.key_heads;
     for (long i = this->begin(n); i < this->end(n); ++i) {
       const T *cosine = this->at(w.cosine, i % w.angles * D), *sine = this->at(w.sine, i % w.angles * D);
-      const T* x = this->at(w.a, i * 3 * H * D);
-      for (long h = 0; h < H; ++h) {
-        turned<T>(D / 2, x + h * D, cosine, sine, this->at(w.q, (i * H + h) * D));
-        turned<T>(D / 2, x + (H + h) * D, cosine, sine, this->at(w.k, (i * H + h) * D));
-      }
-      std::copy_n(x + 2 * H * D, H * D, this->at(w.v, i * H * D));
+      const T* x = this->at(w.a, i * (H + 2 * G) * D);
+      for (long h = 0; h < H; ++h) turned<T>(D / 2, x + h * D, cosine, sine, this->at(w.q, (i * H + h) * D));
+      for (long g = 0; g < G; ++g) turned<T>(D / 2, x + (H + g) * D, cosine, sine, this->at(w.k, (i * G + g) * D));
+      std::copy_n(x + (H + G) * D, G * D, this->at(w.v, i * G * D));
     }
   }
 };
@@ -226,7 +224,7 @@ template <typename T> struct Turn : Pass<T> {
 template <typename T> struct TurnBack : Pass<T> {
   using Pass<T>::Pass, Pass<T>::w, Pass<T>::D;
   void memory(int n) {
-    const long H = w.heads;
+    const long heads[3] = {w.heads, w.key_heads, w.key_heads};
     const void* const given[3] = {w.to_q, w.to_k, w.to_v};
     std::vector<T> back(D);  // the sine of the way back: that of the other half
     for (long i = this->begin(n); i < this->end(n); ++i) {
@@ -234,11 +232,11 @@ template <typename T> struct TurnBack : Pass<T> {
       std::copy_n(sine + D / 2, D / 2, back.data());
       std::copy_n(sine, D / 2, back.data() + D / 2);
       const long row = i / w.tokens, token = i % w.tokens;
+      T* to = this->at(w.to_a, i * (heads[0] + heads[1] + heads[2]) * D);
       for (long which = 0; which < 3; ++which) {
         const int64_t* stride = w.to_strides + 3 * which;
-        for (long h = 0; h < H; ++h) {
+        for (long h = 0; h < heads[which]; ++h, to += D) {
           const T* g = this->at(given[which], row * stride[0] + token * stride[1] + h * stride[2]);
-          T* to = this->at(w.to_a, ((i * 3 + which) * H + h) * D);
           if (which < 2) turned<T>(D / 2, g, cosine, back.data(), to);
           else std::copy_n(g, D, to);
         }

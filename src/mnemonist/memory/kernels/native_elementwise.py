@@ -30,7 +30,7 @@ class _Work(native.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "a_stride", "b_stride", "angles")),
         ("to_strides", ctypes.c_int64 * 9),
-        *((name, ctypes.c_int32) for name in ("width", "heads", "tokens", "threads", "double_precision")),
+        *((name, ctypes.c_int32) for name in ("width", "heads", "key_heads", "tokens", "threads", "double_precision")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("a", "b", "weight", "gate_weight", "cosine", "sine")),
         *((name, ctypes.c_void_p) for name in ("y", "scale", "gate_scale", "q", "k", "v")),
@@ -103,16 +103,17 @@ def gated_norm(a: Tensor, b: Tensor, weight: Tensor, eps: float, gate_weight: Te
 
 
 def turn_projections(x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Queries, keys and values ``[B, T, H, D]`` of projections ``[B, T, 3 H D]``, queries and keys turned.
+    """Queries, keys and values of projections ``[B, T, (H + 2 G) D]``, queries and keys turned.
 
     Args:
         x: projections.
         cosine: ``[B or 1, T, 1, D]``.
         sine: likewise, with a minus in the first half.
-        heads: ``H``.
+        heads: ``H``, of queries.
 
     Returns:
-        None where the kernel does not apply; the caller then turns them in torch.
+        Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]``. None where the kernel does not apply; the caller
+        then turns them in torch.
     """
     return _Turn.apply(x, cosine, sine, heads) if applies(x, cosine, sine) else None
 
@@ -213,12 +214,12 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         x, cosine, sine = x.contiguous(), cosine.contiguous(), sine.contiguous()
-        B, T, channels = x.shape
-        D = channels // (3 * heads)
-        q, k, v = (_new(B, T, heads, D, like=x) for _ in range(3))
+        (B, T, channels), D = x.shape, cosine.shape[-1]
+        key_heads = (channels // D - heads) // 2
+        q, k, v = (_new(B, T, many, D, like=x) for many in (heads, key_heads, key_heads))
         ctx.save_for_backward(cosine, sine)
-        ctx.shape = B, T, heads, D
-        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "heads": heads, "tokens": T}
+        ctx.heads = {"heads": heads, "key_heads": key_heads}
+        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "tokens": T, **ctx.heads}
         _run("turn", x, B * T, D, a=x, q=q, k=k, v=v, **given)
         return q, k, v
 
@@ -226,12 +227,12 @@ class _Turn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
-        B, T, heads, D = ctx.shape
+        B, T, _, D = grads[0].shape
         # Attention gives them head by head; only within a head must they be side by side.
         grads = tuple(grad if grad.stride(-1) == 1 or D == 1 else grad.contiguous() for grad in grads)
-        to_x = _new(B, T, 3 * heads * D, like=grads[0])
+        to_x = _new(B, T, (ctx.heads["heads"] + 2 * ctx.heads["key_heads"]) * D, like=grads[0])
         strides = (ctypes.c_int64 * 9)(*(stride for grad in grads for stride in grad.stride()[:3]))
-        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "heads": heads, "tokens": T}
+        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "tokens": T, **ctx.heads}
         pointers = dict(zip(("to_q", "to_k", "to_v"), grads, strict=True))
         _run("turn_back", to_x, B * T, D, **given, **pointers, to_a=to_x, to_strides=strides)
         return to_x, None, None, None
