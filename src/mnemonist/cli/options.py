@@ -12,7 +12,7 @@ import tyro
 from mnemonist.cli.reason.options import Reason, in_full, reason_type
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
-from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
@@ -86,6 +86,7 @@ class Train:
     """Compute what is inside a block again on the way back instead of keeping it: less memory, a third more time."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
 
     def run(self) -> int:
         """Exit code."""

@@ -30,7 +30,7 @@ from mnemonist.evals.regression import Regression
 from mnemonist.evals.suites import build_task, fields_of, reads_text
 from mnemonist.files import write_atomically
 from mnemonist.models.cost import matched, model_cost
-from mnemonist.training import train
+from mnemonist.training import HeldOutConfig, train
 from mnemonist.training.language import batches_of_rows, next_token_loss
 
 TASK_FILE = "tasks.json"
@@ -62,6 +62,11 @@ def run_train_tasks(options: Train) -> int:
         raise UserError("truncation is for texts; the problems of a task are read whole: leave it out")
     if options.tensorboard:
         raise UserError("tensorboard is for texts; of a task, metrics.jsonl in the folder has the same figures")
+    if options.held_out != HeldOutConfig():
+        raise UserError(
+            "text is held out from texts alone; mnemonist eval asks problems that a model was not trained on: leave "
+            "out --held-out"
+        )
     reads = [spec == TEXT or reads_text(spec) for spec in options.task]
     if options.tokenizer is not None and not all(reads):
         raise UserError(f"{options.task[reads.index(False)]} is not made of text; leave out --tokenizer")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from mnemonist.data import (
     ByteTokenizer,
     Document,
     PackedRows,
+    Split,
     Tokenizer,
     find_tokenizer,
     fingerprint,
+    hold_out,
     read_corpus,
     require_vocabulary,
     shakespeare,
@@ -35,8 +37,13 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model
-from mnemonist.training import TrainingConfig, TrainingResult, train
-from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
+from mnemonist.training import HeldOut, HeldOutConfig, TrainingConfig, TrainingResult, train
+from mnemonist.training.language import (
+    batches_of_rows,
+    held_out_batches,
+    rows_held_out,
+    truncated_next_token_loss,
+)
 from mnemonist.training.loop import require_place
 from mnemonist.training.metrics import StepMetrics
 from mnemonist.training.recomputation import recompute
@@ -44,6 +51,30 @@ from mnemonist.training.tensorboard import tensorboard_log
 
 MODEL_FILE = "model.safetensors"
 CORPORA = ("stdlib", "shakespeare")
+SHARE = 0.05
+"""How much of a user's own text is held out, where nothing is said about it."""
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """What a run does not train on, and reads now and then."""
+
+    documents: Sequence[Document]
+    rows: PackedRows
+    config: HeldOutConfig
+
+    def identity(self, training: TrainingConfig) -> str:
+        """Equal for the same rows."""
+        return f"{fingerprint(self.documents)} {rows_held_out(self.rows, training, self.config)} {self.rows.seed}"
+
+    def describe(self, training: TrainingConfig) -> str:
+        """For people."""
+        where = f"{len(self.documents):,} documents" if len(self.documents) > 1 else self.documents[0].name
+        return (
+            f"{sum(len(d.text) for d in self.documents):,} bytes of {where}; "
+            f"{rows_held_out(self.rows, training, self.config):,} rows of {training.row_length} are read after every "
+            f"{self.config.every:,} steps and at the end"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,14 +84,22 @@ class TrainingText:
     documents: Sequence[Document]
     tokenizer: Tokenizer
     rows: PackedRows
+    held_out: HeldOutText | None = None
 
-    def identity(self, config: ModelConfig) -> dict[str, str]:
+    def identity(self, config: ModelConfig, training: TrainingConfig) -> dict[str, str]:
         """What a run that is resumed must have in common with the run that began."""
         return {
             "model": config.to_json(),
+            "held_out": "" if self.held_out is None else self.held_out.identity(training),
             "data": fingerprint(self.documents),
             "tokenizer": self.tokenizer.fingerprint,
         }
+
+    def asked(self, training: TrainingConfig) -> HeldOut | None:
+        """What `mnemonist.training.train` is to read now and then."""
+        if self.held_out is None:
+            return None
+        return held_out_batches(self.held_out.rows, training, self.held_out.config)
 
 
 def run_train(options: Train) -> int:
@@ -85,12 +124,13 @@ def run_train(options: Train) -> int:
     tell(describe_model(config, find_preset(options.preset), tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
-    text = prepare_text(documents, options.training, tokenizer)
-    done = steps_done(before, text.identity(config))
+    text = divide_text(documents, options, tokenizer, before)
+    done = steps_done(before, text.identity(config, options.training))
     tell(describe_reading(options.training, text.rows))
+    tell([f"held out: {text.held_out.describe(options.training) if text.held_out else 'nothing'}"])
     model = build_model(config, options)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
-    tell(describe_time(options.training, measured, done))
+    tell(describe_time(options.training, measured, done, text.asked(options.training)))
     if options.plan:
         return 0
     with ExitStack() as stack:
@@ -103,6 +143,9 @@ def run_train(options: Train) -> int:
     if loss is not None:
         bits = loss / math.log(2) / text.rows.bytes_per_token
         say(f"step {result.step}: {bits:.3f} bits per byte on what it was trained on")
+    asked = result.held_out
+    if asked is not None:
+        say(f"step {asked.step}: {asked.held_out_bits_per_byte:.3f} bits per byte on text it was not trained on")
     say(f"model in {options.out / MODEL_FILE}; read with it: mnemonist read PATH --model {options.out}")
     return 130 if result.interrupted else 0
 
@@ -131,9 +174,12 @@ def train_model(
         UserError: see `mnemonist.training.train`.
     """
     batch_of = batches_of_rows(text.rows, training)
-    extra = text.identity(model.config)
+    extra = text.identity(model.config, training)
     loss_of = truncated_next_token_loss(training.truncation)
-    result = train(model, batch_of, loss_of, training, folder, resume=resume, extra=extra, on_step=on_step)
+    held_out = text.asked(training)
+    result = train(
+        model, batch_of, loss_of, training, folder, resume=resume, extra=extra, on_step=on_step, held_out=held_out
+    )
     model.eval()
     if first_process():
         model.save(folder, text.tokenizer)
@@ -167,13 +213,19 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
     """Steps that a run has taken; 0 if there is none.
 
     Raises:
-        UserError: it had another model, tokenizer or other data.
+        UserError: it had another model or tokenizer, or other data, held out or trained on.
     """
     if run is None:
         return 0
-    before = {"tokenizer": ByteTokenizer.fingerprint, **run.identity}
-    for part, what in (("model", "another model"), ("data", "other data"), ("tokenizer", "another tokenizer")):
-        if before.get(part) != identity[part]:
+    before = {"tokenizer": ByteTokenizer.fingerprint, "held_out": "", **run.identity}
+    differing = {
+        "model": "another model",
+        "held_out": "other text held out",
+        "data": "other data",
+        "tokenizer": "another tokenizer",
+    }
+    for part, what in differing.items():
+        if before.get(part) != identity.get(part, ""):
             raise UserError(f"The run in {run.folder} had {what}; resume it with the same, or take another folder.")
     return run.step
 
@@ -191,14 +243,14 @@ def load_model(path: Path) -> LanguageModel:
     return LanguageModel.load(file).eval()
 
 
-def find_documents(data: str, text_field: str = "text") -> Sequence[Document]:
-    """The corpus a user names: stdlib, shakespeare, or a path.
+def find_documents(data: str, text_field: str = "text", split: Split = "train") -> Sequence[Document]:
+    """The corpus a user names: stdlib, of which this is a split, shakespeare, or a path.
 
     Raises:
         UserError: the path is missing, empty or not text.
     """
     if data == "stdlib":
-        return standard_library("train")
+        return standard_library(split)
     if data == "shakespeare":
         return shakespeare()
     path = Path(data)
@@ -236,6 +288,58 @@ def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> M
     return config
 
 
+def divide_text(
+    documents: Sequence[Document], options: Train, tokenizer: Tokenizer, before: RunBefore | None
+) -> TrainingText:
+    """What a run trains on and, apart from it, what it holds out; all of the documents where these are too few to be
+    divided and nobody has asked for it.
+
+    Raises:
+        UserError: what is held out or what is left does not fill one row, there is no such text, or it is trained on.
+    """
+    training, config = options.training, options.held_out
+    if before is not None and "held_out" not in before.identity and not config.given:
+        say("the run began without held-out text, and goes on without it")
+        return prepare_text(documents, training, tokenizer)
+    if config.share == 0:
+        return prepare_text(documents, training, tokenizer)
+    learned, held = _divided(documents, options)
+    try:
+        rows = _packed(held, training.row_length, config.seed, tokenizer, "the text that is held out")
+        text = prepare_text(learned, training, tokenizer)
+    except UserError as error:
+        if config.given:
+            raise
+        say(f"nothing is held out: {error}")
+        return prepare_text(documents, training, tokenizer)
+    return replace(text, held_out=HeldOutText(held, rows, config))
+
+
+def _divided(documents: Sequence[Document], options: Train) -> tuple[Sequence[Document], Sequence[Document]]:
+    config = options.held_out
+    if config.data is not None:
+        held = find_documents(config.data, options.text_field, "heldout")
+        return documents, not_trained_on(held, documents, config.data)
+    if config.share is None and options.data == "stdlib":
+        return documents, standard_library("heldout")
+    return hold_out(documents, SHARE if config.share is None else config.share, config.seed)
+
+
+def not_trained_on(held: Sequence[Document], learned: Sequence[Document], name: str) -> Sequence[Document]:
+    """The documents whose texts are not among those that are trained on; what is left out is said.
+
+    Raises:
+        UserError: all of them are trained on.
+    """
+    texts = {document.text for document in learned}
+    known = [document for document in held if document.text in texts]
+    if len(known) == len(held):
+        raise UserError(f"all of {name} is trained on, so it cannot be held out; name other text with --held-out.data")
+    if known:
+        say(f"left out {len(known):,} documents of {name} that are trained on, such as {known[0].name}")
+    return [document for document in held if document.text not in texts]
+
+
 def prepare_text(
     documents: Sequence[Document], training: TrainingConfig, tokenizer: Tokenizer | None = None
 ) -> TrainingText:
@@ -245,15 +349,17 @@ def prepare_text(
         UserError: they do not fill one row.
     """
     tokenizer = tokenizer or ByteTokenizer()
+    rows = _packed(documents, training.row_length, training.seed, tokenizer, "the corpus")
+    return TrainingText(documents, tokenizer, rows)
+
+
+def _packed(documents: Sequence[Document], length: int, seed: int, tokenizer: Tokenizer, name: str) -> PackedRows:
     with Progress(
         TextColumn("tokens"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     ) as bar:  # fmt: skip
         task = bar.add_task("", total=sum(len(document.text) for document in documents))
-        rows = PackedRows(
-            documents, training.row_length, training.seed, tokenizer, lambda done: bar.update(task, completed=done)
-        )
-    return TrainingText(documents, tokenizer, rows)
+        return PackedRows(documents, length, seed, tokenizer, lambda done: bar.update(task, completed=done), name)
 
 
 def prepare_torch() -> None:
