@@ -78,6 +78,9 @@ class Train:
     """Only say what the run would cost."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the folder's tensorboard/."""
+    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Begin with the weights of this model (the folder of a run, a file, or a name that comes with the package)
+    instead of new ones. It brings its sizes and its tokenizer; optimiser and schedule are new."""
     preset: str = "mag-tiny"
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
     parameters: int | None = None
@@ -221,6 +224,7 @@ def parse(arguments: list[str]) -> Command:
     """
     require_words(arguments)
     arguments = in_full(arguments)
+    require_own_sizes(arguments)
     train: Any = Train()
     preset = _value_of("--preset", arguments) if arguments[:1] == ["train"] else None
     if preset is not None:  # the preset sets the defaults that --help shows and other options change
@@ -258,6 +262,23 @@ def require_words(arguments: Sequence[str]) -> None:
             empty = not argument
         if empty and option not in TEXTS:
             raise UserError(f"{option} is empty; give a value, or leave it out (is a variable of the shell unset?)")
+
+
+def require_own_sizes(arguments: Sequence[str]) -> None:
+    """Make sure that a run which begins with a model is not asked for another one.
+
+    Raises:
+        UserError: names the option.
+    """
+    if arguments[:1] != ["train"] or _value_of("--from", list(arguments)) is None:
+        return
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in ("--preset", "--parameters", "--tokenizer") or option.startswith("--model."):
+            raise UserError(
+                f"{option} does not go with --from: the model that the run begins with has sizes and a tokenizer of "
+                "its own; leave one of the two out"
+            )
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

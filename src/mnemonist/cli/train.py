@@ -31,7 +31,7 @@ from mnemonist.data import (
     shakespeare,
     standard_library,
 )
-from mnemonist.errors import UserError, nearest
+from mnemonist.errors import RunFinished, UserError, nearest
 from mnemonist.files import FileError
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
@@ -110,10 +110,9 @@ def run_train(options: Train) -> int:
 
         return run_train_tasks(options)
     before = run_before(options)
-    tokenizer = choose_tokenizer(options.tokenizer)
-    config = with_vocabulary(options.model, options.preset, tokenizer)
-    if options.parameters is not None:
-        config = matched(config, options.parameters)
+    origin = find_origin(options)
+    tokenizer = choose_tokenizer(options.tokenizer, origin)
+    config = choose_config(options, tokenizer, origin)
 
     def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
         if not options.plan:
@@ -121,24 +120,29 @@ def run_train(options: Train) -> int:
         elif first_process():
             print("\n".join(lines), flush=True)
 
-    tell(describe_model(config, find_preset(options.preset), tokenizer))
+    if origin is not None:
+        tell([f"begins with: {origin.path}"])
+    tell(describe_model(config, find_preset(options.preset) if origin is None else config, tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = divide_text(documents, options, tokenizer, before)
-    done = steps_done(before, text.identity(config, options.training))
+    identity = text.identity(config, options.training) | identity_of(origin)
+    done = steps_done(before, identity)
     tell(describe_reading(options.training, text.rows))
     tell([f"held out: {text.held_out.describe(options.training) if text.held_out else 'nothing'}"])
-    model = build_model(config, options)
+    model = build_model(config, options, origin)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
     tell(describe_time(options.training, measured, done, text.asked(options.training)))
     if options.plan:
         return 0
+    if done == options.training.steps:
+        say(f"the run is finished; to train its model further, begin another one: --from {options.out} --out ELSEWHERE")
     with ExitStack() as stack:
         log = None
         if options.tensorboard and first_process():
             folder = options.out / "tensorboard"
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
-        result = train_model(model, text, options.training, options.out, resume=options.resume, on_step=log)
+        result = train_model(model, text, options.training, options.out, identity, resume=options.resume, on_step=log)
     loss = result.loss
     if loss is not None:
         bits = loss / math.log(2) / text.rows.bytes_per_token
@@ -150,10 +154,54 @@ def run_train(options: Train) -> int:
     return 130 if result.interrupted else 0
 
 
-def build_model(config: ModelConfig, options: Train) -> LanguageModel:
-    """A new model, its weights drawn from the run's seed."""
+@dataclass(frozen=True)
+class Origin:
+    """The model that a run begins with."""
+
+    path: Path
+    """As the user named it."""
+    model: LanguageModel
+    fingerprint: str
+    """Of the model as it was."""
+
+
+def find_origin(options: Train) -> Origin | None:
+    """The model that `--from` names, or None if a run begins with new weights.
+
+    Raises:
+        UserError: there is none, or it lives in the folder of the run.
+    """
+    if options.origin is None:
+        return None
+    place = find_model(options.origin)
+    if options.out.resolve() in (place.resolve(), place.parent.resolve()):
+        raise UserError(f"{options.origin} is in the folder of the run that is to begin with it; take another --out")
+    model = load_model(place).float()  # transformers may have saved halves
+    return Origin(options.origin, model, model.fingerprint())
+
+
+def identity_of(origin: Origin | None) -> dict[str, str]:
+    """What a run that is resumed must have begun with."""
+    return {"origin": "" if origin is None else origin.fingerprint}
+
+
+def choose_config(options: Train, tokenizer: Tokenizer, origin: Origin | None) -> ModelConfig:
+    """The sizes of the model to begin with, or those that were chosen.
+
+    Raises:
+        UserError: see `with_vocabulary`.
+        ValueError: no model has so many parameters.
+    """
+    if origin is not None:
+        return origin.model.config
+    config = with_vocabulary(options.model, options.preset, tokenizer)
+    return config if options.parameters is None else matched(config, options.parameters)
+
+
+def build_model(config: ModelConfig, options: Train, origin: Origin | None = None) -> LanguageModel:
+    """The model to begin with, or a new one, its weights drawn from the run's seed."""
     torch.manual_seed(options.training.seed)
-    model = LanguageModel(config)
+    model = LanguageModel(config) if origin is None else origin.model
     if options.activation_checkpointing:
         recompute(model)
     return model
@@ -164,21 +212,21 @@ def train_model(
     text: TrainingText,
     training: TrainingConfig,
     folder: Path,
+    identity: Mapping[str, str],
     *,
     resume: bool,
     on_step: Callable[[StepMetrics], None] | None = None,
 ) -> TrainingResult:
-    """Train a new model in ``folder``, and write it there with its tokenizer, also when interrupted.
+    """Train a model in ``folder``, and write it there with its tokenizer, also when interrupted.
 
     Raises:
         UserError: see `mnemonist.training.train`.
     """
     batch_of = batches_of_rows(text.rows, training)
-    extra = text.identity(model.config, training)
     loss_of = truncated_next_token_loss(training.truncation)
     held_out = text.asked(training)
     result = train(
-        model, batch_of, loss_of, training, folder, resume=resume, extra=extra, on_step=on_step, held_out=held_out
+        model, batch_of, loss_of, training, folder, resume=resume, extra=identity, on_step=on_step, held_out=held_out
     )
     model.eval()
     if first_process():
@@ -205,7 +253,10 @@ def run_before(options: Train, unknown: Collection[str] = ()) -> RunBefore | Non
     """
     if options.plan and not options.resume:  # nothing will be written
         return None
-    checkpoint = require_place(options.out, options.training, options.resume, unknown)
+    try:
+        checkpoint = require_place(options.out, options.training, options.resume, unknown)
+    except RunFinished as error:
+        raise UserError(f"{error}, which may begin with the model of this run: --from {options.out}") from error
     return None if checkpoint is None else RunBefore(options.out, checkpoint.step, checkpoint.extra)
 
 
@@ -213,12 +264,14 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
     """Steps that a run has taken; 0 if there is none.
 
     Raises:
-        UserError: it had another model or tokenizer, or other data, held out or trained on.
+        UserError: it began with another model, had another one or another tokenizer, or other data, held out or
+            trained on.
     """
     if run is None:
         return 0
-    before = {"tokenizer": ByteTokenizer.fingerprint, "held_out": "", **run.identity}
+    before = {"tokenizer": ByteTokenizer.fingerprint, "held_out": "", "origin": "", **run.identity}
     differing = {
+        "origin": "another model to begin with (--from)",
         "model": "another model",
         "held_out": "other text held out",
         "data": "other data",
@@ -243,6 +296,16 @@ def load_model(path: Path) -> LanguageModel:
     return LanguageModel.load(file).eval()
 
 
+def load_tokenizer(path: Path, model: LanguageModel) -> Tokenizer:
+    """The tokenizer beside a model that `load_model` found at this path.
+
+    Raises:
+        UserError: there is none that fits it.
+    """
+    path = find_model(path)
+    return find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
+
+
 def find_documents(data: str, text_field: str = "text", split: Split = "train") -> Sequence[Document]:
     """The corpus a user names: stdlib, of which this is a split, shakespeare, or a path.
 
@@ -262,13 +325,16 @@ def find_documents(data: str, text_field: str = "text", split: Split = "train") 
     return corpus.documents
 
 
-def choose_tokenizer(folder: Path | None) -> Tokenizer:
-    """The tokenizer of a folder, or bytes; what a user should know about it is said.
+def choose_tokenizer(folder: Path | None, origin: Origin | None = None) -> Tokenizer:
+    """The tokenizer of the model to begin with, of a folder, or bytes; what a user should know about it is said.
 
     Raises:
         UserError: see `mnemonist.data.find_tokenizer`.
     """
-    tokenizer = ByteTokenizer() if folder is None else find_tokenizer(folder)
+    if origin is not None:
+        tokenizer = load_tokenizer(origin.path, origin.model)
+    else:
+        tokenizer = ByteTokenizer() if folder is None else find_tokenizer(folder)
     if tokenizer.bos_id == tokenizer.eos_id:
         say("the tokenizer has no mark of its own for the start of a document: its end mark stands there")
     if not tokenizer.lossless:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import CannotGoOn, NotFinite, UserError
+from mnemonist.errors import CannotGoOn, NotFinite, RunFinished, UserError
 from mnemonist.files import require_possible
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
@@ -413,7 +413,7 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Coll
     """Refuse to go on with other settings: the steps would not be those of the run that began.
 
     Raises:
-        UserError: names what differs.
+        UserError: names what differs; a `RunFinished` where the run that began has come to its end.
     """
     saved = checkpoint.config
     differing = [
@@ -422,7 +422,8 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Coll
         if name not in but and saved.get(name) != settings.get(name)
     ]
     if differing:
-        raise UserError(
+        kind = RunFinished if checkpoint.step == saved.get("steps") else UserError
+        raise kind(
             f"cannot resume from {checkpoint.folder} with other settings: {', '.join(differing)}; take the "
             "same ones, or another folder"
         )
