@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from commands import FRACTION, held_out_bits, interrupt_at, losses, refuses, same_weights, train, tree
 
+import mnemonist.cli.text
 import mnemonist.cli.train
 from mnemonist.cli import main
-from mnemonist.data import Document, PackedRows, hold_out, read_path
+from mnemonist.data import Document, PackedRows, fingerprint, hold_out, read_path
 from mnemonist.models import LanguageModel
 from mnemonist.training.accelerator import start_accelerator
 from mnemonist.training.held_out import HeldOut
@@ -57,7 +58,7 @@ def test_of_a_users_text_a_share_is_held_out_unasked(articles: Path, tmp_path: P
         f"held out: {size:,} bytes of {held[0].name}; 3 rows of 48 are read after every 100 steps and at the end"
         in told
     )
-    assert state(tmp_path)["data"] == mnemonist.cli.train.fingerprint(learned)
+    assert state(tmp_path)["data"] == fingerprint(learned)
     (found,) = re.findall(rf"step 6: ({FRACTION}) bits per byte on text it was not trained on", told)
     (bits,) = held_out_bits(tmp_path).values()
     assert f"{bits:.3f}" == found
@@ -71,10 +72,10 @@ def test_of_the_standard_library_its_own_modules_are_held_out(tmp_path: Path, mo
         asked.append(split)
         return tuple(Document(f"{split}{n}.py", f"def {split}{n}(): return {n}\n".encode() * 30) for n in range(3))
 
-    monkeypatch.setattr(mnemonist.cli.train, "standard_library", standard_library)
+    monkeypatch.setattr(mnemonist.cli.text, "standard_library", standard_library)
     assert main(train("stdlib", tmp_path / "a", training__steps=2)) == 0
     assert asked == ["train", "heldout"]
-    assert state(tmp_path / "a")["data"] == mnemonist.cli.train.fingerprint(standard_library("train"))
+    assert state(tmp_path / "a")["data"] == fingerprint(standard_library("train"))
     bits = held_out_bits(tmp_path / "a")
     assert bits[2] == pytest.approx(expected(tmp_path / "a", standard_library("heldout"), 8), rel=1e-6)
     assert main(train("stdlib", tmp_path / "b", training__steps=2, held_out__data="stdlib")) == 0
@@ -88,7 +89,7 @@ def test_text_of_another_place_is_read_at_intervals(articles: Path, texts: Path,
     assert "bytes of 3 documents; 3 rows of 48 are read after every 4 steps and at the end" in told
     assert list(held_out_bits(tmp_path)) == [4, 6]
     assert held_out_bits(tmp_path)[6] == pytest.approx(expected(tmp_path, read_path(texts).documents, 3), rel=1e-6)
-    assert state(tmp_path)["data"] == mnemonist.cli.train.fingerprint(read_path(articles).documents)
+    assert state(tmp_path)["data"] == fingerprint(read_path(articles).documents)
 
 
 def test_what_is_trained_on_too_is_left_out(articles: Path, tmp_path: Path, capsys) -> None:
@@ -114,7 +115,7 @@ def test_nothing_is_held_out_where_nobody_wants_it(articles: Path, tmp_path: Pat
     told = capsys.readouterr().err
     assert "held out: nothing" in told and "not trained on" not in told
     assert held_out_bits(tmp_path / "run") == {}
-    assert state(tmp_path / "run")["data"] == mnemonist.cli.train.fingerprint(read_path(articles).documents)
+    assert state(tmp_path / "run")["data"] == fingerprint(read_path(articles).documents)
 
 
 def test_too_little_text_is_trained_on_whole_unless_it_was_asked_for(tmp_path: Path, capsys) -> None:

@@ -17,7 +17,9 @@ import torch
 from commands import FRACTION, environment, interrupt_at, losses, refuses, same_weights, train, tree
 from tiny_tokenizers import save_tokenizer
 
+import mnemonist.cli.process
 import mnemonist.cli.task
+import mnemonist.cli.text
 import mnemonist.cli.train
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer, find_tokenizer
@@ -57,7 +59,7 @@ def test_transformers_opens_the_folder(run: Path) -> None:
 def test_only_the_first_process_speaks(capsys, monkeypatch) -> None:
     for rank, said in (("0", "here\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
-        mnemonist.cli.train.say("here")
+        mnemonist.cli.process.say("here")
         assert capsys.readouterr().err == said
 
 
@@ -118,7 +120,7 @@ def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monke
 
 def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: Path) -> None:
     options = mnemonist.cli.options.parse(train(texts, tmp_path))
-    text = mnemonist.cli.train.prepare_text(mnemonist.cli.train.find_documents(str(texts)), options.training)
+    text = mnemonist.cli.text.prepare_text(mnemonist.cli.text.find_documents(str(texts)), options.training)
     model = mnemonist.cli.train.build_model(options.model, options).eval()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()

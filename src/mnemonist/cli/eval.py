@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.task import TASK_FILE, read_tasks
-from mnemonist.cli.train import load_model, load_tokenizer, prepare_torch, say
+from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Read
-from mnemonist.cli.train import load_model, load_tokenizer, prepare_torch, say
+from mnemonist.cli.process import prepare_torch, say
+from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.data import (
     ByteTokenizer,
     Document,

@@ -12,19 +12,17 @@ from rich.filesize import decimal
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Train
+from mnemonist.cli.process import first_process, say
+from mnemonist.cli.text import find_documents, prepare_text
 from mnemonist.cli.train import (
     MODEL_FILE,
     Origin,
     build_model,
-    choose_tokenizer,
-    find_documents,
     find_origin,
-    first_process,
     identity_of,
-    prepare_text,
     run_before,
-    say,
     steps_done,
+    tokenizer_of,
 )
 from mnemonist.data import Tokenizer, fingerprint
 from mnemonist.errors import UserError
@@ -79,7 +77,7 @@ def run_train_tasks(options: Train) -> int:
         raise UserError(f"{options.task[reads.index(False)]} is not made of text, so it cannot take turns with others")
     before = run_before(options, unknown=("row_length",))
     origin = find_origin(options)
-    tokenizer = choose_tokenizer(options.tokenizer, origin) if any(reads) else None
+    tokenizer = tokenizer_of(options, origin) if any(reads) else None
     parts = [_part(options, spec, tokenizer) for spec in options.task]
     config = _config(options, parts, tokenizer, origin)
     training = replace(options.training, row_length=max(part.longest for part in parts))

@@ -1,105 +1,34 @@
-"""``mnemonist train``, and the training that other commands share."""
+"""``mnemonist train``: where a run begins or goes on, and the models that it leaves."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist.cli.options import Train
 from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
-from mnemonist.data import (
-    ByteTokenizer,
-    Document,
-    PackedRows,
-    Split,
-    Tokenizer,
-    find_tokenizer,
-    fingerprint,
-    hold_out,
-    read_corpus,
-    require_vocabulary,
-    shakespeare,
-    standard_library,
-)
-from mnemonist.errors import RunFinished, UserError, nearest
-from mnemonist.files import FileError
+from mnemonist.cli.process import first_process, prepare_torch, say
+from mnemonist.cli.text import TrainingText, choose_tokenizer, divide_text, find_documents
+from mnemonist.data import ByteTokenizer, Tokenizer, find_tokenizer, require_vocabulary
+from mnemonist.errors import RunFinished, UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model
-from mnemonist.training import HeldOut, HeldOutConfig, TrainingConfig, TrainingResult, train
-from mnemonist.training.language import (
-    batches_of_rows,
-    held_out_batches,
-    rows_held_out,
-    truncated_next_token_loss,
-)
+from mnemonist.training import TrainingConfig, TrainingResult, train
+from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import require_place
 from mnemonist.training.metrics import StepMetrics
 from mnemonist.training.recomputation import recompute
 from mnemonist.training.tensorboard import tensorboard_log
 
 MODEL_FILE = "model.safetensors"
-CORPORA = ("stdlib", "shakespeare")
-SHARE = 0.05
-"""How much of a user's own text is held out, where nothing is said about it."""
-
-
-@dataclass(frozen=True)
-class HeldOutText:
-    """What a run does not train on, and reads now and then."""
-
-    documents: Sequence[Document]
-    rows: PackedRows
-    config: HeldOutConfig
-
-    def identity(self, training: TrainingConfig) -> str:
-        """Equal for the same rows."""
-        return f"{fingerprint(self.documents)} {rows_held_out(self.rows, training, self.config)} {self.rows.seed}"
-
-    def describe(self, training: TrainingConfig) -> str:
-        """For people."""
-        where = f"{len(self.documents):,} documents" if len(self.documents) > 1 else self.documents[0].name
-        return (
-            f"{sum(len(d.text) for d in self.documents):,} bytes of {where}; "
-            f"{rows_held_out(self.rows, training, self.config):,} rows of {training.row_length} are read after every "
-            f"{self.config.every:,} steps and at the end"
-        )
-
-
-@dataclass(frozen=True)
-class TrainingText:
-    """What a run reads."""
-
-    documents: Sequence[Document]
-    tokenizer: Tokenizer
-    rows: PackedRows
-    held_out: HeldOutText | None = None
-
-    def identity(self, config: ModelConfig, training: TrainingConfig) -> dict[str, str]:
-        """What a run that is resumed must have in common with the run that began."""
-        return {
-            "model": config.to_json(),
-            "held_out": "" if self.held_out is None else self.held_out.identity(training),
-            "data": fingerprint(self.documents),
-            "tokenizer": self.tokenizer.fingerprint,
-        }
-
-    def asked(self, training: TrainingConfig) -> HeldOut | None:
-        """What `mnemonist.training.train` is to read now and then."""
-        if self.held_out is None:
-            return None
-        return held_out_batches(self.held_out.rows, training, self.held_out.config)
 
 
 def run_train(options: Train) -> int:
@@ -111,7 +40,7 @@ def run_train(options: Train) -> int:
         return run_train_tasks(options)
     before = run_before(options)
     origin = find_origin(options)
-    tokenizer = choose_tokenizer(options.tokenizer, origin)
+    tokenizer = tokenizer_of(options, origin)
     config = choose_config(options, tokenizer, origin)
 
     def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
@@ -125,7 +54,7 @@ def run_train(options: Train) -> int:
     tell(describe_model(config, find_preset(options.preset) if origin is None else config, tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
-    text = divide_text(documents, options, tokenizer, before)
+    text = divide_text(documents, options, tokenizer, None if before is None else before.identity)
     identity = text.identity(config, options.training) | identity_of(origin)
     done = steps_done(before, identity)
     tell(describe_reading(options.training, text.rows))
@@ -160,6 +89,8 @@ class Origin:
 
     path: Path
     """As the user named it."""
+    folder: Path
+    """Where it is, and its tokenizer too."""
     model: LanguageModel
     fingerprint: str
     """Of the model as it was."""
@@ -174,15 +105,27 @@ def find_origin(options: Train) -> Origin | None:
     if options.origin is None:
         return None
     place = find_model(options.origin)
-    if options.out.resolve() in (place.resolve(), place.parent.resolve()):
+    folder = place if place.is_dir() else place.parent
+    if options.out.resolve() == folder.resolve():
         raise UserError(f"{options.origin} is in the folder of the run that is to begin with it; take another --out")
     model = load_model(place).float()  # transformers may have saved halves
-    return Origin(options.origin, model, model.fingerprint())
+    return Origin(options.origin, folder, model, model.fingerprint())
 
 
 def identity_of(origin: Origin | None) -> dict[str, str]:
     """What a run that is resumed must have begun with."""
     return {"origin": "" if origin is None else origin.fingerprint}
+
+
+def tokenizer_of(options: Train, origin: Origin | None) -> Tokenizer:
+    """The tokenizer of the model to begin with, or the one that was chosen.
+
+    Raises:
+        UserError: see `mnemonist.data.find_tokenizer`.
+    """
+    if origin is None:
+        return choose_tokenizer(options.tokenizer)
+    return choose_tokenizer(origin.folder, origin.model.config.vocab_size)
 
 
 def choose_config(options: Train, tokenizer: Tokenizer, origin: Origin | None) -> ModelConfig:
@@ -196,6 +139,18 @@ def choose_config(options: Train, tokenizer: Tokenizer, origin: Origin | None) -
         return origin.model.config
     config = with_vocabulary(options.model, options.preset, tokenizer)
     return config if options.parameters is None else matched(config, options.parameters)
+
+
+def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration with the tokenizer's vocabulary, unless another was chosen than the preset's.
+
+    Raises:
+        UserError: the one that was chosen does not fit.
+    """
+    if config.vocab_size == find_preset(preset).vocab_size:
+        return config.replace(vocab_size=tokenizer.vocab_size)
+    require_vocabulary(tokenizer, config.vocab_size)
+    return config
 
 
 def build_model(config: ModelConfig, options: Train, origin: Origin | None = None) -> LanguageModel:
@@ -304,144 +259,3 @@ def load_tokenizer(path: Path, model: LanguageModel) -> Tokenizer:
     """
     path = find_model(path)
     return find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
-
-
-def find_documents(data: str, text_field: str = "text", split: Split = "train") -> Sequence[Document]:
-    """The corpus a user names: stdlib, of which this is a split, shakespeare, or a path.
-
-    Raises:
-        UserError: the path is missing, empty or not text.
-    """
-    if data == "stdlib":
-        return standard_library(split)
-    if data == "shakespeare":
-        return shakespeare()
-    path = Path(data)
-    if not os.path.lexists(path) and nearest(data, CORPORA):
-        raise FileError(f"there is no file {data}{nearest(data, CORPORA)}")
-    corpus = read_corpus(path, text_field)
-    if corpus.skipped:
-        say(f"left out {len(corpus.skipped):,} files or records without text, such as {corpus.skipped[0]}")
-    return corpus.documents
-
-
-def choose_tokenizer(folder: Path | None, origin: Origin | None = None) -> Tokenizer:
-    """The tokenizer of the model to begin with, of a folder, or bytes; what a user should know about it is said.
-
-    Raises:
-        UserError: see `mnemonist.data.find_tokenizer`.
-    """
-    if origin is not None:
-        tokenizer = load_tokenizer(origin.path, origin.model)
-    else:
-        tokenizer = ByteTokenizer() if folder is None else find_tokenizer(folder)
-    if tokenizer.bos_id == tokenizer.eos_id:
-        say("the tokenizer has no mark of its own for the start of a document: its end mark stands there")
-    if not tokenizer.lossless:
-        say("the tokenizer tidies text up: bytes are counted after that")
-    return tokenizer
-
-
-def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> ModelConfig:
-    """The configuration with the tokenizer's vocabulary, unless another was chosen than the preset's.
-
-    Raises:
-        UserError: the one that was chosen does not fit.
-    """
-    if config.vocab_size == find_preset(preset).vocab_size:
-        return config.replace(vocab_size=tokenizer.vocab_size)
-    require_vocabulary(tokenizer, config.vocab_size)
-    return config
-
-
-def divide_text(
-    documents: Sequence[Document], options: Train, tokenizer: Tokenizer, before: RunBefore | None
-) -> TrainingText:
-    """What a run trains on and, apart from it, what it holds out; all of the documents where these are too few to be
-    divided and nobody has asked for it.
-
-    Raises:
-        UserError: what is held out or what is left does not fill one row, there is no such text, or it is trained on.
-    """
-    training, config = options.training, options.held_out
-    if before is not None and "held_out" not in before.identity and not config.given:
-        say("the run began without held-out text, and goes on without it")
-        return prepare_text(documents, training, tokenizer)
-    if config.share == 0:
-        return prepare_text(documents, training, tokenizer)
-    learned, held = _divided(documents, options)
-    try:
-        rows = _packed(held, training.row_length, config.seed, tokenizer, "the text that is held out")
-        text = prepare_text(learned, training, tokenizer)
-    except UserError as error:
-        if config.given:
-            raise
-        say(f"nothing is held out: {error}")
-        return prepare_text(documents, training, tokenizer)
-    return replace(text, held_out=HeldOutText(held, rows, config))
-
-
-def _divided(documents: Sequence[Document], options: Train) -> tuple[Sequence[Document], Sequence[Document]]:
-    config = options.held_out
-    if config.data is not None:
-        held = find_documents(config.data, options.text_field, "heldout")
-        return documents, not_trained_on(held, documents, config.data)
-    if config.share is None and options.data == "stdlib":
-        return documents, standard_library("heldout")
-    return hold_out(documents, SHARE if config.share is None else config.share, config.seed)
-
-
-def not_trained_on(held: Sequence[Document], learned: Sequence[Document], name: str) -> Sequence[Document]:
-    """The documents whose texts are not among those that are trained on; what is left out is said.
-
-    Raises:
-        UserError: all of them are trained on.
-    """
-    texts = {document.text for document in learned}
-    known = [document for document in held if document.text in texts]
-    if len(known) == len(held):
-        raise UserError(f"all of {name} is trained on, so it cannot be held out; name other text with --held-out.data")
-    if known:
-        say(f"left out {len(known):,} documents of {name} that are trained on, such as {known[0].name}")
-    return [document for document in held if document.text not in texts]
-
-
-def prepare_text(
-    documents: Sequence[Document], training: TrainingConfig, tokenizer: Tokenizer | None = None
-) -> TrainingText:
-    """Documents as packed rows of tokens; without a tokenizer, of bytes.
-
-    Raises:
-        UserError: they do not fill one row.
-    """
-    tokenizer = tokenizer or ByteTokenizer()
-    rows = _packed(documents, training.row_length, training.seed, tokenizer, "the corpus")
-    return TrainingText(documents, tokenizer, rows)
-
-
-def _packed(documents: Sequence[Document], length: int, seed: int, tokenizer: Tokenizer, name: str) -> PackedRows:
-    with Progress(
-        TextColumn("tokens"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
-        task = bar.add_task("", total=sum(len(document.text) for document in documents))
-        return PackedRows(documents, length, seed, tokenizer, lambda done: bar.update(task, completed=done), name)
-
-
-def prepare_torch() -> None:
-    """Before the first tensor: round denormals to zero in every thread that torch will start.
-
-    Products of many decays sink into denormals, which CPUs compute several times slower.
-    """
-    torch.set_flush_denormal(True)
-
-
-def say(sentence: str) -> None:
-    """Tell the person at the terminal; stdout stays free for results."""
-    if first_process():
-        print(sentence, file=sys.stderr, flush=True)
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the first of those that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
