@@ -111,6 +111,19 @@ def test_two_processes_take_the_steps_of_one(name, kept, texts, held_out, tmp_pa
         torch.testing.assert_close(weights_2[key], weight, rtol=1e-2, atol=1e-4)
 
 
+def test_two_processes_begin_with_the_same_model(texts, run, held_out, tmp_path) -> None:
+    command = ["train", "--from", str(run), "--data", str(texts), "--training.steps", "2", "--training.log-every", "1"]
+    command += ["--training.row-length", "48", "--training.batch-size", "4", "--held-out.every", "1"]
+    command += ["--held-out.data", str(held_out["held_out__data"])]
+    launcher = ("accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp-cpu.yaml"), "--num_processes", "2")
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    said = finished(started([*command, "--out", str(tmp_path / "two")], launcher))
+    assert said.count(f"begins with: {run}\n") == 1
+    one, two = ([loss for _, loss, _ in losses(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=2e-6) and len(two) == 2
+    assert held_out_bits(tmp_path / "two") == pytest.approx(held_out_bits(tmp_path / "one"), rel=1e-5)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(texts, tmp_path) -> None:
     command = train(texts, tmp_path / "run", **(STEPS | {"training__batch_size": 3}))
     launcher = ("accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp-cpu.yaml"))

@@ -107,6 +107,10 @@ def find_documents(data: str, text_field: str = "text", split: Split = "train") 
 def choose_tokenizer(folder: Path | None, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer of a folder, or bytes; what a user should know about it is said.
 
+    Args:
+        folder: None takes bytes.
+        vocab_size: of the model it is for, if there is one already.
+
     Raises:
         UserError: see `mnemonist.data.find_tokenizer`.
     """
