@@ -19,6 +19,10 @@ class CannotGoOn(UserError):
     """A run that has begun cannot go on from where it is; what it has done until there is kept, and usable."""
 
 
+class RunFinished(UserError):
+    """A run has taken its last step, so there is nothing to go on with at other settings."""
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """ " (did you mean 'titans'?)" for a misspelt name, or "" when none of the known ones is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)

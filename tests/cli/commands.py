@@ -46,6 +46,13 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
+def held_out_bits(folder: Path) -> dict[int, float]:
+    """Bits per byte of held-out text by the steps after which it was read."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    key = "held_out_bits_per_byte"
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mnemonist.cli import main
 from mnemonist.data import find_tokenizer
-from mnemonist.models import LanguageModel
+from mnemonist.models import LanguageModel, register
 
 TEXT = "the cat sat on the mat, and then there were two of them. " * 20
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
@@ -71,6 +72,36 @@ def test_with_memories_it_begins_as_a_window_and_goes_through_every_command(thei
     assert config.rule == "gated-deltanet" and config.window == 16 and config.persistent_tokens == 1
     assert bits_per_byte(Path("memory"), capsys) == bits_per_byte(Path("window"), capsys)
     assert main(["generate", "--model", "memory", "--prompt", "the cat", "--tokens", "5"]) == 0
+
+
+TRAINING = ["--training.steps", "3", "--training.batch-size", "2", "--training.row-length", "32", "--data", "text.txt"]
+
+
+def test_memories_learn_while_the_rest_is_held(theirs, capsys):
+    options = ["--blocks", "window", "mag:gate=add", "--window", "8"]
+    assert main(["adopt", str(theirs), "--out", "begun", *options]) == 0
+    command = ["train", "--from", "begun", "--out", "learnt", *TRAINING, "--held-out.share", "0"]
+    assert main([*command, "--learn", "memories"]) == 0
+    assert re.search(r"learn: memories, [\d,]+ of [\d,]+ parameters", capsys.readouterr().err)
+    before, after = (LanguageModel.load(folder).state_dict() for folder in ("begun", "learnt"))
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved and all(re.search(r"\.(memory|gate)\.|\.persistent$", name) for name in moved)
+    assert any("out_proj" in name for name in moved)
+    assert main([*command, "--learn", "memories", "--resume"]) == 0
+    refuses([*command, "--resume"], "had other parts that learn (--learn)", capsys)
+    assert main(["adopt", str(theirs), "--out", "plain"]) == 0
+    refuses(
+        ["train", "--from", "plain", "--out", "x", *TRAINING, "--learn", "memories"], "there are no memories", capsys
+    )
+
+
+def test_a_model_in_shards_is_opened_by_every_command(theirs, capsys):
+    assert main(["adopt", str(theirs), "--out", "ours"]) == 0
+    register()
+    AutoModelForCausalLM.from_pretrained("ours").save_pretrained("shards", max_shard_size="20KB")
+    AutoTokenizer.from_pretrained("ours").save_pretrained("shards")
+    assert len(list(Path("shards").glob("*.safetensors"))) > 1
+    assert bits_per_byte(Path("shards"), capsys) == bits_per_byte(Path("ours"), capsys)
 
 
 def test_without_a_sink(theirs):

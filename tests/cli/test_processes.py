@@ -12,13 +12,20 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import environment, losses, same_weights, train
+from commands import environment, held_out_bits, losses, same_weights, train
 
 from mnemonist.cli import main
 from mnemonist.models import LanguageModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = {"training__steps": 12, "training__save_every": 2, "training__batch_size": 4}
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> dict[str, object]:
+    """Options with which another text is read on the way: rows that do not fill its last batch."""
+    (tmp_path / "other.txt").write_text("what nobody has trained on, and which is read all the same. " * 8)
+    return {"held_out__data": tmp_path / "other.txt", "held_out__every": 2}
 
 
 def started(command: list[str], launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
@@ -59,10 +66,10 @@ def each_step_once(folder: Path) -> list[tuple[int, float, float]]:
     return found
 
 
-def test_a_run_killed_at_random_goes_on_to_the_same_end(texts, tmp_path) -> None:
+def test_a_run_killed_at_random_goes_on_to_the_same_end(texts, held_out, tmp_path) -> None:
     """Losses, the order of the data and the weights: bit for bit those of the run that nobody killed."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    slow = STEPS | {"training__row_length": 400, "training__batch_size": 2}  # long enough to be hit
+    slow = STEPS | held_out | {"training__row_length": 400, "training__batch_size": 2}  # long enough to be hit
     assert main(train(texts, whole, **slow)) == 0
     draw = random.Random(7)
     resume: tuple[str, ...] = ()
@@ -74,16 +81,17 @@ def test_a_run_killed_at_random_goes_on_to_the_same_end(texts, tmp_path) -> None
         resume = ("--resume",)
     finished(started(train(texts, cut, "--resume", **slow)))
     assert each_step_once(cut) == each_step_once(whole)
+    assert held_out_bits(cut) == held_out_bits(whole) and len(held_out_bits(cut)) == 6
     assert same_weights(cut, whole)
 
 
 @pytest.mark.parametrize(
     ("name", "kept"), [("ddp-cpu.yaml", "the whole model"), ("fsdp2.yaml", "a part of every weight")]
 )
-def test_two_processes_take_the_steps_of_one(name, kept, texts, tmp_path) -> None:
+def test_two_processes_take_the_steps_of_one(name, kept, texts, held_out, tmp_path) -> None:
     """From the configurations we provide, rows cut along time, killed and resumed."""
     one, two, config = tmp_path / "one", tmp_path / "two", tmp_path / name
-    sizes = STEPS | {"training__truncation": 24}
+    sizes = STEPS | held_out | {"training__truncation": 24}
     on_cpus = (CONFIGS / name).read_text().replace("use_cpu: false", "use_cpu: true").replace(": bf16", ': "no"')
     config.write_text(on_cpus)
     launcher = ("accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2")
@@ -97,9 +105,23 @@ def test_two_processes_take_the_steps_of_one(name, kept, texts, tmp_path) -> Non
     for (step, loss, norm), (_, loss_2, norm_2) in zip(expected, found, strict=True):
         assert loss_2 == pytest.approx(loss, rel=2e-6)
         assert norm_2 == pytest.approx(norm, rel=1e-5 if step < 4 else 5e-3)  # Adam makes much of rounding
+    assert held_out_bits(two) == pytest.approx(held_out_bits(one), rel=1e-4) and len(held_out_bits(two)) == 6
     weights, weights_2 = (LanguageModel.load(folder).state_dict() for folder in (one, two))
     for key, weight in weights.items():
         torch.testing.assert_close(weights_2[key], weight, rtol=1e-2, atol=1e-4)
+
+
+def test_two_processes_begin_with_the_same_model(texts, run, held_out, tmp_path) -> None:
+    command = ["train", "--from", str(run), "--data", str(texts), "--training.steps", "2", "--training.log-every", "1"]
+    command += ["--training.row-length", "48", "--training.batch-size", "4", "--held-out.every", "1"]
+    command += ["--held-out.data", str(held_out["held_out__data"])]
+    launcher = ("accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp-cpu.yaml"), "--num_processes", "2")
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    said = finished(started([*command, "--out", str(tmp_path / "two")], launcher))
+    assert said.count(f"begins with: {run}\n") == 1
+    one, two = ([loss for _, loss, _ in losses(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=2e-6) and len(two) == 2
+    assert held_out_bits(tmp_path / "two") == pytest.approx(held_out_bits(tmp_path / "one"), rel=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(texts, tmp_path) -> None:

@@ -17,7 +17,9 @@ import torch
 from commands import FRACTION, environment, interrupt_at, losses, refuses, same_weights, train, tree
 from tiny_tokenizers import save_tokenizer
 
+import mnemonist.cli.process
 import mnemonist.cli.task
+import mnemonist.cli.text
 import mnemonist.cli.train
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer, find_tokenizer
@@ -57,7 +59,7 @@ def test_transformers_opens_the_folder(run: Path) -> None:
 def test_only_the_first_process_speaks(capsys, monkeypatch) -> None:
     for rank, said in (("0", "here\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
-        mnemonist.cli.train.say("here")
+        mnemonist.cli.process.say("here")
         assert capsys.readouterr().err == said
 
 
@@ -89,10 +91,12 @@ def test_the_plan_alone(texts: Path, tmp_path: Path, capsys) -> None:
     config = mnemonist.cli.options.parse(train(texts, tmp_path)).model
     cost, count = model_cost(config), sum(p.numel() for p in LanguageModel(config).parameters())
     size = sum(path.stat().st_size for path in texts.glob("*.txt"))
+    held = int(plan["held out"].split()[0])
+    assert 0.04 * size < held <= 0.05 * size
     assert cost.parameters == count
     assert plan["model"].startswith("mag mag; rule titans:chunk_size=8,expansion=1; width 16; vocabulary 259 (bytes)")
     assert plan["parameters"] == f"{count:,}, without embeddings {count - 259 * 16:,}"
-    rows = (size + 3 - 1) // 48
+    rows = (size - held + 3 - 1) // 48
     assert plan["text"] == f"{rows * 48:,} tokens an epoch, 1.00 bytes each"
     assert plan["to read"] == f"6,720 tokens, {140 / rows:.2f} epochs: 70 steps of 2 rows of 48"
     assert re.match(r"about \d+ s for 70 steps \(an estimate: 2 rows took [\d.e-]+ s .* on this cpu\)", plan["time"])
@@ -116,7 +120,7 @@ def test_measuring_changes_nothing(texts: Path, run: Path, tmp_path: Path, monke
 
 def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: Path) -> None:
     options = mnemonist.cli.options.parse(train(texts, tmp_path))
-    text = mnemonist.cli.train.prepare_text(mnemonist.cli.train.find_documents(str(texts)), options.training)
+    text = mnemonist.cli.text.prepare_text(mnemonist.cli.text.find_documents(str(texts)), options.training)
     model = mnemonist.cli.train.build_model(options.model, options).eval()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
@@ -154,7 +158,8 @@ def test_of_a_large_model_a_piece_is_timed(texts: Path, tmp_path: Path, monkeypa
     plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert f"(an estimate: {timed} took 1e+03 s forward and backward on this cpu)" in plan["time"]
     (shape,) = shapes[0]
-    hours = 6 * 1000 * 4 * 48 / (shape[0] * shape[1]) / 3600
+    readings = 1 / 3  # of one batch of held-out text, forward alone, at the end
+    hours = (6 + readings) * 1000 * 4 * 48 / (shape[0] * shape[1]) / 3600
     assert plan["time"].startswith(f"about {hours:.1f} h for 6 steps")
 
 
@@ -195,6 +200,8 @@ def test_tensorboard_shows_what_the_log_says_also_when_resumed(texts: Path, tmp_
         events = [(event.step, event.value) for event in seen.Scalars(f"train/{name}")]
         assert [step for step, _ in events] == list(range(1, 7))
         assert [value for _, value in events] == pytest.approx([line[name] for line in lines])
+    (last,) = seen.Scalars("held_out/bits_per_byte")
+    assert (last.step, last.value) == (6, pytest.approx(lines[-1]["held_out_bits_per_byte"]))
 
 
 def test_without_tensorboard_one_sentence(texts: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mnemonist.errors import UserError
-from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,30 @@ def test_a_value_out_of_range_is_named(field: str, value: object, allowed: str) 
         dataclasses.replace(TrainingConfig(), **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("share", 1, "a number from 0 to below 1"),
+        ("share", -0.1, "a number from 0 to below 1"),
+        ("share", float("nan"), "a number from 0 to below 1"),
+        ("every", 0, "a whole number from 1"),
+        ("rows", 0, "a whole number from 1"),
+        ("seed", -1, "a whole number from 0"),
+    ],
+)
+def test_a_value_of_held_out_text_that_is_out_of_range_is_named(field: str, value: object, allowed: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"held_out.{field} is {value!r}; it must be {allowed}")):
+        HeldOutConfig(**{field: value})
+
+
+def test_text_is_held_out_from_one_place() -> None:
+    with pytest.raises(UserError, match=r"held_out.data is other.txt and held_out.share 0.1: .* leave one of them out"):
+        HeldOutConfig(data="other.txt", share=0.1)
+    assert [HeldOutConfig(**one).given for one in ({}, {"rows": 3}, {"share": 0}, {"data": "a"})] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
 def test_values_that_contradict_each_other_are_both_named() -> None:
     with pytest.raises(UserError, match="batch_size is 10 and accumulation 4"):
         TrainingConfig(batch_size=10, accumulation=4)
@@ -58,10 +82,11 @@ def test_the_border_cases_are_allowed() -> None:
     TrainingConfig(steps=1, warmup_steps=1, batch_size=1, weight_decay=0, betas=(0.0, 0.0), clip_norm=None)
 
 
-def test_every_field_says_what_it_is_for() -> None:
-    fields = dataclasses.fields(TrainingConfig)
+@pytest.mark.parametrize("kind", [TrainingConfig, HeldOutConfig])
+def test_every_field_says_what_it_is_for(kind: type) -> None:
+    fields = dataclasses.fields(kind)
     assert len(fields) <= 15
-    source = inspect.getsource(TrainingConfig)
+    source = inspect.getsource(kind)
     for field in fields:
         assert re.search(rf'^    {field.name}: .*\n    """\w', source, re.MULTILINE), field.name
 

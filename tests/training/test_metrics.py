@@ -1,5 +1,6 @@
 """Metrics are whole lines, one a step, and steps that will be taken again are cut."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_a_line_has_every_measure(tmp_path: Path) -> None:
         "seconds": 2.0,
     }
     assert read_metrics(path) == [metrics(1)]
+
+
+def test_what_held_out_text_costs_stands_where_it_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    read = dataclasses.replace(metrics(2), held_out_bits_per_byte=1.5)
+    with MetricsLog(path, 0) as log:
+        for one in (metrics(1), read):
+            log.write(one)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert "held_out_bits_per_byte" not in first and second["held_out_bits_per_byte"] == 1.5
+    assert read_metrics(path) == [metrics(1), read]
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 5, "lo', '{"step": 5, "loss": 1.0}\n', "\x00\x00", "7\n"])

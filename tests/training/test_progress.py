@@ -37,6 +37,22 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert part in err
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_held_out_text_cost_stands_until_it_is_read_again(terminal, capsys, monkeypatch) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "120")
+    with progress.training_progress(True, 0, 3) as report:
+        for step, bits in ((1, None), (2, 1.25), (3, None)):
+            report(StepMetrics(step, 2.5, 1e-3, 1.0, step, 1234.0, 1.0, bits))
+    err = capsys.readouterr().err
+    assert "2.5000  held out 1.250 bits/byte" in err
+    if not terminal:
+        first, last = err.splitlines()
+        assert first == "step 1/3  loss 2.5000  1,234 tok/s"
+        assert last == "step 3/3  loss 2.5000  held out 1.250 bits/byte  1,234 tok/s"
+
+
 def test_nothing_when_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     report_all(False)
     assert capsys.readouterr() == ("", "")

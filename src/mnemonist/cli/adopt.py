@@ -8,7 +8,8 @@ import torch
 from rich.filesize import decimal
 
 from mnemonist.cli.options import Adopt
-from mnemonist.cli.train import MODEL_FILE, prepare_torch, say
+from mnemonist.cli.process import prepare_torch, say
+from mnemonist.cli.train import MODEL_FILE
 from mnemonist.data import find_tokenizer, require_vocabulary
 from mnemonist.errors import UserError
 from mnemonist.files import write_atomically

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.options import Demo
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.read import compare, cut_alike, load_reader, run_facts, summary, write_page
-from mnemonist.cli.train import prepare_torch, say
 from mnemonist.data import Document, standard_library
 from mnemonist.errors import UserError
 from mnemonist.evals.evaluation import evaluate

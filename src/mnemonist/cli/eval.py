@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.task import TASK_FILE, read_tasks
-from mnemonist.cli.train import load_model, prepare_torch, say
-from mnemonist.data import find_tokenizer
+from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
@@ -43,7 +43,7 @@ def run_eval(options: Eval) -> int:
     for name, path in zip(names, paths, strict=True):
         model, tokenizer = load_model(path), None
         if reads:
-            tokenizer = find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
+            tokenizer = load_tokenizer(path, model)
         models[name] = model
         suites[name] = build_suite(as_trained(options.suite, path), tokenizer, options.count, options.seed)
         require_vocabulary(model, suites[name])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Generate
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.read import Reader, load_reader, load_session, progress_bars, track
-from mnemonist.cli.train import prepare_torch, say
 from mnemonist.data import Tokenizer, read_document
 from mnemonist.data.tokenizer import utf8
 from mnemonist.errors import UserError

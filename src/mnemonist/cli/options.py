@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from mnemonist.cli.reason.options import Reason, in_full, reason_type
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
-from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 
+Learning = Literal["all", "memories"]
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
 """Options whose value may be empty."""
@@ -78,6 +79,12 @@ class Train:
     """Only say what the run would cost."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the folder's tensorboard/."""
+    origin: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Begin with the weights of this model (the folder of a run, a file, or a name that comes with the package)
+    instead of new ones. It brings its sizes and its tokenizer; optimiser and schedule are new."""
+    learn: Learning = "all"
+    """What learns: all; or memories, with what joins them to attention and persistent tokens, while the rest is held as
+    it was: for a model with `--from` that was given memories (`mnemonist adopt`)."""
     preset: str = "mag-tiny"
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
     parameters: int | None = None
@@ -86,6 +93,7 @@ class Train:
     """Compute what is inside a block again on the way back instead of keeping it: less memory, a third more time."""
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
 
     def run(self) -> int:
         """Exit code."""
@@ -256,6 +264,7 @@ def parse(arguments: list[str]) -> Command:
     """
     require_words(arguments)
     arguments = in_full(arguments)
+    require_own_sizes(arguments)
     train: Any = Train()
     preset = _value_of("--preset", arguments) if arguments[:1] == ["train"] else None
     if preset is not None:  # the preset sets the defaults that --help shows and other options change
@@ -294,6 +303,23 @@ def require_words(arguments: Sequence[str]) -> None:
             empty = not argument
         if empty and option not in TEXTS:
             raise UserError(f"{option} is empty; give a value, or leave it out (is a variable of the shell unset?)")
+
+
+def require_own_sizes(arguments: Sequence[str]) -> None:
+    """Make sure that a run which begins with a model is not asked for another one.
+
+    Raises:
+        UserError: names the option.
+    """
+    if arguments[:1] != ["train"] or _value_of("--from", list(arguments)) is None:
+        return
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in ("--preset", "--parameters", "--tokenizer") or option.startswith("--model."):
+            raise UserError(
+                f"{option} does not go with --from: the model that the run begins with has sizes and a tokenizer of "
+                "its own; leave one of the two out"
+            )
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

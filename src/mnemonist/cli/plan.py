@@ -19,9 +19,11 @@ from mnemonist.models.modeling import LanguageModel
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, loss_parts
+from mnemonist.training.held_out import HeldOut
 from mnemonist.training.language import Rows, truncated_next_token_loss
 from mnemonist.training.randomness import capture_random_state, restore_random_state
 
+FORWARD = 1 / 3  # of the operations of a micro-batch: the way back takes as many again twice
 LONG_ENOUGH = 1.0  # seconds: a shorter first micro-batch is mostly the start of threads and kernels
 ENOUGH = 3e11  # operations on a CPU: some seconds, and the memory for a row or two of a large model
 SHORTEST = 64  # tokens that are timed at least, and a multiple of which is
@@ -122,16 +124,21 @@ def describe_reading(training: TrainingConfig, rows: PackedRows) -> list[str]:
     ]
 
 
-def describe_time(training: TrainingConfig, measured: Measurement, done: int = 0) -> list[str]:
+def describe_time(
+    training: TrainingConfig, measured: Measurement, done: int = 0, held_out: HeldOut | None = None
+) -> list[str]:
     """How long it will take, as lines of ``name: value``.
 
     Args:
         training: of the run.
         measured: what `measure` found.
         done: steps that an earlier part of the run has taken.
+        held_out: what is read besides, forward alone.
     """
     left = training.steps - done
     seconds = measured.seconds * training.accumulation * left
+    if held_out is not None:
+        seconds += FORWARD * measured.seconds * held_out.batches * held_out.readings(done, training.steps)
     return [
         f"processes: {measured.processes}",
         f"time: about {duration(seconds)} for {left:,} steps (an estimate: {measured.timed} forward and backward on "

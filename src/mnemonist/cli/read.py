@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mnemonist import __version__
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Read
-from mnemonist.cli.train import load_model, prepare_torch, say
+from mnemonist.cli.process import prepare_torch, say
+from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.data import (
     ByteTokenizer,
     Document,
     Tokenizer,
-    find_tokenizer,
     fingerprint,
     read_document,
     read_path,
@@ -44,7 +44,6 @@ from mnemonist.files import require_writable
 from mnemonist.intervals import interval
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.session import Session
-from mnemonist.models.shipped import find_model
 from mnemonist.report import Curve, Reading, SurpriseMap, write_reading
 from mnemonist.training.interruption import stop_on_signals
 
@@ -169,9 +168,8 @@ def load_reader(path: Path) -> Reader:
     Raises:
         UserError: there is no model, or no tokenizer that fits it.
     """
-    path = find_model(path)
     model = load_model(path)
-    return Reader(model, find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size))
+    return Reader(model, load_tokenizer(path, model))
 
 
 def load_session(path: Path, reader: Reader) -> Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +12,17 @@ from rich.filesize import decimal
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Train
+from mnemonist.cli.process import first_process, say
+from mnemonist.cli.text import find_documents, prepare_text
 from mnemonist.cli.train import (
     MODEL_FILE,
+    Origin,
     build_model,
-    choose_tokenizer,
-    find_documents,
-    first_process,
-    prepare_text,
+    find_origin,
+    identity_of,
     run_before,
-    say,
     steps_done,
+    tokenizer_of,
 )
 from mnemonist.data import Tokenizer, fingerprint
 from mnemonist.errors import UserError
@@ -29,8 +31,9 @@ from mnemonist.evals.problems import draw
 from mnemonist.evals.regression import Regression
 from mnemonist.evals.suites import build_task, fields_of, reads_text
 from mnemonist.files import write_atomically
+from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.cost import matched, model_cost
-from mnemonist.training import train
+from mnemonist.training import HeldOutConfig, train
 from mnemonist.training.language import batches_of_rows, next_token_loss
 
 TASK_FILE = "tasks.json"
@@ -62,25 +65,31 @@ def run_train_tasks(options: Train) -> int:
         raise UserError("truncation is for texts; the problems of a task are read whole: leave it out")
     if options.tensorboard:
         raise UserError("tensorboard is for texts; of a task, metrics.jsonl in the folder has the same figures")
+    if options.held_out != HeldOutConfig():
+        raise UserError(
+            "text is held out from texts alone; mnemonist eval asks problems that a model was not trained on: leave "
+            "out --held-out"
+        )
     reads = [spec == TEXT or reads_text(spec) for spec in options.task]
     if options.tokenizer is not None and not all(reads):
         raise UserError(f"{options.task[reads.index(False)]} is not made of text; leave out --tokenizer")
     if len(options.task) > 1 and not all(reads):
         raise UserError(f"{options.task[reads.index(False)]} is not made of text, so it cannot take turns with others")
     before = run_before(options, unknown=("row_length",))
-    tokenizer = choose_tokenizer(options.tokenizer) if any(reads) else None
+    origin = find_origin(options)
+    tokenizer = tokenizer_of(options, origin) if any(reads) else None
     parts = [_part(options, spec, tokenizer) for spec in options.task]
-    config = options.model.replace(vocab_size=parts[0].vocab_size)
-    if options.parameters is not None:
-        config = matched(config, options.parameters)
+    config = _config(options, parts, tokenizer, origin)
     training = replace(options.training, row_length=max(part.longest for part in parts))
     identity = {
         "model": config.to_json(),
         "data": " ".join(part.fingerprint for part in parts),
         "tokenizer": tokenizer.fingerprint if tokenizer is not None else "",
-    }
+    } | identity_of(options, origin)
     steps_done(before, identity)
     cost = model_cost(config)
+    if origin is not None:
+        say(f"begins with: {origin.path}")
     for part in parts:
         say(f"task: {part.spec}, {part.description}")
     say(f"training: {training.steps} steps of {training.batch_size} rows" + (", in turns" if len(parts) > 1 else ""))
@@ -90,7 +99,7 @@ def run_train_tasks(options: Train) -> int:
     )
     if options.plan:
         return 0
-    model = build_model(config, options)
+    model = build_model(config, options, origin)
     batch_of, loss_of = take_turns([part.curriculum for part in parts])
     result = train(model, batch_of, loss_of, training, options.out, resume=options.resume, extra=identity)
     model.eval()
@@ -104,6 +113,25 @@ def run_train_tasks(options: Train) -> int:
     asked = next((spec.partition(":")[0] for spec in options.task if spec != TEXT), "positions")
     say(f"model in {options.out / MODEL_FILE}; evaluate it: mnemonist eval {asked} --model {options.out}")
     return INTERRUPTED if result.interrupted else 0
+
+
+def _config(options: Train, parts: Sequence[Part], tokenizer: Tokenizer | None, origin: Origin | None) -> ModelConfig:
+    """The sizes of the model to begin with, or those that were chosen.
+
+    Raises:
+        UserError: the model to begin with has another vocabulary than the task.
+    """
+    vocabulary = parts[0].vocab_size
+    if origin is None:
+        config = options.model.replace(vocab_size=vocabulary)
+        return config if options.parameters is None else matched(config, options.parameters)
+    has = origin.model.config.vocab_size
+    if tokenizer is None and has != vocabulary:
+        raise UserError(
+            f"{origin.path} has {has:,} tokens but {parts[0].spec} is made of {vocabulary:,}: begin with a model that "
+            "was trained for it, or change the vocabulary of the task if it has one"
+        )
+    return origin.model.config
 
 
 def _part(options: Train, spec: str, tokenizer: Tokenizer | None) -> Part:

@@ -1,10 +1,8 @@
-"""``mnemonist train``, and the training that other commands share."""
+"""``mnemonist train``: where a run begins or goes on, and the models that it leaves."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,27 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mnemonist.cli.options import Train
 from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
-from mnemonist.data import (
-    ByteTokenizer,
-    Document,
-    PackedRows,
-    Tokenizer,
-    find_tokenizer,
-    fingerprint,
-    read_corpus,
-    require_vocabulary,
-    shakespeare,
-    standard_library,
-)
-from mnemonist.errors import UserError, nearest
-from mnemonist.files import FileError
+from mnemonist.cli.process import first_process, prepare_torch, say
+from mnemonist.cli.text import TrainingText, choose_tokenizer, divide_text, find_documents
+from mnemonist.data import ByteTokenizer, Tokenizer, find_tokenizer, require_vocabulary
+from mnemonist.errors import RunFinished, UserError
+from mnemonist.models.adoption import hold_all_but_memories
 from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
+from mnemonist.models.folder import INDEX_FILE
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model
 from mnemonist.training import TrainingConfig, TrainingResult, train
@@ -43,24 +31,6 @@ from mnemonist.training.recomputation import recompute
 from mnemonist.training.tensorboard import tensorboard_log
 
 MODEL_FILE = "model.safetensors"
-CORPORA = ("stdlib", "shakespeare")
-
-
-@dataclass(frozen=True)
-class TrainingText:
-    """What a run reads."""
-
-    documents: Sequence[Document]
-    tokenizer: Tokenizer
-    rows: PackedRows
-
-    def identity(self, config: ModelConfig) -> dict[str, str]:
-        """What a run that is resumed must have in common with the run that began."""
-        return {
-            "model": config.to_json(),
-            "data": fingerprint(self.documents),
-            "tokenizer": self.tokenizer.fingerprint,
-        }
 
 
 def run_train(options: Train) -> int:
@@ -71,10 +41,9 @@ def run_train(options: Train) -> int:
 
         return run_train_tasks(options)
     before = run_before(options)
-    tokenizer = choose_tokenizer(options.tokenizer)
-    config = with_vocabulary(options.model, options.preset, tokenizer)
-    if options.parameters is not None:
-        config = matched(config, options.parameters)
+    origin = find_origin(options)
+    tokenizer = tokenizer_of(options, origin)
+    config = choose_config(options, tokenizer, origin)
 
     def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
         if not options.plan:
@@ -82,35 +51,122 @@ def run_train(options: Train) -> int:
         elif first_process():
             print("\n".join(lines), flush=True)
 
-    tell(describe_model(config, find_preset(options.preset), tokenizer))
+    if origin is not None:
+        tell([f"begins with: {origin.path}"])
+    tell(describe_model(config, find_preset(options.preset) if origin is None else config, tokenizer))
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
-    text = prepare_text(documents, options.training, tokenizer)
-    done = steps_done(before, text.identity(config))
+    text = divide_text(documents, options, tokenizer, None if before is None else before.identity)
+    identity = text.identity(config, options.training) | identity_of(options, origin)
+    done = steps_done(before, identity)
     tell(describe_reading(options.training, text.rows))
-    model = build_model(config, options)
+    tell([f"held out: {text.held_out.describe(options.training) if text.held_out else 'nothing'}"])
+    model = build_model(config, options, origin)
     measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
-    tell(describe_time(options.training, measured, done))
+    tell(describe_time(options.training, measured, done, text.asked(options.training)))
     if options.plan:
         return 0
+    if done == options.training.steps:
+        say(f"the run is finished; to train its model further, begin another one: --from {options.out} --out ELSEWHERE")
     with ExitStack() as stack:
         log = None
         if options.tensorboard and first_process():
             folder = options.out / "tensorboard"
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
-        result = train_model(model, text, options.training, options.out, resume=options.resume, on_step=log)
+        result = train_model(model, text, options.training, options.out, identity, resume=options.resume, on_step=log)
     loss = result.loss
     if loss is not None:
         bits = loss / math.log(2) / text.rows.bytes_per_token
         say(f"step {result.step}: {bits:.3f} bits per byte on what it was trained on")
+    asked = result.held_out
+    if asked is not None:
+        say(f"step {asked.step}: {asked.held_out_bits_per_byte:.3f} bits per byte on text it was not trained on")
     say(f"model in {options.out / MODEL_FILE}; read with it: mnemonist read PATH --model {options.out}")
     return 130 if result.interrupted else 0
 
 
-def build_model(config: ModelConfig, options: Train) -> LanguageModel:
-    """A new model, its weights drawn from the run's seed."""
+@dataclass(frozen=True)
+class Origin:
+    """The model that a run begins with."""
+
+    path: Path
+    """As the user named it."""
+    folder: Path
+    """Where it is, and its tokenizer too."""
+    model: LanguageModel
+    fingerprint: str
+    """Of the model as it was."""
+
+
+def find_origin(options: Train) -> Origin | None:
+    """The model that `--from` names, or None if a run begins with new weights.
+
+    Raises:
+        UserError: there is none, or it lives in the folder of the run.
+    """
+    if options.origin is None:
+        return None
+    place = find_model(options.origin)
+    folder = place if place.is_dir() else place.parent
+    if options.out.resolve() == folder.resolve():
+        raise UserError(f"{options.origin} is in the folder of the run that is to begin with it; take another --out")
+    model = load_model(place).float()  # transformers may have saved halves
+    return Origin(options.origin, folder, model, model.fingerprint())
+
+
+def identity_of(options: Train, origin: Origin | None) -> dict[str, str]:
+    """What a run that is resumed must have begun with, and what of it must learn."""
+    return {"origin": "" if origin is None else origin.fingerprint, "learn": options.learn}
+
+
+def tokenizer_of(options: Train, origin: Origin | None) -> Tokenizer:
+    """The tokenizer of the model to begin with, or the one that was chosen.
+
+    Raises:
+        UserError: see `mnemonist.data.find_tokenizer`.
+    """
+    if origin is None:
+        return choose_tokenizer(options.tokenizer)
+    return choose_tokenizer(origin.folder, origin.model.config.vocab_size)
+
+
+def choose_config(options: Train, tokenizer: Tokenizer, origin: Origin | None) -> ModelConfig:
+    """The sizes of the model to begin with, or those that were chosen.
+
+    Raises:
+        UserError: see `with_vocabulary`.
+        ValueError: no model has so many parameters.
+    """
+    if origin is not None:
+        return origin.model.config
+    config = with_vocabulary(options.model, options.preset, tokenizer)
+    return config if options.parameters is None else matched(config, options.parameters)
+
+
+def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> ModelConfig:
+    """The configuration with the tokenizer's vocabulary, unless another was chosen than the preset's.
+
+    Raises:
+        UserError: the one that was chosen does not fit.
+    """
+    if config.vocab_size == find_preset(preset).vocab_size:
+        return config.replace(vocab_size=tokenizer.vocab_size)
+    require_vocabulary(tokenizer, config.vocab_size)
+    return config
+
+
+def build_model(config: ModelConfig, options: Train, origin: Origin | None = None) -> LanguageModel:
+    """The model to begin with, or a new one, its weights drawn from the run's seed.
+
+    Raises:
+        UserError: memories alone are to learn, and there are none.
+    """
     torch.manual_seed(options.training.seed)
-    model = LanguageModel(config)
+    model = LanguageModel(config) if origin is None else origin.model
+    if options.learn == "memories":
+        if not config.has_memory:
+            raise UserError("there are no memories in this model to learn; mnemonist adopt --blocks gives it some")
+        say(f"learn: memories, {hold_all_but_memories(model):,} of {model.parameter_count:,} parameters")
     if options.activation_checkpointing:
         recompute(model)
     return model
@@ -121,19 +177,22 @@ def train_model(
     text: TrainingText,
     training: TrainingConfig,
     folder: Path,
+    identity: Mapping[str, str],
     *,
     resume: bool,
     on_step: Callable[[StepMetrics], None] | None = None,
 ) -> TrainingResult:
-    """Train a new model in ``folder``, and write it there with its tokenizer, also when interrupted.
+    """Train a model in ``folder``, and write it there with its tokenizer, also when interrupted.
 
     Raises:
         UserError: see `mnemonist.training.train`.
     """
     batch_of = batches_of_rows(text.rows, training)
-    extra = text.identity(model.config)
     loss_of = truncated_next_token_loss(training.truncation)
-    result = train(model, batch_of, loss_of, training, folder, resume=resume, extra=extra, on_step=on_step)
+    held_out = text.asked(training)
+    result = train(
+        model, batch_of, loss_of, training, folder, resume=resume, extra=identity, on_step=on_step, held_out=held_out
+    )
     model.eval()
     if first_process():
         model.save(folder, text.tokenizer)
@@ -159,7 +218,10 @@ def run_before(options: Train, unknown: Collection[str] = ()) -> RunBefore | Non
     """
     if options.plan and not options.resume:  # nothing will be written
         return None
-    checkpoint = require_place(options.out, options.training, options.resume, unknown)
+    try:
+        checkpoint = require_place(options.out, options.training, options.resume, unknown)
+    except RunFinished as error:
+        raise UserError(f"{error}, which may begin with the model of this run: --from {options.out}") from error
     return None if checkpoint is None else RunBefore(options.out, checkpoint.step, checkpoint.extra)
 
 
@@ -167,13 +229,22 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
     """Steps that a run has taken; 0 if there is none.
 
     Raises:
-        UserError: it had another model, tokenizer or other data.
+        UserError: it began with another model, had another one or another tokenizer, or other data, held out or
+            trained on.
     """
     if run is None:
         return 0
-    before = {"tokenizer": ByteTokenizer.fingerprint, **run.identity}
-    for part, what in (("model", "another model"), ("data", "other data"), ("tokenizer", "another tokenizer")):
-        if before.get(part) != identity[part]:
+    before = {"tokenizer": ByteTokenizer.fingerprint, "held_out": "", "origin": "", "learn": "all", **run.identity}
+    differing = {
+        "origin": "another model to begin with (--from)",
+        "learn": "other parts that learn (--learn)",
+        "model": "another model",
+        "held_out": "other text held out",
+        "data": "other data",
+        "tokenizer": "another tokenizer",
+    }
+    for part, what in differing.items():
+        if before.get(part) != identity.get(part, ""):
             raise UserError(f"The run in {run.folder} had {what}; resume it with the same, or take another folder.")
     return run.step
 
@@ -186,90 +257,16 @@ def load_model(path: Path) -> LanguageModel:
     """
     path = find_model(path)
     file = path / MODEL_FILE if path.is_dir() else path
-    if not file.is_file():
+    if not file.is_file() and not (path / INDEX_FILE).is_file():
         raise UserError(f"There is no model at {file}; train one with `mnemonist train` or name one with --model.")
-    return LanguageModel.load(file).eval()
+    return LanguageModel.load(file if file.is_file() else path).eval()
 
 
-def find_documents(data: str, text_field: str = "text") -> Sequence[Document]:
-    """The corpus a user names: stdlib, shakespeare, or a path.
-
-    Raises:
-        UserError: the path is missing, empty or not text.
-    """
-    if data == "stdlib":
-        return standard_library("train")
-    if data == "shakespeare":
-        return shakespeare()
-    path = Path(data)
-    if not os.path.lexists(path) and nearest(data, CORPORA):
-        raise FileError(f"there is no file {data}{nearest(data, CORPORA)}")
-    corpus = read_corpus(path, text_field)
-    if corpus.skipped:
-        say(f"left out {len(corpus.skipped):,} files or records without text, such as {corpus.skipped[0]}")
-    return corpus.documents
-
-
-def choose_tokenizer(folder: Path | None) -> Tokenizer:
-    """The tokenizer of a folder, or bytes; what a user should know about it is said.
+def load_tokenizer(path: Path, model: LanguageModel) -> Tokenizer:
+    """The tokenizer beside a model that `load_model` found at this path.
 
     Raises:
-        UserError: see `mnemonist.data.find_tokenizer`.
+        UserError: there is none that fits it.
     """
-    tokenizer = ByteTokenizer() if folder is None else find_tokenizer(folder)
-    if tokenizer.bos_id == tokenizer.eos_id:
-        say("the tokenizer has no mark of its own for the start of a document: its end mark stands there")
-    if not tokenizer.lossless:
-        say("the tokenizer tidies text up: bytes are counted after that")
-    return tokenizer
-
-
-def with_vocabulary(config: ModelConfig, preset: str, tokenizer: Tokenizer) -> ModelConfig:
-    """The configuration with the tokenizer's vocabulary, unless another was chosen than the preset's.
-
-    Raises:
-        UserError: the one that was chosen does not fit.
-    """
-    if config.vocab_size == find_preset(preset).vocab_size:
-        return config.replace(vocab_size=tokenizer.vocab_size)
-    require_vocabulary(tokenizer, config.vocab_size)
-    return config
-
-
-def prepare_text(
-    documents: Sequence[Document], training: TrainingConfig, tokenizer: Tokenizer | None = None
-) -> TrainingText:
-    """Documents as packed rows of tokens; without a tokenizer, of bytes.
-
-    Raises:
-        UserError: they do not fill one row.
-    """
-    tokenizer = tokenizer or ByteTokenizer()
-    with Progress(
-        TextColumn("tokens"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-    ) as bar:  # fmt: skip
-        task = bar.add_task("", total=sum(len(document.text) for document in documents))
-        rows = PackedRows(
-            documents, training.row_length, training.seed, tokenizer, lambda done: bar.update(task, completed=done)
-        )
-    return TrainingText(documents, tokenizer, rows)
-
-
-def prepare_torch() -> None:
-    """Before the first tensor: round denormals to zero in every thread that torch will start.
-
-    Products of many decays sink into denormals, which CPUs compute several times slower.
-    """
-    torch.set_flush_denormal(True)
-
-
-def say(sentence: str) -> None:
-    """Tell the person at the terminal; stdout stays free for results."""
-    if first_process():
-        print(sentence, file=sys.stderr, flush=True)
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the first of those that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
+    path = find_model(path)
+    return find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)

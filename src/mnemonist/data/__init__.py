@@ -15,6 +15,7 @@ from .corpus import (
     split_of,
     standard_library,
 )
+from .held_out import hold_out
 from .packing import IGNORED, Batch, PackedRows
 from .records import read_corpus
 from .subword import SubwordTokenizer
@@ -34,6 +35,7 @@ __all__ = [
     "Tokenizer",
     "find_tokenizer",
     "fingerprint",
+    "hold_out",
     "read_corpus",
     "read_document",
     "read_path",

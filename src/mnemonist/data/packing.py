@@ -51,6 +51,7 @@ class PackedRows:
         seed: a whole number from 0, from which every order follows.
         tokenizer: what turns text into tokens; None takes bytes.
         progress: called now and then while it does.
+        name: what errors call the corpus.
 
     Attributes:
         bytes_per_token: of the text, start marks left out; 1 for bytes.
@@ -67,6 +68,7 @@ class PackedRows:
         seed: int,
         tokenizer: Tokenizer | None = None,
         progress: Progress | None = None,
+        name: str = "the corpus",
     ) -> None:
         if row_length < 1:
             raise ValueError(f"row_length must be at least 1, not {row_length}")
@@ -80,7 +82,7 @@ class PackedRows:
         self.bytes_per_token = text_bytes / max(1, len(self._tokens) - len(self._lengths))
         if len(self._tokens) < row_length + 1:
             raise UserError(
-                f"the corpus has {len(self._tokens)} tokens, and one row takes {row_length + 1}: "
+                f"{name} has {len(self._tokens)} tokens, and one row takes {row_length + 1}: "
                 "give more text or shorter rows"
             )
         self._orders: dict[int, _EpochOrder] = {}

@@ -11,8 +11,9 @@ from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
     from mnemonist.training.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
-    from mnemonist.training.configuration import TrainingConfig
+    from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
     from mnemonist.training.gradients import LossSum
+    from mnemonist.training.held_out import HeldOut
     from mnemonist.training.loop import TrainingResult, train
     from mnemonist.training.metrics import StepMetrics, read_metrics
     from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser, optimiser_tensors
@@ -22,6 +23,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "Checkpoint": ".checkpoint",
+        "HeldOut": ".held_out",
+        "HeldOutConfig": ".configuration",
         "LossSum": ".gradients",
         "StepMetrics": ".metrics",
         "TrainingConfig": ".configuration",

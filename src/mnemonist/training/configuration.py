@@ -113,6 +113,46 @@ class TrainingConfig:
         return 1 if self.truncation is None else -(-self.row_length // self.truncation)
 
 
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Text that is not trained on, read at intervals and at the end: the same rows every time.
+
+    Raises:
+        UserError: a field is out of range or contradicts another one.
+    """
+
+    data: str | None = None
+    """Text to hold out, named as `data` is. Left out: of stdlib its own held-out modules, of other text a share."""
+    share: float | None = None
+    """Hold out this share of `data` instead of training on it, by whole documents (the end of a single one); 0 holds
+    nothing out. Left out: 0.05, where that fills a row and no other text is held out."""
+    every: int = 100
+    """Steps between readings; the last step is always followed by one."""
+    rows: int | None = None
+    """Rows to read each time, if there are so many; None takes as many as four steps do."""
+    seed: int = 0
+    """Draws the documents and the rows; runs of other seeds of training are thus asked the same."""
+
+    def __post_init__(self) -> None:
+        _require_whole("held_out.every", self.every, least=1)
+        _require_whole("held_out.seed", self.seed, least=0)
+        if self.rows is not None:
+            _require_whole("held_out.rows", self.rows, least=1)
+        if self.share is not None:
+            fine = _is_real(self.share) and 0 <= self.share < 1
+            _require(fine, "held_out.share", self.share, "a number from 0 to below 1")
+            if self.data is not None:
+                raise UserError(
+                    f"held_out.data is {self.data} and held_out.share {self.share}: text is held out from one place; "
+                    "leave one of them out"
+                )
+
+    @property
+    def given(self) -> bool:
+        """Whether it was chosen which text is held out."""
+        return self.data is not None or self.share is not None
+
+
 def _require_whole(name: str, value: object, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     _require(whole, name, value, f"a whole number from {least}")

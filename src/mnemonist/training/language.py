@@ -11,10 +11,14 @@ from torch import nn
 
 from mnemonist.data import IGNORED, Document, PackedRows, Tokenizer
 from mnemonist.errors import UserError
-from mnemonist.training.configuration import TrainingConfig
+from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, LossSum
+from mnemonist.training.held_out import HeldOut
 
 Rows = dict[str, torch.Tensor]
+
+STEPS_HELD_OUT = 4
+"""A reading of held-out text is of as many rows as so many steps, where nothing else is asked for."""
 
 
 def packed_batches(
@@ -37,6 +41,28 @@ def batches_of_rows(rows: PackedRows, config: TrainingConfig) -> BatchOf:
         return {name: torch.from_numpy(array) for name, array in vars(batch).items()}
 
     return batch_of
+
+
+def rows_held_out(rows: PackedRows, config: TrainingConfig, held_out: HeldOutConfig) -> int:
+    """How many rows of held-out text are read each time."""
+    return min(held_out.rows or STEPS_HELD_OUT * config.batch_size, rows.rows_per_epoch)
+
+
+def held_out_batches(rows: PackedRows, config: TrainingConfig, held_out: HeldOutConfig) -> HeldOut:
+    """``held_out`` for `train`, from rows that are packed already: the first of them, in micro-batches.
+
+    What is left of the last micro-batch is filled up with rows that count nothing.
+    """
+    size, count = config.batch_size // config.accumulation, rows_held_out(rows, config, held_out)
+    read = batches_of_rows(rows, config)
+
+    def batch_of(number: int, rank: int, world: int) -> Rows:
+        batch = read(*divmod(number, config.accumulation), rank, world)
+        first = number * size + rank * (size // world)
+        batch["targets"][max(0, count - first) :] = IGNORED
+        return batch
+
+    return HeldOut(batch_of, -(-count // size), held_out.every, rows.bytes_per_token)
 
 
 def next_token_loss(model: nn.Module, rows: Rows) -> LossSum:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mnemonist.errors import CannotGoOn, NotFinite, UserError
+from mnemonist.errors import CannotGoOn, NotFinite, RunFinished, UserError
 from mnemonist.files import require_possible
 from mnemonist.training.accelerator import flushing_denormals, home_of, prepared, start_accelerator
 from mnemonist.training.checkpoint import (
@@ -36,6 +36,7 @@ from mnemonist.training.checkpoint import (
 )
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, accumulate_gradients, normalise_and_clip
+from mnemonist.training.held_out import HeldOut, held_out_bits
 from mnemonist.training.interruption import StopRequest, stop_on_signals
 from mnemonist.training.metrics import MetricsLog, StepMetrics, read_metrics
 from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser
@@ -63,6 +64,8 @@ class TrainingResult:
     """Time spent training, over all resumptions."""
     checkpoint: Path
     """The folder with the latest checkpoint, at `step`."""
+    held_out: StepMetrics | None = None
+    """The last step after which held-out text was read; None if it never was."""
 
 
 def train(
@@ -78,6 +81,7 @@ def train(
     on_step: Callable[[StepMetrics], None] | None = None,
     more: Callable[[int], bool] | None = None,
     skip_empty: bool = False,
+    held_out: HeldOut | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
@@ -99,6 +103,7 @@ def train(
         more: `more(step)` is called before every step, on every process; the run ends well, with a checkpoint,
             where it says no. It may raise `CannotGoOn`, if it does so on every process.
         skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
+        held_out: what is read now and then and not trained on; it changes no step.
 
     Raises:
         CannotGoOn: the loss, the gradient or what a memory is given is not finite; or as `more`. The model is as the
@@ -123,7 +128,7 @@ def train(
         if checkpoint.step == config.steps:
             return _result(place, config.steps, False, checkpoint.seconds)
         extra = checkpoint.extra if extra is None else extra
-    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty)
+    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty, held_out)
     return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
 
 
@@ -164,6 +169,7 @@ class _Run:
     extra: Mapping[str, Any]
     place: Path
     skip_empty: bool
+    held_out: HeldOut | None
 
 
 def _go(
@@ -202,7 +208,10 @@ def _go(
                 loss, norm, tokens, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
                 step += 1
                 metrics = clock.measure(step, loss, norm, tokens, config)
-                if step % config.log_every == 0 or step == config.steps:
+                asked = run.held_out is not None and run.held_out.due(step, config.steps)
+                if asked:  # after the measurement: this time is none of the step's
+                    metrics = replace(metrics, held_out_bits_per_byte=_read_held_out(run, wrapped[0], loss_of, step))
+                if asked or step % config.log_every == 0 or step == config.steps:
                     clock.restart_rate()
                     if log is not None:
                         log.write(metrics)
@@ -247,8 +256,8 @@ def _take_step(
     except NotFinite as error:
         what = str(error).partition(";")[0]
         if run.accelerator.num_processes > 1:  # the others may not have met it, and saving would wait for them
-            raise UserError(_diverged(run, step, what, "the last checkpoint")) from error
-        raise CannotGoOn(_diverged(run, step, what, f"step {step}")) from error
+            raise UserError(_not_taken(run, step, what, "the last checkpoint")) from error
+        raise CannotGoOn(_not_taken(run, step, what, f"step {step}")) from error
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = normalise_and_clip(run.accelerator, parameters, totals[1], run.config.clip_norm)
     # One transfer, since a GPU has to be waited for at each.
@@ -260,18 +269,43 @@ def _take_step(
         raise UserError(f"step {step + 1} has no targets; every step's batch needs one at least")
     for name, value in (("loss", loss_sum / targets), ("gradient norm", norm_value)):
         if not math.isfinite(value):
-            raise CannotGoOn(_diverged(run, step, f"the {name} is {value}", f"step {step}"))
+            raise CannotGoOn(_not_taken(run, step, f"the {name} is {value}", f"step {step}"))
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
     return loss_sum / targets, norm_value, round(tokens), bool(stops)
 
 
-def _diverged(run: _Run, step: int, what: str, kept: str) -> str:
-    """What to tell of a step that cannot be taken, and what to do: a run that is resumed must keep its settings."""
+def _read_held_out(run: _Run, model: nn.Module, loss_of: LossOf, step: int) -> float:
+    """What the held-out text costs after `step` steps, in bits per byte.
+
+    Raises:
+        CannotGoOn: it, or what a memory is given, is not finite.
+        UserError: see `held_out_bits`; or as above in one process of several.
+    """
+    assert run.held_out is not None
+    try:
+        bits = held_out_bits(run.accelerator, model, loss_of, run.held_out)
+    except NotFinite as error:
+        what = _diverged(run, step - 1, f"on held-out text {str(error).partition(';')[0]}")
+        if run.accelerator.num_processes > 1:  # as in `_take_step`
+            raise UserError(what) from error
+        raise CannotGoOn(what) from error
+    if not math.isfinite(bits):
+        raise CannotGoOn(_diverged(run, step - 1, f"on held-out text the loss is {bits}"))
+    return bits
+
+
+def _not_taken(run: _Run, step: int, what: str, kept: str) -> str:
+    """What to tell of a step that cannot be taken."""
     kept = f"{run.place} holds {kept}" if step else "there is none before it"
+    return _diverged(run, step, f"{what}, and the step was not taken ({kept})")
+
+
+def _diverged(run: _Run, step: int, what: str) -> str:
+    """What to tell of the step after `step`, and what to do: a run that is resumed must keep its settings."""
     return (
-        f"the run diverged at step {step + 1}: {what}, and the step was not taken ({kept}); start a new run in another "
+        f"the run diverged at step {step + 1}: {what}; start a new run in another "
         f"folder with a lower learning_rate (it was {learning_rate(step, run.config):.3g}), a longer warm-up or a "
         "smaller clip_norm"
     )
@@ -337,7 +371,9 @@ def _save(run: _Run, step: int, clock: _Clock) -> None:
 def _result(place: Path, step: int, interrupted: bool, seconds: float) -> TrainingResult:
     path = place.parent / METRICS
     logged = read_metrics(path) if path.exists() else []
-    return TrainingResult(step, logged[-1].loss if logged else None, interrupted, seconds, place)
+    asked = [metrics for metrics in logged if metrics.held_out_bits_per_byte is not None]
+    loss = logged[-1].loss if logged else None
+    return TrainingResult(step, loss, interrupted, seconds, place, asked[-1] if asked else None)
 
 
 def _settings(config: TrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -377,7 +413,7 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Coll
     """Refuse to go on with other settings: the steps would not be those of the run that began.
 
     Raises:
-        UserError: names what differs.
+        UserError: names what differs; a `RunFinished` where the run that began has come to its end.
     """
     saved = checkpoint.config
     differing = [
@@ -386,7 +422,8 @@ def _require_same(checkpoint: Checkpoint, settings: Mapping[str, Any], but: Coll
         if name not in but and saved.get(name) != settings.get(name)
     ]
     if differing:
-        raise UserError(
+        kind = RunFinished if checkpoint.step == saved.get("steps") else UserError
+        raise kind(
             f"cannot resume from {checkpoint.folder} with other settings: {', '.join(differing)}; take the "
             "same ones, or another folder"
         )

@@ -33,6 +33,8 @@ class StepMetrics:
     """Tokens read per second since the last logged step, by all processes."""
     seconds: float
     """Time spent training since the run began, without the pauses between interruption and resumption."""
+    held_out_bits_per_byte: float | None = None
+    """Bits per byte of text that is not trained on, after this step; None where it was not read."""
 
     @property
     def bits(self) -> float:
@@ -41,7 +43,8 @@ class StepMetrics:
 
     def to_json(self) -> str:
         """One line of the metrics file, without its end."""
-        return json.dumps({"step": self.step, "loss": self.loss, "bits": self.bits, **asdict(self)})
+        fields = {"step": self.step, "loss": self.loss, "bits": self.bits, **asdict(self)}
+        return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 
 class Record(Protocol):

@@ -27,10 +27,14 @@ def training_progress(shown: bool, start: int, steps: int) -> Iterator[Report]:
         yield lambda metrics: None
     elif console.is_terminal:
         with _bar(console) as bar:
-            task = bar.add_task("", total=steps, completed=start, loss=float("nan"), rate=0.0)
-            yield lambda metrics: bar.update(
-                task, completed=metrics.step, loss=metrics.loss, rate=metrics.tokens_per_second
-            )
+            task = bar.add_task("", total=steps, completed=start, loss=float("nan"), held_out="", rate=0.0)
+
+            def report(metrics: StepMetrics) -> None:
+                bar.update(task, completed=metrics.step, loss=metrics.loss, rate=metrics.tokens_per_second)
+                if metrics.held_out_bits_per_byte is not None:
+                    bar.update(task, held_out=_held_out(metrics.held_out_bits_per_byte))
+
+            yield report
     else:
         yield _line_printer(steps)
 
@@ -39,7 +43,7 @@ def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("loss {task.fields[loss]:.4f}{task.fields[held_out]}"),
         TextColumn("{task.fields[rate]:,.0f} tok/s"),
         TimeRemainingColumn(),
         console=console,
@@ -49,17 +53,25 @@ def _bar(console: Console) -> Progress:
 
 def _line_printer(steps: int) -> Report:
     printed = -_SECONDS_BETWEEN_LINES  # the first step is reported at once
+    held_out = ""
 
     def report(metrics: StepMetrics) -> None:
-        nonlocal printed
+        nonlocal printed, held_out
+        if metrics.held_out_bits_per_byte is not None:
+            held_out = _held_out(metrics.held_out_bits_per_byte)
         now = time.monotonic()
         if now - printed < _SECONDS_BETWEEN_LINES and metrics.step < steps:
             return
         printed = now
         print(
-            f"step {metrics.step}/{steps}  loss {metrics.loss:.4f}  {metrics.tokens_per_second:,.0f} tok/s",
+            f"step {metrics.step}/{steps}  loss {metrics.loss:.4f}{held_out}  {metrics.tokens_per_second:,.0f} tok/s",
             file=sys.stderr,
             flush=True,
         )
 
     return report
+
+
+def _held_out(bits: float) -> str:
+    """What was read last of text that is not trained on; it stands until it is read again."""
+    return f"  held out {bits:.3f} bits/byte"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -48,6 +48,13 @@ def gather(
             state: dict[str, Any] = stepping.state.get(part, {})
             if state:
                 optimiser.state[parameter] = {key: whole(value).cpu().clone() for key, value in state.items()}
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up what reading without a way back has left whole, so that its parameters are the shards again."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

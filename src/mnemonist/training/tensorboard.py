@@ -14,7 +14,7 @@ SCALARS = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
 
 @contextmanager
 def tensorboard_log(folder: Path, done: int, log_every: int) -> Iterator[Callable[[StepMetrics], None]]:
-    """What to call after every step; every ``log_every``-th is written.
+    """What to call after every step; every ``log_every``-th is written, and whatever was read of held-out text.
 
     Args:
         folder: of the event files.
@@ -32,9 +32,14 @@ def tensorboard_log(folder: Path, done: int, log_every: int) -> Iterator[Callabl
     with SummaryWriter(str(folder), purge_step=done + 1) as writer:
 
         def write(metrics: StepMetrics) -> None:
-            if metrics.step % log_every == 0:
-                for name in SCALARS:
-                    writer.add_scalar(f"train/{name}", getattr(metrics, name), metrics.step)
+            values = {f"train/{name}": getattr(metrics, name) for name in SCALARS}
+            if metrics.step % log_every:
+                values.clear()
+            if metrics.held_out_bits_per_byte is not None:
+                values["held_out/bits_per_byte"] = metrics.held_out_bits_per_byte
+            for name, value in values.items():
+                writer.add_scalar(name, value, metrics.step)
+            if values:
                 writer.flush()
 
         yield write

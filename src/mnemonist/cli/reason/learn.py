@@ -9,13 +9,14 @@ from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.figures import duration
+from mnemonist.cli.process import first_process, prepare_torch, say
 from mnemonist.cli.reason.doctor import findings_of
 from mnemonist.cli.reason.material import draw, put, step_task, warn_of_format
 from mnemonist.cli.reason.options import Asked, Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
 from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
-from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
+from mnemonist.cli.train import MODEL_FILE
 from mnemonist.errors import CannotGoOn, UserError
 from mnemonist.files import require_writable
 from mnemonist.intervals import proportion

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mnemonist.cli.process import say
 from mnemonist.cli.reason.options import Asked, Split
-from mnemonist.cli.train import say
 from mnemonist.errors import UserError
 from mnemonist.files import differences, write_atomically
 from mnemonist.models.shipped import find_model

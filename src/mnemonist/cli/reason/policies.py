@@ -23,7 +23,7 @@ from torch import nn
 from mnemonist.choices import parse_choices
 from mnemonist.cli.reason.options import Learner, Waiting
 from mnemonist.cli.reason.options import Policy as PolicyOptions
-from mnemonist.cli.train import load_model
+from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.data import ByteTokenizer, find_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
@@ -125,7 +125,7 @@ def open_model(path: Path) -> Model:
             f"There is no model at {path}; nothing is downloaded: give the folder of a model that is on this machine."
         )
     model = load_model(place)
-    tokenizer = find_tokenizer(place if place.is_dir() else place.parent, model.config.vocab_size)
+    tokenizer = load_tokenizer(place, model)
     return _ours(model, tokenizer, place.name if place.is_dir() else place.parent.name)
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.process import first_process, prepare_torch, say
 from mnemonist.cli.reason.material import claim, draw, put, step_task
 from mnemonist.cli.reason.options import Asked, Reward
 from mnemonist.cli.reason.pages import aligned, judge_page
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
-from mnemonist.cli.train import first_process, prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.formats import Format, find_format

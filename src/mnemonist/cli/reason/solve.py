@@ -14,13 +14,13 @@ from typing import Any
 from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.eval import steps_bar
 from mnemonist.cli.figures import amount
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.reason.material import claim, draw, put, warn_of_format
 from mnemonist.cli.reason.options import Solve, Thinking
 from mnemonist.cli.reason.pages import aligned, solve_page
 from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_device
 from mnemonist.cli.reason.reward import Scorer, open_scorer
 from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
-from mnemonist.cli.train import prepare_torch, say
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, performance, scaling

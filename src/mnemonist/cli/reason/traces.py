@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mnemonist.cli.eval import steps_bar
+from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.reason.material import draw, step_task
 from mnemonist.cli.reason.options import Telling, Traces
 from mnemonist.cli.reason.pages import aligned, command, facts_of
 from mnemonist.cli.reason.policies import server_sampler
-from mnemonist.cli.train import choose_tokenizer, prepare_torch, say
+from mnemonist.cli.text import choose_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.arms import MATCHES, Arms, CountTokens, match_arms

@@ -1,0 +1,69 @@
+"""What a model costs on text that it is not trained on: asked at intervals, on the same rows every time.
+
+The sums of all processes are divided once, as those of a step are, so the figure does not depend on how the rows are
+shared among them. Every process reads as many batches, since a model in parts is read by all of them together.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+
+from mnemonist.errors import UserError
+from mnemonist.evaluating import evaluating
+from mnemonist.training.gradients import LossOf, loss_parts
+from mnemonist.training.sharding import reshard
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that are not trained on, and when they are read."""
+
+    batch_of: Callable[[int, int, int], Any]
+    """`(number, rank, world) -> batch`, pure: what process `rank` reads of batch `number`, for the run's `loss_of`."""
+    batches: int
+    """How many there are; each is as large as a micro-batch of training."""
+    every: int
+    """Steps between readings; the last step of a run is always followed by one."""
+    bytes_per_target: float = 1.0
+    """Bytes of text that a target stands for."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the rows are read when so many of `steps` are done."""
+        return step % self.every == 0 or step == steps
+
+    def readings(self, done: int, steps: int) -> int:
+        """How often they are read from the step after `done` to the last."""
+        return sum(self.due(step, steps) for step in range(done + 1, steps + 1))
+
+
+def held_out_bits(accelerator: Accelerator, model: nn.Module, loss_of: LossOf, held_out: HeldOut) -> float:
+    """Bits per byte of the rows; every process must come here, and all get the same.
+
+    The model is as before, its mode included, and no random number is drawn for it.
+
+    Args:
+        model: as Accelerate has wrapped it, and so at the precision of training.
+
+    Raises:
+        NotFinite: of what a memory is given.
+        UserError: the rows have no targets.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    with evaluating(model), torch.no_grad():
+        for number in range(held_out.batches):
+            batch = send_to_device(held_out.batch_of(number, rank, world), accelerator.device)
+            for part in loss_parts(loss_of, model, batch):
+                totals[0] += part.loss
+                totals[1] += part.targets
+    reshard(model)
+    nats, targets = accelerator.reduce(totals, "sum").tolist()
+    if not targets:
+        raise UserError("the held-out text has no targets; give more of it")
+    return nats / targets / math.log(2) / held_out.bytes_per_target

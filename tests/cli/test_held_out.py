@@ -1,0 +1,231 @@
+"""`mnemonist train` and the text it does not train on: which that is, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import FRACTION, held_out_bits, interrupt_at, losses, refuses, same_weights, train, tree
+
+import mnemonist.cli.text
+import mnemonist.cli.train
+from mnemonist.cli import main
+from mnemonist.data import Document, PackedRows, fingerprint, hold_out, read_path
+from mnemonist.models import LanguageModel
+from mnemonist.training.accelerator import start_accelerator
+from mnemonist.training.held_out import HeldOut
+from mnemonist.training.held_out import held_out_bits as bits_of_rows
+from mnemonist.training.language import next_token_loss
+
+ARTICLES = [f"article {n}: " + " ".join(str(n * k) for k in range(40)) for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def articles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("articles")
+    for n, text in enumerate(ARTICLES):
+        (folder / f"{n}.txt").write_text(text)
+    return folder
+
+
+def state(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "checkpoint" / "state.json").read_text())["extra"]
+
+
+def expected(folder: Path, documents: tuple[Document, ...], count: int) -> float:
+    """Bits per byte of the first rows by the model that a run has left."""
+    rows = PackedRows(documents, 48, 0)
+
+    def batch_of(*place: int) -> dict[str, object]:
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in vars(rows.batch(0, count)).items()}
+
+    return bits_of_rows(start_accelerator("cpu"), LanguageModel.load(folder), next_token_loss, HeldOut(batch_of, 1, 1))
+
+
+def test_of_a_users_text_a_share_is_held_out_unasked(articles: Path, tmp_path: Path, capsys) -> None:
+    """It is said, read at the end, and not trained on."""
+    assert main(train(articles, tmp_path)) == 0
+    told = capsys.readouterr().err
+    documents = read_path(articles).documents
+    learned, held = hold_out(documents, 0.05)
+    size = sum(len(document.text) for document in held)
+    assert (
+        f"held out: {size:,} bytes of {held[0].name}; 3 rows of 48 are read after every 100 steps and at the end"
+        in told
+    )
+    assert state(tmp_path)["data"] == fingerprint(learned)
+    (found,) = re.findall(rf"step 6: ({FRACTION}) bits per byte on text it was not trained on", told)
+    (bits,) = held_out_bits(tmp_path).values()
+    assert f"{bits:.3f}" == found
+    assert bits == pytest.approx(expected(tmp_path, held, 3), rel=1e-6)
+
+
+def test_of_the_standard_library_its_own_modules_are_held_out(tmp_path: Path, monkeypatch, capsys) -> None:
+    asked = []
+
+    def standard_library(split: str) -> tuple[Document, ...]:
+        asked.append(split)
+        return tuple(Document(f"{split}{n}.py", f"def {split}{n}(): return {n}\n".encode() * 30) for n in range(3))
+
+    monkeypatch.setattr(mnemonist.cli.text, "standard_library", standard_library)
+    assert main(train("stdlib", tmp_path / "a", training__steps=2)) == 0
+    assert asked == ["train", "heldout"]
+    assert state(tmp_path / "a")["data"] == fingerprint(standard_library("train"))
+    bits = held_out_bits(tmp_path / "a")
+    assert bits[2] == pytest.approx(expected(tmp_path / "a", standard_library("heldout"), 8), rel=1e-6)
+    assert main(train("stdlib", tmp_path / "b", training__steps=2, held_out__data="stdlib")) == 0
+    assert held_out_bits(tmp_path / "b") == bits
+
+
+def test_text_of_another_place_is_read_at_intervals(articles: Path, texts: Path, tmp_path: Path, capsys) -> None:
+    command = train(articles, tmp_path, held_out__data=texts, held_out__every=4, held_out__rows=3)
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "bytes of 3 documents; 3 rows of 48 are read after every 4 steps and at the end" in told
+    assert list(held_out_bits(tmp_path)) == [4, 6]
+    assert held_out_bits(tmp_path)[6] == pytest.approx(expected(tmp_path, read_path(texts).documents, 3), rel=1e-6)
+    assert state(tmp_path)["data"] == fingerprint(read_path(articles).documents)
+
+
+def test_what_is_trained_on_too_is_left_out(articles: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(articles / "3.txt", other / "copy.txt")
+    (other / "new.txt").write_text("text of its own " * 20)
+    assert main(train(articles, tmp_path / "run", held_out__data=other)) == 0
+    told = capsys.readouterr().err
+    assert f"left out 1 documents of {other} that are trained on, such as copy.txt" in told
+    assert "held out: 320 bytes of new.txt; 6 rows" in told
+
+
+def test_of_a_single_file_the_end_is_held_out(tmp_path: Path, capsys) -> None:
+    (tmp_path / "one.txt").write_text(" ".join(ARTICLES))
+    assert main(train(tmp_path / "one.txt", tmp_path / "run", held_out__share=0.1)) == 0
+    size = len(" ".join(ARTICLES))
+    assert f"held out: {size // 10:,} bytes of one.txt" in capsys.readouterr().err
+
+
+def test_nothing_is_held_out_where_nobody_wants_it(articles: Path, tmp_path: Path, capsys) -> None:
+    assert main(train(articles, tmp_path / "run", held_out__share=0)) == 0
+    told = capsys.readouterr().err
+    assert "held out: nothing" in told and "not trained on" not in told
+    assert held_out_bits(tmp_path / "run") == {}
+    assert state(tmp_path / "run")["data"] == fingerprint(read_path(articles).documents)
+
+
+def test_too_little_text_is_trained_on_whole_unless_it_was_asked_for(tmp_path: Path, capsys) -> None:
+    (tmp_path / "short.txt").write_text("a text of some sixty bytes, which is but one row of this run")
+    command = train(tmp_path / "short.txt", tmp_path / "run", training__steps=2)
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "nothing is held out: the text that is held out has 4 tokens, and one row takes 49" in told
+    assert "text: 48 tokens an epoch" in told and held_out_bits(tmp_path / "run") == {}
+    assert main([*command, "--resume"]) == 0
+    asked = train(tmp_path / "short.txt", tmp_path / "new", held_out__share=0.05)
+    refuses(asked, "the text that is held out has 4 tokens, and one row takes 49: give more text", capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_plan_counts_the_time_of_reading(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    measured = mnemonist.cli.plan.Measurement(30.0, "2 rows took 30 s", "cpu", "1")
+    monkeypatch.setattr(mnemonist.cli.train, "measure", lambda *_: measured)
+    for every, readings in ((100, 1), (2, 3)):
+        assert main(train(articles, tmp_path / "run", "--plan", held_out__every=every)) == 0
+        plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        # 3 rows are 2 batches of 2, forward alone.
+        assert plan["time"].startswith(f"about {(6 * 30 + readings * 2 * 10) / 60:.0f} min for 6 steps")
+        assert f"3 rows of 48 are read after every {every} steps" in plan["held out"]
+
+
+# Going on.
+
+
+def test_a_run_that_goes_on_reads_the_same(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(train(articles, whole, held_out__every=2)) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        capsys.readouterr()
+        assert main(train(articles, cut, held_out__every=2)) == 130
+    stopped = held_out_bits(cut)
+    assert f"step {max(stopped)}: {stopped[max(stopped)]:.3f} bits per byte on text it" in capsys.readouterr().err
+    assert main(train(articles, cut, "--resume", held_out__every=2)) == 0
+    assert (losses(cut), held_out_bits(cut)) == (losses(whole), held_out_bits(whole))
+    assert list(held_out_bits(cut)) == [2, 4, 6] and same_weights(cut, whole)
+
+
+def test_what_is_held_out_changes_no_step(articles: Path, texts: Path, tmp_path: Path) -> None:
+    for name, held_out in (
+        ("without", {"held_out__share": 0}),
+        ("with", {"held_out__data": texts, "held_out__every": 1}),
+    ):
+        assert main(train(articles, tmp_path / name, **held_out)) == 0
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert same_weights(tmp_path / "with", tmp_path / "without")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"held_out__share": 0.1}, "had other text held out; resume it with the same, or take another folder"),
+        ({"held_out__share": 0}, "had other text held out"),
+        ({"held_out__rows": 2}, "had other text held out"),
+        ({"held_out__seed": 1}, "had other text held out"),
+    ],
+)
+def test_other_text_held_out_is_not_resumed(articles, tmp_path_factory, capsys, changes, sentence) -> None:
+    folder = tmp_path_factory.getbasetemp() / "held-out-run"
+    if not folder.exists():
+        assert main(train(articles, folder)) == 0
+    before = tree(folder)
+    refuses(train(articles, folder, "--resume", **changes), sentence, capsys)
+    assert tree(folder) == before
+
+
+def test_a_run_of_the_time_before_goes_on_as_it_began(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    assert main(train(articles, whole, held_out__share=0)) == 0
+    interrupt_at(3, monkeypatch)
+    assert main(train(articles, old, held_out__share=0)) == 130
+    monkeypatch.undo()
+    path = old / "checkpoint" / "state.json"
+    content = json.loads(path.read_text())
+    del content["extra"]["held_out"]
+    path.write_text(json.dumps(content))
+    refuses(train(articles, old, "--resume", held_out__share=0.1), "had other text held out", capsys)
+    assert main(train(articles, old, "--resume")) == 0
+    assert "the run began without held-out text, and goes on without it" in capsys.readouterr().err
+    assert losses(old) == losses(whole) and held_out_bits(old) == {}
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--held-out.data", "missing"], "there is no file missing"),
+        (["--held-out.data", "blank.txt"], "blank.txt holds no text"),
+        (["--held-out.data", "binary"], "binary is not UTF-8 text"),
+        (["--held-out.data", "short.txt"], "the text that is held out has 6 tokens, and one row takes 49"),
+        (["--held-out.data", "ARTICLES"], "is trained on, so it cannot be held out; name other text with"),
+        (["--held-out.data", "ARTICLES/7.txt"], "is trained on, so it cannot be held out"),
+        (["--held-out.data", "short.txt", "--held-out.share", "0.1"], "held out from one place"),
+        (["--held-out.share", "1"], "held_out.share is 1.0; it must be a number from 0 to below 1"),
+        (["--data", "sixty.txt", "--held-out.share", "0.9"], "the corpus has 7 tokens, and one row takes 49"),
+        (["--held-out.every", "0"], "held_out.every is 0; it must be a whole number from 1"),
+        (["--task", "mqar", "--held-out.share", "0.1"], "text is held out from texts alone; mnemonist eval asks"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_sentence(options, sentence, place, articles, capsys) -> None:
+    (place / "short.txt").write_text("short")
+    (place / "sixty.txt").write_text("sixty " * 10)
+    before = tree(place)
+    words = [word.replace("ARTICLES", str(articles)) for word in options]
+    refuses(train(articles, Path("new"), *words), sentence, capsys)
+    assert tree(place) == before and not Path("new").exists()
