@@ -7,10 +7,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from mnemonist.data import Document
+from mnemonist.data import Document, PackedRows
 from mnemonist.models import LanguageModel, ModelConfig
-from mnemonist.training import TrainingConfig
-from mnemonist.training.language import packed_batches, truncated_next_token_loss
+from mnemonist.training import HeldOutConfig, TrainingConfig
+from mnemonist.training.accelerator import prepared
+from mnemonist.training.held_out import held_out_bits
+from mnemonist.training.language import held_out_batches, packed_batches, truncated_next_token_loss
 
 SIZES = {
     "width": 32,
@@ -45,3 +47,20 @@ def test_under_accelerates_autocast(kind):
     memories = {name: tensor for name, tensor in state.to_tensors().items() if ".memory.memory." in f".{name}"}
     assert memories and all(t.dtype == torch.float32 for t in memories.values() if t.is_floating_point())
     assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_held_out_text_is_read_at_the_precision_of_training():
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(blocks=("mag",), rule="titans:chunk_size=8", **SIZES))
+    config = TrainingConfig(batch_size=4, row_length=64)
+    held_out = held_out_batches(PackedRows(DOCUMENTS, 64, 0), config, HeldOutConfig(rows=6))
+    found = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()
+        try:
+            accelerator = Accelerator(cpu=True, mixed_precision=precision)
+            with prepared(accelerator, model, torch.optim.SGD(model.parameters())) as (wrapped, _):
+                found[precision] = held_out_bits(accelerator, wrapped, truncated_next_token_loss(32), held_out)
+        finally:
+            AcceleratorState._reset_state()
+    assert found["bf16"] == pytest.approx(found["no"], rel=0.01) and found["bf16"] != found["no"]
