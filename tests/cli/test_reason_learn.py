@@ -795,7 +795,7 @@ def test_data_that_does_not_fit(tmp_path, capsys) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "no line end", "completion": "answer: 1\n"}) + "\n")
     same = {"preset": SMALLEST, "count": 2, "data": path, "task": "countdown"}
-    refuses(learn("journey", tmp_path / "out", **same), "has a prompt that is not of format plain", capsys)
+    refuses(learn("journey", tmp_path / "out", **same), "line 1: it has a prompt that is not of format plain", capsys)
     path.write_text(json.dumps({"prompt": "a\n", "completion": "answer: 1\n", "arm": "shortcut"}) + "\n")
     refuses(learn("journey", tmp_path / "out", **same), "has no text of the arm journey", capsys)
     think = {"prompt": "Question: a\n<think>\n", "completion": "</think>\n<answer>1</answer>"}

@@ -270,11 +270,6 @@ def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
     if not rows:
         raise UserError(f"{path} has no text of the arm {arm}")
     pairs = [pair_of(row, format) for row in rows]
-    odd = next((prompt for prompt, _ in pairs if not prompt.endswith(format.after)), None)
-    if odd is not None:
-        raise UserError(
-            f"{path} has a prompt that is not of format {format.name}: {odd[-50:]!r}; name its with --format"
-        )
     if not any(format.parse(completion).answer for _, completion in pairs):
         raise UserError(
             f"no text in {path} has an answer as format {format.name} marks it ({format.open_answer.strip()}); name "

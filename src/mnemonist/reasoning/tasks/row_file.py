@@ -26,6 +26,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import FileError
 from mnemonist.reasoning.tasks.drawn import DrawnTask
 from mnemonist.reasoning.tasks.expressions import Rejected, shown
+from mnemonist.reasoning.tasks.rows import read_lines
 from mnemonist.reasoning.tasks.task import Problem, Split, Verdict, split_of
 
 QUESTIONS = ("question", "prompt")
@@ -155,34 +156,18 @@ def _read(path: str, match: str, state: tuple[int, int]) -> Mapping[Split, Seque
         FileError: it cannot be read.
         UserError: it has no rows, or a line is none; the message names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    rows: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
-    names: dict[str, None] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            question, answer, facts = _row(line, match)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is no problem: {error}") from error
-        names.update(dict.fromkeys(facts))
-        rows[split_of(["rows", question])].append((question, answer, facts))
-    if not any(rows.values()):
+    found = read_lines(path, lambda row, place: _row(row, match), "problem")
+    if not found:
         raise UserError(f"{path} is empty; write one JSON object a line, with a question and an answer")
-    # What any row has, all have: rewards are given whole columns.
-    return {
-        split: [(question, answer, dict.fromkeys(names) | facts) for question, answer, facts in part]
-        for split, part in rows.items()
-    }
+    names = {name: None for _, _, facts in found for name in facts}
+    rows: dict[Split, list[_Row]] = {split: [] for split in get_args(Split)}
+    for question, answer, facts in found:
+        # What any row has, all have: rewards are given whole columns.
+        rows[split_of(["rows", question])].append((question, answer, dict.fromkeys(names) | facts))
+    return rows
 
 
-def _row(line: str, match: str) -> _Row:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise UserError("it is not an object with fields")
+def _row(row: Mapping[str, Any], match: str) -> _Row:
     called = next((name for name in QUESTIONS if name in row), None)
     if called is None or "answer" not in row:
         lacking = "answer" if called else " or ".join(QUESTIONS)
