@@ -14,6 +14,7 @@ from mnemonist.cli.reason.material import draw, put, step_task, warn_of_format
 from mnemonist.cli.reason.options import Asked, Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
+from mnemonist.cli.reason.rates import note_of_rate, pretrained
 from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
 from mnemonist.cli.train import MODEL_FILE, first_process, prepare_torch, say
 from mnemonist.errors import CannotGoOn, UserError
@@ -66,6 +67,8 @@ def run_learn(options: Learn) -> int:
     warn_of_format(model.tokenizer, format, options.learner.model)
     counted = model.counted  # before adapters are merged
     say(f"{options.round}: {counted} learn {task.name}; the run is in {options.out}")
+    if pretrained(options.learner.model):
+        say(note_of_rate(options.training.learning_rate))
     try:
         learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
