@@ -95,7 +95,7 @@ def ask(policy: Policy, longest: int, setting: Setting, asked: Sequence[Problem]
     found: dict[str, float] = {f"pass@{k}": float(np.mean([coverage(t, k) for t in trees])) for k in (4, attempts)}
     found["vote"] = float(np.mean([tree.right is True for tree in trees]))
     found["written"] = float(np.mean([node.tokens for tree in trees for node in tree.nodes[1:]]))
-    return Row.of(setting, np.array([coverage(tree, 1) for tree in trees]), **found)
+    return Row.of_shares(setting, np.array([coverage(tree, 1) for tree in trees]), **found)
 
 
 def arm(label: str, model: str) -> Arm:

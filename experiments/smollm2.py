@@ -90,5 +90,5 @@ def ask(way: str, sampler: Any, tests: Sequence[Problem], seed: int, format: For
         begun = [bool(sums) and sums[0][0] == first for sums, (first, *_) in zip(told, terms_of, strict=True)]
         more["first"] = float(np.mean(begun))
         more["true"] = float(np.mean([bool(sums) and all(a + b == c for a, b, c in sums) for sums in told]))
-        rows.append(Row.of({"way": way, "terms": terms}, np.array([coverage(tree, 1) for tree in own]), **more))
+        rows.append(Row.of_shares({"way": way, "terms": terms}, np.array([coverage(tree, 1) for tree in own]), **more))
     return rows

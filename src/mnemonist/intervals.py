@@ -1,4 +1,4 @@
-"""How sure a mean is: 95% intervals of measured numbers and of counted successes."""
+"""How sure a mean is: 95% intervals of measured numbers, of counted successes, and of shares of each problem."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ STUDENT_975 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
+Z_975 = 1.959964
+"""That of the normal distribution."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -22,6 +25,8 @@ class Interval:
     half_width: float | None
 
     def __str__(self) -> str:
+        if self.half_width == 0:  # as of a model compared with itself; it does not tell how other texts would vary
+            return f"{self.mean:.3f} in every text"
         return f"{self.mean:.3f}" if self.half_width is None else f"{self.mean:.3f} ± {self.half_width:.3f}"
 
 
@@ -46,8 +51,39 @@ def proportion(right: int, asked: int) -> tuple[float, float]:
     """
     if not 0 <= right <= asked or asked < 1:
         raise ValueError(f"{right} of {asked} cannot be right; ask at least once.")
-    share, z = right / asked, 1.959964
-    middle = share + z * z / (2 * asked)
-    half = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    scale = 1 + z * z / asked
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    return _score_interval(right / asked, asked)
+
+
+def mean_share(shares: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of a mean of shares, one of each problem: of its tokens, or of attempts at it, that are right.
+
+    What belongs to one problem is not independent, so that the problem counts, and not its tokens. Student's interval
+    of such numbers has no width where all are 1, and may end above 1. This one is Wilson's for as many problems of
+    right or wrong as would vary as much (an effective sample size; Korn and Graubard 1998), never fewer than there are.
+    How much shares vary is told by all of them and by ``z^2`` more that are right or wrong at even chances, as Wilson's
+    has them: where hardly any differ, problems are taken to be right or wrong as a whole. Of right and wrong it is
+    Wilson's.
+
+    Args:
+        shares: ``[N]``, each from 0 to 1.
+
+    Raises:
+        ValueError: there are none, or one is no share.
+    """
+    values = np.asarray(shares, np.float64)
+    if not len(values) or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("Shares are numbers from 0 to 1; give at least one.")
+    n, mean = len(values), min(1.0, float(values.mean()))
+    if n == 1:
+        return _score_interval(mean, 1)
+    varies, most = n * float(values.var(ddof=1)), n * mean * (1 - mean)
+    return _score_interval(mean, n / min(1.0, (varies + Z_975**2 / 4) / (most + Z_975**2 / 4)))
+
+
+def _score_interval(share: float, count: float) -> tuple[float, float]:
+    z = Z_975
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    # Rounding must not leave the share outside.
+    return max(0.0, min(share, (middle - half) / scale)), min(1.0, max(share, (middle + half) / scale))

@@ -414,6 +414,14 @@ def test_rows_of_ones_own_are_solved(server, tmp_path, capsys) -> None:
         "none is of the split validation; add rows",
         capsys,
     )
+    alone = {**options, "out": tmp_path / "alone", "split": "test"}
+    assert main(reason("solve", f"rows:test={tmp_path / 'mine.jsonl'},match=number", **alone)) == 0
+    assert "| 0 of 1 " in capsys.readouterr().out
+    refuses(
+        reason("solve", f"rows:test={tmp_path / 'mine.jsonl'}", **{**alone, "split": "train"}),
+        "has no file for the split train; name one with train=FILE",
+        capsys,
+    )
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(f'{{"prompt": "{n} + 5 = ?", "answer": {n + 5}}}\n' for n in range(40)))
     refuses(reason("solve", task.name, **options), "the file of the task has changed; take another folder", capsys)
@@ -423,6 +431,12 @@ def test_rows_of_ones_own_are_learned_but_nobody_here_can_solve_them(adder, tmp_
     task, few = mine(tmp_path / "mine.jsonl"), {"count": 4, "validation": 0}
     refuses(learn("distil", tmp_path / "x", task=task, **few), "needs a task whose steps can be checked", capsys)
     refuses(reason("traces", task, out=tmp_path / "x"), "needs a task whose steps can be checked", capsys)
+    whole = f"rows:train={tmp_path / 'mine.jsonl'}"
+    refuses(
+        learn("rest-em", tmp_path / "x", task=whole, model=adder, count=4),
+        "name one with validation=FILE, or leave them out with --validation 0",
+        capsys,
+    )
     small = {"model": adder, "count": 4}
     for name in ("rest-em:iterations=1,attempts=4,max_tokens=20,epochs=1", "grpo:iterations=1,attempts=2,max_tokens=8"):
         out = tmp_path / name.partition(":")[0]

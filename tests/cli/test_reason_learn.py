@@ -29,7 +29,7 @@ from mnemonist.reasoning.sampling import text_tokenizer
 from mnemonist.reasoning.tasks import build_task, load_rows
 from mnemonist.reasoning.weighing import load_judged
 from mnemonist.report import ReasoningPage
-from mnemonist.training import load_checkpoint
+from mnemonist.training import TrainingConfig, load_checkpoint
 
 SHORT = "max_tokens=40"
 
@@ -701,6 +701,74 @@ def test_the_round_alone_sets_the_learning_rate(words, rate) -> None:
     assert parse(["reason", *words.split()]).command.training.learning_rate == rate
 
 
+RATES = [
+    ("distil", (), 1e-5),
+    ("on-policy-distil", (), 1e-5),
+    ("r1", (), 1e-5),  # whose policy gradients have a tenth of it anyway
+    ("grpo", (), 1e-6),
+    ("dpo", (), 1e-6),
+    ("distil", ("--lora", "4"), 1e-4),
+    ("grpo", ("--lora", "4"), 1e-5),
+    ("distil", ("--lora", "4", "--training.learning-rate", "0.5"), 0.5),
+    ("grpo", ("--training.learning-rate=0.001",), 1e-3),
+]
+
+
+@pytest.mark.parametrize(("round_", "more", "rate"), RATES)
+def test_pretrained_models_learn_slowly_unless_told_otherwise(round_, more, rate, adder, tmp_path) -> None:
+    theirs = save_llama(tmp_path / "theirs")
+
+    def asked(*words: object) -> TrainingConfig:
+        return parse([*reason("learn", round_, "countdown"), *map(str, (*words, *more))]).command.training
+
+    assert asked("--model", theirs).learning_rate == asked(f"--model={theirs}").learning_rate == rate
+    given = float(more[-1].rpartition("=")[2]) if "rate" in str(more) else None
+    own = 1e-4 if round_ in ("grpo", "dpo") else 1e-3
+    for words in ((), ("--model", adder), ("--model", "shipped/countdown"), ("--model", tmp_path / "none")):
+        assert asked(*words).learning_rate == (given or own)  # of ours, new ones, and those that are not there
+    assert asked("--model", theirs).warmup_steps == asked().warmup_steps
+
+
+def test_judges_of_pretrained_models_learn_slowly_too(adder, tmp_path) -> None:
+    for model, rate in ((save_llama(tmp_path / "theirs"), 1e-5), (adder, 1e-3)):
+        assert parse(reason("reward", "countdown", model=model)).command.training.learning_rate == rate
+
+
+def test_the_rate_of_a_pretrained_model_is_told_and_stays_that_of_the_run(tmp_path, capsys) -> None:
+    theirs, options = save_llama(tmp_path / "theirs"), {"count": 4, "validation": 0, "training.device": "cpu"}
+
+    def rate_in(place: str) -> float:
+        return json.loads((tmp_path / place / "round.json").read_text())["config"]["learning_rate"]
+
+    same = {**options, "model": theirs}
+    assert main(reason("distil:epochs=1", SUMS, out=tmp_path / "new", **same)) == 0
+    assert "this pretrained model learns at a rate of 1e-05; --training.learning-rate" in capsys.readouterr().err
+    assert rate_in("new") == 1e-5
+    command = reason("distil:epochs=1", SUMS, out=tmp_path / "old", **same)
+    assert main([*command, "--training.learning-rate", "1e-3"]) == 0  # as all were by default once
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 0 and rate_in("old") == 1e-3
+    assert "learns at a rate of 0.001" in capsys.readouterr().err
+    refuses([*command, "--resume", "--training.learning-rate", "1e-5"], "learning_rate was 0.001, now 1e-05", capsys)
+    assert main(reason("distil:epochs=1", SUMS, out=tmp_path / "ours", preset=SMALLEST, **options)) == 0
+    assert "this pretrained" not in capsys.readouterr().err and rate_in("ours") == 1e-3
+
+
+def test_recipes_and_judges_go_on_at_their_rate(tmp_path, capsys) -> None:
+    theirs = save_llama(tmp_path / "theirs")
+    for words, file in (
+        (["r1", "countdown"], "1-cold-start/round.json"),
+        (["reward", "countdown"], "checkpoint/state.json"),
+    ):
+        out = tmp_path / words[0]
+        (out / file).parent.mkdir(parents=True)
+        (out / file).write_text('{"config": {"learning_rate": 0.001}}')
+        command = reason(*words, "--resume", model=theirs, out=out)
+        assert parse(command).command.training.learning_rate == 1e-3
+        (out / file).write_text("{")
+        assert parse(command).command.training.learning_rate == 1e-5
+
+
 # What is refused.
 
 
@@ -795,7 +863,7 @@ def test_data_that_does_not_fit(tmp_path, capsys) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "no line end", "completion": "answer: 1\n"}) + "\n")
     same = {"preset": SMALLEST, "count": 2, "data": path, "task": "countdown"}
-    refuses(learn("journey", tmp_path / "out", **same), "has a prompt that is not of format plain", capsys)
+    refuses(learn("journey", tmp_path / "out", **same), "line 1: it has a prompt that is not of format plain", capsys)
     path.write_text(json.dumps({"prompt": "a\n", "completion": "answer: 1\n", "arm": "shortcut"}) + "\n")
     refuses(learn("journey", tmp_path / "out", **same), "has no text of the arm journey", capsys)
     think = {"prompt": "Question: a\n<think>\n", "completion": "</think>\n<answer>1</answer>"}

@@ -13,7 +13,9 @@ from mnemonist.errors import UserError
 from mnemonist.evals.candidates import CANDIDATES, configure
 from mnemonist.evals.evaluation import evaluate
 from mnemonist.evals.results import Result, Row, table
+from mnemonist.evals.scoring import Scores
 from mnemonist.evals.suites import SUITES, build_suite, build_task, reads_text
+from mnemonist.intervals import proportion
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.models.cost import model_cost
 
@@ -83,6 +85,23 @@ def test_rows_know_their_intervals():
     measured = Row.of({"n": 1}, [1.0, 2.0, 3.0])
     assert measured.high - measured.mean == pytest.approx(4.303 / np.sqrt(3))
     assert Row.of({"n": 1}, [5.0]).low == 5.0
+    shared = Row.of_shares({"n": 1}, [1.0, 1.0, 0.75])
+    assert shared.count == 3 and 0 < shared.low < shared.mean < shared.high <= 1 < 11 / 12 + 4.303 / np.sqrt(3) / 12
+    assert shared.mean - shared.low > shared.high - shared.mean
+    assert Row.of_shares({"n": 1}, [True, False]) == Row.of({"n": 1}, np.array([True, False]))
+
+
+def test_a_model_that_is_always_right_is_not_said_to_be_sure_of_it(model, monkeypatch):
+    monkeypatch.setattr(
+        "mnemonist.evals.suites.score",
+        lambda model, problems, progress: Scores(np.full(4, 4), np.full(4, 4), np.zeros(4)),
+    )
+    assert suite().task.metric == "token"
+    result = evaluate(model, suite())
+    for row in result.rows:  # four problems of four tokens: four problems, not sixteen
+        assert (row.mean, row.low, row.high) == (1.0, *proportion(4, 4))
+    assert "1.000 (0.510 to 1.000)" in table([result])
+    assert "1.000 (0.207 to 1.000)" in table([dataclasses.replace(result, rows=(Row.of({"pairs": 4}, [True]),))])
 
 
 def test_a_table_has_a_column_for_each_model():

@@ -14,7 +14,7 @@ import numpy as np
 from mnemonist.errors import UserError
 from mnemonist.evals.problems import Setting
 from mnemonist.files import write_atomically
-from mnemonist.intervals import interval, proportion
+from mnemonist.intervals import interval, mean_share
 
 FORMAT = "mnemonist-evaluation/1"
 
@@ -27,7 +27,8 @@ class Row:
     """What it was measured at."""
     mean: float
     low: float
-    """Lower end of its 95% interval; as high as the mean if there is a single item."""
+    """Lower end of its 95% interval, which need not be as far from the mean as the upper one; as high as the mean if it
+    is of a single number."""
     high: float
     count: int
     """Items (problems, texts, streams) it is a mean of."""
@@ -36,15 +37,20 @@ class Row:
 
     @classmethod
     def of(cls, setting: Setting, values: Sequence[float] | np.ndarray, **more: float) -> Row:
-        """The mean of numbers, or the share of True, with the interval that fits."""
+        """The mean of numbers, with Student's interval; of True and False as `of_shares`."""
         array = np.asarray(values)
-        count = len(array)
         if array.dtype == bool:
-            low, high = proportion(int(array.sum()), count)
-            return cls(dict(setting), float(array.mean()), low, high, count, more)
+            return cls.of_shares(setting, array, **more)
         found = interval(array)
         half = found.half_width or 0.0
-        return cls(dict(setting), found.mean, found.mean - half, found.mean + half, count, more)
+        return cls(dict(setting), found.mean, found.mean - half, found.mean + half, len(array), more)
+
+    @classmethod
+    def of_shares(cls, setting: Setting, shares: Sequence[float] | np.ndarray, **more: float) -> Row:
+        """The mean of shares, one of each problem, with an interval that stays within 0 and 1; see `mean_share`."""
+        array = np.asarray(shares)
+        low, high = mean_share(array)
+        return cls(dict(setting), float(array.mean()), low, high, len(array), more)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,8 @@ def table(results: Sequence[Result]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if row.count > 1 else f"{row.mean:.3f}"
+    known = row.count > 1 or row.low < row.high
+    return f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" if known else f"{row.mean:.3f}"
 
 
 def _state(model: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ class TaskSuite:
             scores = score(model, draw(self.task, setting, self.count, self.seed), progress)
             values = scores.problems if self.task.metric == "problem" else scores.tokens
             bits = float(scores.bits.sum() / scores.asked.sum())
-            yield Row.of(setting, values, bits_per_token=bits, token_accuracy=float(np.mean(scores.tokens)))
+            yield Row.of_shares(setting, values, bits_per_token=bits, token_accuracy=float(np.mean(scores.tokens)))
 
 
 @dataclass(frozen=True)

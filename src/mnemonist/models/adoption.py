@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from mnemonist.errors import UserError
 from mnemonist.models.attention import CausalAttention
 from mnemonist.models.blocks import Block
-from mnemonist.models.configuration import ModelConfig, find_block
-from mnemonist.models.folder import CONFIG_FILE, read_json, weight_files
+from mnemonist.models.configuration import CONFIG_FILE, ModelConfig, find_block
+from mnemonist.models.folder import read_json, weight_files
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.neural_memory import NeuralMemory
 from mnemonist.tensors import read_tensors

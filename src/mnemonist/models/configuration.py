@@ -16,6 +16,9 @@ from mnemonist.choices import parse_choices
 from mnemonist.errors import nearest
 from mnemonist.memory.rule import MemoryRule, find_rule
 
+MODEL_TYPE, CONFIG_FILE = "mnemonist", "config.json"
+"""What our folders say they hold, as those of transformers do, and where."""
+
 
 @dataclass(frozen=True)
 class BlockInfo:

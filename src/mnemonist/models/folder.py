@@ -21,12 +21,11 @@ from torch import Tensor
 from mnemonist.data import ByteTokenizer, Tokenizer, require_vocabulary
 from mnemonist.errors import UserError
 from mnemonist.files import write_atomically
-from mnemonist.models.configuration import ModelConfig
+from mnemonist.models.configuration import CONFIG_FILE, MODEL_TYPE, ModelConfig
 from mnemonist.tensors import load_tensors, read_tensors, save_tensors
 
 FORMAT = "mnemonist-model/1"
-MODEL_TYPE = "mnemonist"
-CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PREFIX = "model."  # of tensors that the wrapping class of transformers saved
 
 

@@ -30,8 +30,8 @@ from transformers.utils.generic import can_return_tuple
 from mnemonist.data import ByteTokenizer
 from mnemonist.errors import UserError
 from mnemonist.memory.eager import eager
-from mnemonist.models.configuration import ModelConfig
-from mnemonist.models.folder import FORMAT, MODEL_TYPE, PREFIX, read_config, token_ids
+from mnemonist.models.configuration import MODEL_TYPE, ModelConfig
+from mnemonist.models.folder import FORMAT, PREFIX, read_config, token_ids
 from mnemonist.models.modeling import ALL, INITIAL_STD, LanguageModel, ModelState
 from mnemonist.models.session import Session
 from mnemonist.models.state import join_states

@@ -18,7 +18,7 @@ from mnemonist.reasoning.tasks.expressions import Rejected
 from mnemonist.reasoning.tasks.hint_flip import Hinted
 from mnemonist.reasoning.tasks.row_file import RowFile, read_number
 from mnemonist.reasoning.tasks.table import build_task
-from mnemonist.reasoning.tasks.task import SHARES, Problem
+from mnemonist.reasoning.tasks.task import SHARES, Problem, Split
 from mnemonist.reasoning.weighing import weigh
 
 PLAIN = FORMATS["plain"]
@@ -56,6 +56,43 @@ def test_rows_are_parted_by_their_questions_in_the_order_of_the_file(tmp_path: P
             task.problem(split, 0, len(own))
     write(path, {"prompt": "Where?", "answer": "here"}, *rows)  # a file that has changed is read again
     assert sum(task.size(split) for split in SHARES) == 61
+
+
+def questions(task: RowFile, split: Split) -> list[str]:
+    return [task.problem(split, 0, index).question for index in range(task.size(split))]
+
+
+def test_splits_may_have_files_of_their_own(tmp_path: Path) -> None:
+    rows = sums(60)
+    learned, asked = (
+        write(tmp_path / "a.jsonl", *rows[:40]),
+        write(tmp_path / "b.jsonl", *rows[40:], {**rows[40], "x": 1}),
+    )
+    wholes = build_task(f"rows:train={learned},test={asked}")
+    assert isinstance(wholes, RowFile) and build_task(wholes.name) == wholes
+    assert questions(wholes, "train") == [row["question"] for row in rows[:40]]
+    assert questions(wholes, "test") == [row["question"] for row in [*rows[40:], rows[40]]]
+    assert wholes.size("validation") == 0 and "name one with validation=FILE" in wholes.lacking("validation")
+    assert set(wholes.problem("train", 0, 0).facts) == {"ground_truth", "x"}
+    assert build_task(f"rows:test={asked}").size("train") == 0
+
+    parted = RowFile(str(learned), test=str(asked))  # what is left of a file when the test is elsewhere
+    assert questions(parted, "test") == questions(wholes, "test")
+    by_hand = {row["question"]: split_by_hand(row["question"]) for row in rows[:40]}
+    assert "test" in by_hand.values()
+    assert questions(parted, "validation") == [name for name, split in by_hand.items() if split == "validation"]
+    assert questions(parted, "train") == [name for name, split in by_hand.items() if split != "validation"]
+
+    write(asked, *rows[39:])  # a file that has changed is read again
+    with pytest.raises(
+        UserError, match=r"'What is 39 plus 4\?' is in .*a.jsonl for train and in .*b.jsonl for test; what"
+    ):
+        wholes.size("test")
+    with pytest.raises(UserError, match="'What is 39"):
+        parted.size("test")
+    write(asked)
+    with pytest.raises(UserError, match=r"b.jsonl is empty"):
+        wholes.size("train")
 
 
 def test_other_fields_are_facts_that_every_problem_has_and_rewards_are_given(tmp_path: Path) -> None:
@@ -140,6 +177,10 @@ def test_what_does_not_exist(tmp_path: Path) -> None:
     path = str(write(tmp_path / "mine.jsonl", *sums(30)))
     for work, message in (
         (lambda: RowFile("a,b"), "the path 'a,b' has a comma"),
+        (lambda: RowFile(path, test="a,b"), "the path 'a,b' has a comma"),
+        (lambda: RowFile(path, train=path), "train is .*mine.jsonl and path .* give one of them"),
+        (lambda: RowFile(test=path + "x").size("test"), "cannot read .*mine.jsonlx: No such file"),
+        (lambda: RowFile(test=path).problem("train", 0, 0), "has no train problem 0, only 0 of the split train"),
         (lambda: RowFile(path, match="fuzzy"), "match is 'fuzzy'; it must be one of exact, number"),
         (lambda: RowFile().problem("train", 0, 0), "needs a file .* name it: rows:path=mine.jsonl"),
         (lambda: RowFile(path + "x").problem("train", 0, 0), "cannot read .*mine.jsonlx: No such file"),

@@ -173,7 +173,12 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="row 2 is of kind text, those before of kind prompt"):
         save_rows(path, [{"prompt": "?"}, {"text": "x"}])
     assert not path.exists()
-    for text, message in (('{"text": "x"}\n[1]\n', "line 2"), ("{\n", "line 1"), ('{"a": 1}', "line 1 is no row")):
+    for text, message in (
+        ('{"text": "x"}\n[1]\n', "line 2"),
+        ("{\n", "line 1"),
+        ("[" * 200_000, "is no row"),
+        ('{"a": 1}', "line 1 is no row"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load_rows(path)

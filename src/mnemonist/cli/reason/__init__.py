@@ -1,6 +1,7 @@
 """``mnemonist reason``: the outer loop from the command line, one module per command.
 
 options.py     what can be asked for: a dataclass of options for each command; needs neither torch nor numpy
+rates.py       how fast they learn, where nobody says so
 policies.py    who is asked and who learns: a model in a folder, a new one, one behind a server
 material.py    what is asked: the task, its problems, how they are put
 demo.py        `demo`: the model that comes along, several methods

@@ -15,6 +15,7 @@ from mnemonist.cli.reason.material import draw, put, step_task, warn_of_format
 from mnemonist.cli.reason.options import Asked, Learn
 from mnemonist.cli.reason.pages import learn_page, share
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, server_sampler, to_device
+from mnemonist.cli.reason.rates import note_of_rate, pretrained
 from mnemonist.cli.reason.traces import SHOWN, beside_steps, check, drafts_of, journey_views, make_twins, tokens_of
 from mnemonist.cli.train import MODEL_FILE
 from mnemonist.errors import CannotGoOn, UserError
@@ -67,6 +68,8 @@ def run_learn(options: Learn) -> int:
     warn_of_format(model.tokenizer, format, options.learner.model)
     counted = model.counted  # before adapters are merged
     say(f"{options.round}: {counted} learn {task.name}; the run is in {options.out}")
+    if pretrained(options.learner.model):
+        say(note_of_rate(options.training.learning_rate))
     try:
         learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
@@ -271,11 +274,6 @@ def read_pairs(path: Path, arm: str, format: Format) -> list[tuple[str, str]]:
     if not rows:
         raise UserError(f"{path} has no text of the arm {arm}")
     pairs = [pair_of(row, format) for row in rows]
-    odd = next((prompt for prompt, _ in pairs if not prompt.endswith(format.after)), None)
-    if odd is not None:
-        raise UserError(
-            f"{path} has a prompt that is not of format {format.name}: {odd[-50:]!r}; name its with --format"
-        )
     if not any(format.parse(completion).answer for _, completion in pairs):
         raise UserError(
             f"no text in {path} has an answer as format {format.name} marks it ({format.open_answer.strip()}); name "

@@ -47,17 +47,17 @@ def draw(task: Task, split: Split, difficulties: Sequence[int], count: int, what
 
 
 def _available(task: RowFile, split: Split, count: int, what: str) -> int:
-    """As many as are asked for, or as the file has.
+    """As many as are asked for, or as there are.
 
     Raises:
         UserError: it has none.
     """
     most = task.size(split)
     if not most:
-        without = "; add rows, or leave them out with --validation 0" if what == "validation" else "; add rows"
-        raise UserError(f"{task.path} has too few rows to be split: none is of the split {split}{without}")
+        without = ", or leave them out with --validation 0" if what == "validation" else ""
+        raise UserError(task.lacking(split) + without)
     if most < count:
-        say(f"note: {task.path} has {most} problems of the split {split}; {what} is {count}, and these are taken")
+        say(f"note: {task.name} has {most} problems of the split {split}; {what} is {count}, and these are taken")
     return min(count, most)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from mnemonist.cli.reason.rates import pretrained, rate_of_run, usual_rate
+from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.rounds import RECIPES, ROUNDS
 from mnemonist.training.configuration import Device, TrainingConfig
@@ -316,7 +318,8 @@ class Learn:
     """Attempts that are written at a time, or asked of a server."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Of each fit; steps and row length follow from the round. A policy gradient has as many rows a step as the round
-    says, and reads at most `batch-size` of them at a time."""
+    says, and reads at most `batch-size` of them at a time. Left out, the learning rate of a pretrained model of
+    transformers is 1e-5, or 1e-4 with --lora, and that of others 1e-3; a tenth of each for policy gradients and dpo."""
 
     def run(self) -> int:
         """Exit code."""
@@ -371,7 +374,8 @@ class Reward:
     resume: bool = False
     """Go on with the run in this folder, with the same options."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Steps and row length follow from the paths."""
+    """Steps and row length follow from the paths. Left out, the learning rate of a pretrained model of transformers is
+    1e-5."""
 
     def run(self) -> int:
         """Exit code."""
@@ -393,6 +397,7 @@ class Reason:
 def reason_type(arguments: Sequence[str]) -> type[Reason]:
     """`Reason` as a dataclass; the round that the arguments name sets the defaults that ``--help`` shows."""
     learn = Learn(round=tyro.MISSING, task=tyro.MISSING, training=training_for(arguments))
+    reward = Reward(task=tyro.MISSING, training=training_for(arguments))
     commands = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Tasks, tyro.conf.subcommand("tasks")]
@@ -400,29 +405,40 @@ def reason_type(arguments: Sequence[str]) -> type[Reason]:
         | Annotated[Traces, tyro.conf.subcommand("traces")]
         | Annotated[Learn, tyro.conf.subcommand("learn", default=learn)]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-        | Annotated[Reward, tyro.conf.subcommand("reward")]
+        | Annotated[Reward, tyro.conf.subcommand("reward", default=reward)]
     )
     return make_dataclass("Reason", [("command", Annotated[commands, Flat])], bases=(Reason,))
 
 
 def training_for(arguments: Sequence[str]) -> TrainingConfig:
-    """What training begins with: a policy that learns from its own mistakes too must not move far at once."""
-    row = ROUNDS.get(_round_in(arguments).partition(":")[0])
-    if row is not None and row.weight in ("advantage", "pairs"):
-        return TrainingConfig(learning_rate=1e-4, warmup_steps=10, save_every=10)
-    return TrainingConfig()
+    """What training begins with, where it is left open: as the round, who learns and the run before would have it.
+
+    A run of a pretrained model that goes on does so at its own rate: it may be of the time when others were usual.
+    """
+    given = _learning(arguments)
+    if given is None:
+        return TrainingConfig()
+    row = ROUNDS.get(given.round.partition(":")[0]) if isinstance(given, Learn) else None
+    cautious = row is not None and row.weight in ("advantage", "pairs")
+    begins = TrainingConfig(warmup_steps=10, save_every=10) if cautious else TrainingConfig()
+    model, adapters = given.learner.model, isinstance(given, Learn) and given.lora is not None
+    with suppress(UserError):  # of a model that cannot be opened, which is told when it is
+        rate = usual_rate(model, adapters=adapters, cautious=cautious)
+        if given.resume and pretrained(model):
+            rate = rate_of_run(given.out) or rate
+        return replace(begins, learning_rate=rate)
+    return begins
 
 
-def _round_in(arguments: Sequence[str]) -> str:
-    """ROUND of `mnemonist reason learn`; empty where there is none, or the arguments cannot be understood."""
+def _learning(arguments: Sequence[str]) -> Learn | Reward | None:
+    """The options of a command that learns; None where it is another, or the arguments cannot be understood."""
+    kinds: dict[str, Learn | Reward] = {"learn": Learn(round="", task=""), "reward": Reward(task="")}
     command, words = list(arguments[:2]), [word for word in arguments[2:] if word not in ("-h", "--help")]
-    if command != ["reason", "learn"]:
-        return ""
-    if words and not words[0].startswith("-"):
-        return words[0]
-    with suppress(SystemExit, ValueError):  # options come first, and only their parser knows where they end
-        return tyro.cli(Learn, default=Learn(tyro.MISSING, task=""), args=words, console_outputs=False).round
-    return ""
+    if command[:1] == ["reason"] and command[1:] and command[1] in kinds:
+        default = kinds[command[1]]
+        with suppress(SystemExit, ValueError):
+            return tyro.cli(type(default), default=default, args=words, console_outputs=False)
+    return None
 
 
 def in_full(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ tokenizer. Files are read and nothing in them is executed; nothing is downloaded
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 import textwrap
@@ -23,12 +22,12 @@ from torch import nn
 from mnemonist.choices import parse_choices
 from mnemonist.cli.reason.options import Learner, Waiting
 from mnemonist.cli.reason.options import Policy as PolicyOptions
+from mnemonist.cli.reason.rates import pretrained
 from mnemonist.cli.train import load_model, load_tokenizer
 from mnemonist.data import ByteTokenizer, find_tokenizer
 from mnemonist.errors import UserError
-from mnemonist.models.configuration import ModelConfig, find_preset
+from mnemonist.models.configuration import CONFIG_FILE, ModelConfig, find_preset
 from mnemonist.models.cost import model_cost
-from mnemonist.models.folder import CONFIG_FILE, MODEL_TYPE
 from mnemonist.models.hugging_face import MnemonistForCausalLM
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model
@@ -118,7 +117,7 @@ def open_model(path: Path) -> Model:
         UserError: there is none, it cannot be read, or it has no tokenizer that fits.
     """
     place = find_model(path)
-    if (place / CONFIG_FILE).is_file() and _type_of(place) != MODEL_TYPE:
+    if pretrained(place):
         return _open_foreign(place)
     if len(path.parts) == 2 and not os.path.lexists(path) and place == path and not path.suffix:
         raise UserError(
@@ -228,13 +227,6 @@ def to_device(model: Model, device: Device) -> None:
 
 def _ours(model: LanguageModel, tokenizer: Any, name: str) -> Model:
     return Model(MnemonistForCausalLM.from_language_model(model), tokenizer, name)
-
-
-def _type_of(folder: Path) -> object:
-    try:
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
 
 
 def _open_foreign(folder: Path) -> Model:

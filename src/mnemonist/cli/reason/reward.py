@@ -13,6 +13,7 @@ from mnemonist.cli.reason.material import claim, draw, put, step_task
 from mnemonist.cli.reason.options import Asked, Reward
 from mnemonist.cli.reason.pages import aligned, judge_page
 from mnemonist.cli.reason.policies import Model, learner_of, open_model, to_device
+from mnemonist.cli.reason.rates import note_of_rate, pretrained
 from mnemonist.errors import UserError
 from mnemonist.files import require_writable
 from mnemonist.reasoning.formats import Format, find_format
@@ -67,6 +68,8 @@ def run_reward(options: Reward) -> int:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
     require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity, "model")
+    if pretrained(options.learner.model):
+        say(note_of_rate(training.learning_rate))
     examples, judged = (_labelled(options, task, base, shown, part) for part in (problems, asked))
     model = ProcessRewardModel(base.module)
     result = train_process_reward(

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mnemonist.errors import UserError
 from mnemonist.files import FileError, write_atomically
@@ -25,6 +25,7 @@ from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.tasks.task import Problem
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class _Placed(Row):
@@ -224,25 +225,46 @@ def load_rows(path: str | os.PathLike[str]) -> list[Row]:
         FileError: it is missing or cannot be read.
         UserError: a line is no row of a known kind; the message names it.
     """
+
+    def placed(row: Row, place: str) -> Row:
+        kind_of(row)
+        found = _Placed(row)
+        found.place = place
+        return found
+
+    return read_lines(path, placed, "row")
+
+
+def read_lines(path: str | os.PathLike[str], made: Callable[[dict[str, Any], str], T], what: str) -> list[T]:
+    """What is made of the lines of a file, each a JSON object; empty ones are passed over.
+
+    Args:
+        path: of the file.
+        made: makes it of the object and of where it stands, file and line. If it raises a ValueError, the message tells
+            the place too.
+        what: a line is: "row".
+
+    Raises:
+        FileError: it is missing or cannot be read.
+        UserError: a line is none; the message names it.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # and at nothing else that is called a line end
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    rows: list[Row] = []
+    found: list[T] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise UserError("it is not an object with columns")
-            kind_of(row)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is no row: {error}") from error
-        placed = _Placed(row)
-        placed.place = f"{path}, line {number}"
-        rows.append(placed)
-    return rows
+                raise UserError("it is not an object with fields")
+            found.append(made(row, place))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place} is no {what}: {error}") from error
+    return found
 
 
 def _sides(row: Row) -> list[str]:
