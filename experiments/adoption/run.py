@@ -34,9 +34,9 @@ HERE = Path(__file__).parent
 WINDOW, LENGTH = 128, 2048
 EDGES = (WINDOW, 2 * WINDOW, 512, 1024, LENGTH)
 BINS = ((0, WINDOW), (2 * WINDOW, 512), (512, 1024), (1024, LENGTH))
-MEMORIES = ("window",) * 20 + ("mag:gate=add",) * 10
+MEMORIES = ("window", "window", "mag:gate=add")
 TRAINING = TrainingConfig(
-    steps=24, batch_size=2, row_length=1024, learning_rate=1e-3, warmup_steps=4, weight_decay=0.0, save_every=8,
+    steps=24, batch_size=2, row_length=1024, learning_rate=2e-3, warmup_steps=4, weight_decay=0.0, save_every=8,
     device="cpu",
 )  # fmt: skip
 
