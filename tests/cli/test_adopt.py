@@ -110,6 +110,13 @@ def test_without_a_sink(theirs):
     assert LanguageModel.load("ours").config.persistent_tokens == 0
 
 
+def test_a_window_that_is_there_is_kept(theirs):
+    config = json.loads((theirs / "config.json").read_text())
+    (theirs / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 24}))
+    assert main(["adopt", str(theirs), "--out", "ours", "--blocks", "mag:gate=add"]) == 0
+    assert LanguageModel.load("ours").config.window == 24
+
+
 def test_what_it_cannot_do_it_says(theirs, capsys):
     here = sorted(Path().iterdir())
     for command, sentence in (

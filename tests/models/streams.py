@@ -23,7 +23,9 @@ SMALL = ModelConfig(
     mlp_width=16,
 )
 
-SHARED = SMALL.replace(kv_heads=1, qk_norm=True, qkv_bias=True, rope_base=50.0, rope_stretch=(4.0, 1.0, 3.0, 40.0))
+SHARED = SMALL.replace(
+    tied=False, kv_heads=1, qk_norm=True, qkv_bias=True, rope_base=50.0, rope_stretch=(4.0, 1.0, 3.0, 40.0)
+)
 
 
 def shaken(module: torch.nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.nn.Module:

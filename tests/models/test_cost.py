@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from streams import SMALL, small_model
+from streams import SHARED, SMALL, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnemonist.memory import RULES
@@ -36,14 +36,14 @@ def test_other_rules_give_models_of_equal_size(rule):
 
 
 def test_parameters_and_state_are_those_of_the_model():
-    for kind in BLOCKS:
-        config = SMALL.replace(blocks=(kind, "lmm"))
+    configs = [config.replace(blocks=(kind, "lmm")) for kind in BLOCKS for config in (SMALL, SHARED)]
+    for config in configs:
         cost, model = model_cost(config), LanguageModel(config)
         assert cost.parameters == sum(p.numel() for p in model.parameters())
-        assert cost.embedding_parameters == 17 * 12
+        assert cost.embedding_parameters == 17 * 12 * (1 if config.tied else 2)
         sizes = [model(torch.zeros(1, n, dtype=torch.int64)).state.nbytes for n in (3, 20)]
         assert sizes == [cost.state_bytes + n * cost.state_bytes_per_token for n in (3, 20)]
-        assert (cost.state_bytes_per_token > 0) == (kind == "attention")
+        assert (cost.state_bytes_per_token > 0) == (config.blocks[0] == "attention")
 
 
 @pytest.mark.parametrize("rule", ["titans", "titans:depth=3,momentum=false", "titans-linear", "mamba2"])

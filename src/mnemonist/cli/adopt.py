@@ -13,8 +13,8 @@ from mnemonist.cli.train import MODEL_FILE
 from mnemonist.data import find_tokenizer, require_vocabulary
 from mnemonist.errors import UserError
 from mnemonist.files import write_atomically
-from mnemonist.models.adoption import adopt, require_adoptable, with_blocks
-from mnemonist.models.configuration import find_block
+from mnemonist.models.adoption import adopt, read_adopted_config, with_blocks
+from mnemonist.models.configuration import ModelConfig, find_block
 from mnemonist.models.cost import model_cost
 from mnemonist.models.modeling import LanguageModel
 
@@ -35,8 +35,7 @@ def run_adopt(options: Adopt) -> int:
     prepare_torch()
     if (options.out / MODEL_FILE).exists():
         raise UserError(f"there is a model in {options.out} already; take another folder with --out")
-    _check(options)
-    require_adoptable(options.folder)
+    _check(options, read_adopted_config(options.folder))
     tokenizer = find_tokenizer(options.folder)
     model = adopt(options.folder, tokenizer.vocab_size)
     require_vocabulary(tokenizer, model.config.vocab_size)
@@ -62,15 +61,15 @@ def run_adopt(options: Adopt) -> int:
     return 0
 
 
-def _check(options: Adopt) -> None:
+def _check(options: Adopt, config: ModelConfig) -> None:
     """What need not wait for the model to be read.
 
     Raises:
-        UserError: a window has no size, or sizes are given that nothing takes.
+        UserError: a window has no size, or a size is given that nothing takes.
     """
     kinds = [find_block(block) for block in options.blocks]
     windows = any(kind.kind not in ("attention", "lmm") for kind in kinds)
-    if windows and options.window is None:
+    if windows and options.window is None and "window" not in config.blocks:
         raise UserError("these blocks have a window; say how many tokens it sees: --window 256")
     if not windows and options.window is not None:
         raise UserError("--window is for blocks that have one; name them: --blocks mag:gate=add")

@@ -28,7 +28,7 @@ from mnemonist.errors import UserError
 from mnemonist.models.attention import CausalAttention
 from mnemonist.models.blocks import Block
 from mnemonist.models.configuration import CONFIG_FILE, ModelConfig, find_block
-from mnemonist.models.folder import read_json, weight_files
+from mnemonist.models.folder import misfit, read_json, weight_files
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.neural_memory import NeuralMemory
 from mnemonist.tensors import read_tensors
@@ -48,7 +48,7 @@ def adopt(folder: str | os.PathLike[str], vocab_size: int | None = None) -> Lang
     Raises:
         UserError: there is no such model, it is of another family, or it has something that our blocks have not.
     """
-    require_adoptable(folder)  # before anything large is read
+    read_adopted_config(folder)  # complains before anything large is read
     place = Path(folder)
     content = read_json(place / CONFIG_FILE)
     theirs: dict[str, Tensor] = {}
@@ -79,21 +79,21 @@ def adopt(folder: str | os.PathLike[str], vocab_size: int | None = None) -> Lang
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{folder} does not hold the weights its {CONFIG_FILE} asks for: {error}") from error
+        raise misfit(folder, error) from error
     model.mark_parameters()
     return model
 
 
-def require_adoptable(folder: str | os.PathLike[str]) -> None:
-    """Make sure that a folder has the configuration of a model that can be adopted.
+def read_adopted_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration that the model in a folder will have.
 
     Raises:
-        UserError: it has not.
+        UserError: there is none, or as `adopted_config`.
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"there is no {CONFIG_FILE} in {folder}; give the folder of a model of transformers")
-    adopted_config(read_json(file), file)
+    return adopted_config(read_json(file), file)
 
 
 def adopted_config(content: Mapping[str, Any], where: str | os.PathLike[str]) -> ModelConfig:
@@ -156,7 +156,8 @@ def with_blocks(
     Args:
         model: as `adopt` gives it, or any other.
         blocks: kinds of block from the input up, repeated in turn; those that are named as they are stay whole.
-        sink: a token that all windows keep in sight, the first of most texts: the token of their beginning.
+        sink: a token that all attention keeps in sight, the first of most texts: the mark of their beginning. Full
+            attention, which needs none, sees it beside the text's own.
         changes: other fields of the configuration: ``window``, ``rule``, ``memory_heads``, ...
 
     Returns:
