@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from smollm2 import MODEL, prepare
-from study import Arm, Study, differences, draw, main, mean_over, over_seeds, paired, seeds_of
+from study import Arm, Study, bytes_of_state, differences, draw, main, mean_over, over_seeds, paired, seeds_of
 
 from mnemonist.data import Tokenizer, find_tokenizer, standard_library
 from mnemonist.evals.evaluation import model_facts
@@ -54,11 +54,12 @@ class Way:
 
 
 WAYS = {
-    "full": Way("full attention, as it came"),
+    "full": Way("full attention, as it is"),
     "window-bare": Way("windows", ("window",), sink=False),
     "window": Way("windows and the sink", ("window",)),
+    "hybrid": Way("windows and the sink, every third block as it was", ("window", "window", "attention")),
     "memory": Way("windows, the sink and memories, trained", MEMORIES, trained=True),
-    "held": Way("the same, memories held in training and in reading", MEMORIES, trained=True, learn=False),
+    "held": Way("windows, the sink and memories held, trained", MEMORIES, trained=True, learn=False),
 }
 ARMS = {name: Arm(way.label, ModelConfig(), TRAINING, None, {"": None}) for name, way in WAYS.items()}
 
@@ -137,16 +138,15 @@ def write_page(study: Study) -> str:
         if not results:
             continue
         cells = [paired([mean_over(result, *each) for result in results]) for each in BINS]
-        kept, growing = (results[0].model[each] for each in ("state_bytes", "state_bytes_per_token"))
-        state = f"{growing:,} a token" if growing else f"{kept:,}"
+        state = bytes_of_state(results[0].model["state_bytes"], results[0].model["state_bytes_per_token"])
         lines.append(f"| {arm.label} | " + " | ".join(cells) + f" | {results[0].facts['trained']:,} | {state} |")
         curves.append(over_seeds(results, arm.label))
     pairs = (
         ("window-bare", "window"),
-        ("window", "memory"),
-        ("held", "memory"),
+        ("window", "hybrid"),
+        ("hybrid", "full"),
         ("window", "held"),
-        ("memory", "full"),
+        ("held", "memory"),
     )
     saved = ["| what saves | against | " + " | ".join(heads) + " |", "|---|---|" + "--:|" * len(BINS)]
     for worse, better in pairs:
