@@ -11,6 +11,7 @@ from mnemonist.cli.options import Adopt
 from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.train import MODEL_FILE
 from mnemonist.data import find_tokenizer, require_vocabulary
+from mnemonist.data.tokenizer_files import MARK_FILES, OTHER_FILES
 from mnemonist.errors import UserError
 from mnemonist.files import write_atomically
 from mnemonist.models.adoption import adopt, read_adopted_config, with_blocks
@@ -18,16 +19,7 @@ from mnemonist.models.configuration import ModelConfig, find_block
 from mnemonist.models.cost import model_cost
 from mnemonist.models.modeling import LanguageModel
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
+TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "chat_template.jinja", *MARK_FILES, *OTHER_FILES)
 
 
 def run_adopt(options: Adopt) -> int:

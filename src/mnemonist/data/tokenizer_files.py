@@ -18,6 +18,7 @@ from mnemonist.files import FileError
 
 ROUND = 128  # models may have rounded their vocabulary up to a multiple of this
 OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+MARK_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the second says more
 
 
 def find_tokenizer(folder: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
@@ -110,7 +111,7 @@ def _is_bytes(tokenizer: SubwordTokenizer) -> bool:
 def _marks(folder: Path) -> dict[str, str]:
     """The marks that the files beside a tokenizer.json name; each is text, or a table with the text as content."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second says more
+    for name in MARK_FILES:
         if (folder / name).is_file():
             config = _read_json(folder / name)
             for mark in MARKS:

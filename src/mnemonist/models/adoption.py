@@ -48,15 +48,15 @@ def adopt(folder: str | os.PathLike[str], vocab_size: int | None = None) -> Lang
     Raises:
         UserError: there is no such model, it is of another family, or it has something that our blocks have not.
     """
-    read_adopted_config(folder)  # complains before anything large is read
     place = Path(folder)
-    content = read_json(place / CONFIG_FILE)
+    content = _read_content(place)
+    config = adopted_config(content, place / CONFIG_FILE)  # complains before anything large is read
     theirs: dict[str, Tensor] = {}
     for file in weight_files(place):
         theirs |= read_tensors(file)[0]
     names = {name.removeprefix("model."): name for name in theirs}
-    content = {"tie_word_embeddings": HEAD not in names, **content}
-    config = adopted_config(content, place / CONFIG_FILE)
+    if "tie_word_embeddings" not in content:
+        config = config.replace(tied=HEAD not in names)
 
     def take(name: str) -> Tensor:
         if name not in names:
@@ -90,10 +90,15 @@ def read_adopted_config(folder: str | os.PathLike[str]) -> ModelConfig:
     Raises:
         UserError: there is none, or as `adopted_config`.
     """
-    file = Path(folder) / CONFIG_FILE
+    place = Path(folder)
+    return adopted_config(_read_content(place), place / CONFIG_FILE)
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"there is no {CONFIG_FILE} in {folder}; give the folder of a model of transformers")
-    return adopted_config(read_json(file), file)
+    return read_json(file)
 
 
 def adopted_config(content: Mapping[str, Any], where: str | os.PathLike[str]) -> ModelConfig:

@@ -64,9 +64,9 @@ class _Shared:
 
     persistent: tuple[Tensor, Tensor]
     """Keys and values of the persistent tokens ``[B, P, H, D]``."""
-    to_seen: tuple[Tensor, Tensor] | None
-    """``[inner, 2 G D]`` and what is added, ``[2 G D]``: bring recalled answers to keys and values at once; None goes
-    through both projections."""
+    to_seen: tuple[Tensor, Tensor | None] | None
+    """``[2 G D, inner]`` and, if attention has one, a bias ``[2 G D]``: bring recalled answers to keys and values at
+    once; None goes through both projections."""
     masks: dict[tuple[int, int], Tensor]
     """By the first slot of a piece of a segment and the slot after its last: 0 where a key is seen, or else -inf."""
 
@@ -212,9 +212,10 @@ class MemoryContext(nn.Module):
         if x_BTE.shape[:2].numel() >= 2 * inner:
             # Two projections in a row are one, whose rows are what they make of the unit vectors: for a long piece
             # that is a third of the work. The queries that the second would also make are for nobody.
-            units = torch.eye(inner + 1, inner, dtype=x_BTE.dtype, device=x_BTE.device)  # the last row: a bias
+            biased = self.attention.in_proj.bias is not None
+            units = torch.eye(inner + biased, inner, dtype=x_BTE.dtype, device=x_BTE.device)  # of zeros comes the bias
             rows = self.attention.in_proj(self.recalled_proj(units))[:, seen:]
-            to_seen = rows[:-1] - rows[-1], rows[-1]
+            to_seen = ((rows[:-1] - rows[-1]).mT, rows[-1]) if biased else (rows.mT, None)
         return _Shared(persistent, to_seen, {})
 
     def _attend(
@@ -236,8 +237,7 @@ class MemoryContext(nn.Module):
         if shared.to_seen is None:
             both = self.attention.in_proj(self.recalled_proj(recalled))[..., -2 * v.shape[2] * v.shape[3] :]
         else:
-            weight, bias = shared.to_seen
-            both = recalled @ weight + bias
+            both = F.linear(recalled, *shared.to_seen)
         h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
         h_k = self.attention.normed_keys(h_k)
         keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, valid_BL, slot, keep)
