@@ -65,6 +65,22 @@ def kernel(source: str, functions: tuple[str, ...], work: type[Structure]) -> ct
     return library
 
 
+def fits(*tensors: Tensor) -> bool:
+    """Whether kernels may be given these tensors: plain ones of one floating type on the CPU, here and now.
+
+    Compilers that trace, and transforms of functions, see operations of torch and nothing else.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    dtype = tensors[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == dtype for t in tensors
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def _team() -> ctypes.c_void_p:
     """OpenMP's way into the threads of torch, or null where torch has none."""
     name = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"

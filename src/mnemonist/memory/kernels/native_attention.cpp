@@ -34,10 +34,11 @@ template <typename T> struct Newest {
   static constexpr int W = Vector<T>::width;
   const Work& w;
   const long D, between, group, places;  // between a head's own keys of two tokens; heads that share keys; weights of a head
+  const T scale;
   array<T> weights;
   explicit Newest(const Work& work)
       : w(work), D(work.width), between(work.key_heads * D), group(work.heads / work.key_heads),
-        places(work.persistent + work.tokens), weights(work.heads * places) {}
+        places(work.persistent + work.tokens), scale(static_cast<T>(work.scale)), weights(work.heads * places) {}
 
   void memory(int n) {
     if (by_rows(w)) return heads(n, 0, w.heads);
@@ -52,10 +53,11 @@ template <typename T> struct Newest {
     const T* values = static_cast<const T*>(w.values) + row * w.value_row;
     const auto *own_keys = static_cast<const T*>(w.persistent_keys), *own_values = static_cast<const T*>(w.persistent_values);
     array<T> share(end);
-    for (long h = begin; h < end; ++h) score(q + h * D, own_keys + h / group * D, between, P, of(h));
+    for (long h = begin; h < end; ++h) inner_products(D, q + h * D, own_keys + h / group * D, between, P, scale, of(h));
     blocks(first, [&](long s, long count) {
       for (long h = begin; h < end; ++h)
-        score(q + h * D, keys + s * w.key_token + h / group * D, w.key_token, count, of(h) + P + s - first);
+        inner_products(D, q + h * D, keys + s * w.key_token + h / group * D, w.key_token, count, scale,
+                       of(h) + P + s - first);
     });
     for (long h = begin; h < end; ++h) {
       share[h] = T(1) / softmax(P + w.tokens - first, of(h));
@@ -72,26 +74,6 @@ template <typename T> struct Newest {
 
   template <typename Each> void blocks(long first, Each each) const {
     for (long s = first; s < w.tokens; s += BLOCK) each(s, std::min(BLOCK, w.tokens - s));
-  }
-
-  void score(const T* q, const T* keys, long stride, long count, T* to) const {
-    const T scale = static_cast<T>(w.scale);
-    long s = 0;
-    if (SHUFFLES && D % W == 0)
-      for (; s + W <= count; s += W) {  // as many keys as a vector has lanes: their sums come out as one vector
-        vec<T> sums[W];
-        for (int i = 0; i < W; ++i) {
-          const T* key = keys + (s + i) * stride;
-          vec<T> sum = load(q) * load(key);
-          for (long j = W; j < D; j += W) sum += load(q + j) * load(key + j);
-          sums[i] = sum;
-        }
-        transpose<T>(sums);
-        for (int step = W / 2; step; step /= 2)
-          for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
-        store(to + s, sums[0] * scale);
-      }
-    for (; s < count; ++s) to[s] = dot<T>(D, q, keys + s * stride) * scale;
   }
 
   // Scores become their exponentials, less the largest; the sum of these.

@@ -54,9 +54,7 @@ def attend_newest(
     if (
         T != 1
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or any(t.device.type != "cpu" or t.dtype != q.dtype for t in given)
-        or q.dtype not in (torch.float32, torch.float64)
+        or not native.fits(*given)
         or any(t.stride()[2:] != (D, 1) for t in (keys, values))
         or (kernel := attention_kernel()) is None
     ):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mnemonist.memory.kernels import native
-from mnemonist.memory.kernels.native_elementwise import could_apply
+from mnemonist.memory.kernels.native_elementwise import LEAST
 
 MOST_GROUPS = 3
 """As in the source."""
@@ -70,7 +70,8 @@ def applies(q: Tensor, k: Tensor, *others: Tensor, keys: int) -> bool:
     A unit of its work is a head of keys of a row: where threads are more, torch has work for all of them.
     """
     return (
-        could_apply(q, k, *others)
+        native.fits(q, k, *others)
+        and q.numel() >= LEAST
         and keys <= MOST_KEYS
         and k.shape[0] * k.shape[2] >= torch.get_num_threads()
         and bands_kernel() is not None

@@ -7,68 +7,7 @@
 // P parts a chunk starts from: M, what it decays to (if `targets`), momentum S (if `momentum`).
 
 #include "native_gates.h"
-
-namespace {
-
-// --- non-linearities
-
-enum Activation { SILU, GELU, RELU, TANH };
-enum Objective { L2, DOT, HUBER };
-
-template <typename T> inline void silu(const T* x, T* y, T* slope, T* curve) {
-  const vec<T> v = load(x), gate = T(1) / (T(1) + exponential<T>(-v)), rest = T(1) - gate, out = v * gate;
-  if (y) store(y, out);
-  if (slope) store(slope, gate + out * rest);
-  if (curve) store(curve, gate * rest * (T(2) + v * (rest - gate)));
-}
-
-template <typename T> inline void one(int kind, T x, T* y, T* slope, T* curve) {
-  switch (kind) {
-    case GELU: {
-      const T cumulative = T(0.5) * std::erfc(-x * T(M_SQRT1_2));
-      const T density = std::exp(T(-0.5) * x * x) * T(0.3989422804014327);
-      if (y) *y = x * cumulative;
-      if (slope) *slope = cumulative + x * density;
-      if (curve) *curve = density * (2 - x * x);
-      break;
-    }
-    case RELU:
-      if (y) *y = x > 0 ? x : 0;
-      if (slope) *slope = x > 0 ? 1 : 0;
-      if (curve) *curve = 0;
-      break;
-    default: {
-      const T t = std::tanh(x);
-      if (y) *y = t;
-      if (slope) *slope = 1 - t * t;
-      if (curve) *curve = -2 * t * (1 - t * t);
-    }
-  }
-}
-
-// y, its first and its second derivative, all optional; y may be x.
-template <typename T> void activate(int kind, long count, const T* x, T* y, T* slope, T* curve) {
-  constexpr int W = Vector<T>::width;
-  const auto from = [](T* p, long i) { return p ? p + i : nullptr; };
-  if (kind != SILU) {
-    for (long i = 0; i < count; ++i) one<T>(kind, x[i], from(y, i), from(slope, i), from(curve, i));
-    return;
-  }
-  long i = 0;
-  for (; i + W <= count; i += W) silu<T>(x + i, from(y, i), from(slope, i), from(curve, i));
-  if (i < count) {
-    T in[W] = {}, out[3][W];
-    std::copy(x + i, x + count, in);
-    silu<T>(in, out[0], out[1], out[2]);
-    T* to[] = {y, slope, curve};
-    for (int j = 0; j < 3; ++j)
-      if (to[j]) std::copy(out[j], out[j] + (count - i), to[j] + i);
-  }
-}
-
-}  // namespace
-
-// --- what Python calls
+#include "native_network.h"
 
 extern "C" {
 
@@ -115,7 +54,7 @@ template <typename T> class Place : protected Gates<T> {
   explicit Place(const Work& work)
       : Gates<T>(work.C, 1, work.decays, work.momentum, work.targets), w(work), L(work.depth),
         widest(*std::max_element(work.sizes, work.sizes + L + 1)), k(rows(w.sizes[0])), q(rows(w.sizes[0])),
-        v(rows(w.sizes[L])), strip(2L * Vector<T>::width * std::max(widest, C)) {}
+        v(rows(w.sizes[L])), strip(2L * Vector<T>::width * std::max(widest, C)), network(work, w.sizes[L]) {}
 
  protected:
   using Gates<T>::C, Gates<T>::P, Gates<T>::c;
@@ -126,6 +65,7 @@ template <typename T> class Place : protected Gates<T> {
   bool fresh = false;                              // whether it takes its gradients at the weights it finds
   array<T> k, q, v, strip;                   // [c, K], [c, K], [c, V]
   Ahead ahead;
+  const Network<T> network;
 
   long rows(long width) const { return C * width; }
   long row(long t) const { return (b * w.T + first + t) * w.H + h; }
@@ -192,59 +132,9 @@ template <typename T> class Place : protected Gates<T> {
     product<T>(left, right, rows, a, 1, left, b, right, 1, c, right, strip.data(), scale);
   }
 
-  // Rows [C, V] of what the last layer gave become normal; returns the inverse of each row's deviation.
+  // Rows [C, V] of what the last layer gave become normal; also the inverse of each row's deviation.
   void normalise(T* rows, T* inverse) const {
-    const int V = w.sizes[L];
-    for (int t = 0; t < c; ++t) {
-      T* row = rows + static_cast<long>(t) * V;
-      inverse[t] = 1;
-      if (!w.norm) continue;
-      const T mean = sum<T>(V, row) / V;
-      for (int j = 0; j < V; ++j) row[j] -= mean;
-      inverse[t] = 1 / std::sqrt(dot<T>(V, row, row) / V + T(w.norm_eps));
-      for (int j = 0; j < V; ++j) row[j] *= inverse[t];
-    }
-  }
-
-  // The derivative of the normalisation, which is its own transpose; `to` may be `error`.
-  void through_norm(const T* normed, T inverse, const T* error, T* to) const {
-    const int V = w.sizes[L];
-    if (!w.norm) {
-      if (to != error) std::copy_n(error, V, to);
-      return;
-    }
-    const T mean = sum<T>(V, error) / V, along = dot<T>(V, error, normed) / V;
-    for (int j = 0; j < V; ++j) to[j] = inverse * (error[j] - mean - normed[j] * along);
-  }
-
-  // Derivative of the inner loss with respect to the answer.
-  void output_error(const T* normed, const T* key, const T* value, T* error) const {
-    const int V = w.sizes[L];
-    const T delta = T(w.huber_delta);
-    if (w.objective == DOT) {
-      for (int j = 0; j < V; ++j) error[j] = -value[j];
-      return;
-    }
-    for (int j = 0; j < V; ++j) error[j] = normed[j] - value[j];
-    if (w.residual)
-      for (int j = 0; j < V; ++j) error[j] += key[j];
-    if (w.objective == HUBER)
-      for (int j = 0; j < V; ++j) error[j] = std::min(std::max(error[j], -delta), delta);
-  }
-
-  // The inner loss itself. The component that counts what was written is no part of it.
-  T inner_loss(const T* normed, const T* key, const T* value) const {
-    const T delta = T(w.huber_delta);
-    T loss = 0;
-    for (int j = 0; j < w.sizes[L] - w.denominator; ++j) {
-      const T output = normed[j] + (w.residual ? key[j] : 0), off = output - value[j], far = std::abs(off);
-      switch (w.objective) {
-        case L2: loss += T(0.5) * off * off; break;
-        case DOT: loss -= output * value[j]; break;
-        default: loss += far <= delta ? T(0.5) * off * off : delta * (far - T(0.5) * delta);
-      }
-    }
-    return loss;
+    for (long t = 0; t < c; ++t) inverse[t] = network.normalise(rows + t * w.sizes[L]);
   }
 
   // scores [c, c] = (z x^T) * G, zero for tokens to come.
@@ -261,7 +151,7 @@ template <typename T> class Reader : Place<T> {
   using Base = Place<T>;
   using Base::w, Base::C, Base::L, Base::P, Base::c, Base::n, Base::k, Base::q, Base::v, Base::index, Base::fresh;
   using Base::at, Base::rows, Base::row, Base::numbers, Base::own, Base::kept, Base::started, Base::target, Base::widest;
-  using Base::times, Base::times_transposed, Base::transposed_times;
+  using Base::times, Base::times_transposed, Base::transposed_times, Base::network;
 
  public:
   explicit Reader(const Work& work) : Base(work), scores(rows(C)), inverse(C), read(rows(widest)), asked(rows(widest)) {
@@ -310,16 +200,16 @@ template <typename T> class Reader : Place<T> {
       times(c, in, out, x, taken_at(i), a, keep(w.before, i));
       if (i + 1 < L) {
         x = seen[i + 1].data();
-        activate<T>(w.activation, static_cast<long>(c) * out, a, seen[i + 1].data(), slopes[i].data(), nullptr);
+        network.activate(static_cast<long>(c) * out, a, seen[i + 1].data(), slopes[i].data(), nullptr);
       }
     }
     T* last = errors[L - 1].data();
     this->normalise(last, inverse.data());
     for (int t = 0; t < c; ++t) {
       T* to = last + t * V;
-      if (w.loss) *at(w.loss, row(t)) = this->inner_loss(to, k.data() + t * K, v.data() + t * V);
-      this->output_error(to, k.data() + t * K, v.data() + t * V, asked.data());
-      this->through_norm(to, inverse[t], asked.data(), to);
+      if (w.loss) *at(w.loss, row(t)) = network.loss(to, k.data() + t * K, v.data() + t * V);
+      network.error(to, k.data() + t * K, v.data() + t * V, asked.data());
+      network.through_norm(to, inverse[t], asked.data(), to);
     }
     if (w.sent[L - 1]) std::copy_n(last, c * V, kept(w.sent, L - 1));
     for (int i = L - 1; i > 0; --i) {
@@ -378,7 +268,7 @@ template <typename T> class Reader : Place<T> {
       minus.sign = -1, minus.add = true, minus.filled.last = 0;
       times(c, c, out, scores.data(), d, read.data(), keep(w.asked, i, minus));
       if (i + 1 == L) return reply();
-      activate<T>(w.activation, static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
+      network.activate(static_cast<long>(c) * out, read.data(), asked.data(), nullptr, nullptr);
       z = asked.data();
     }
   }
@@ -423,7 +313,7 @@ template <typename T> class WayBack : Place<T> {
   using Base = Place<T>;
   using Base::w, Base::C, Base::L, Base::P, Base::c, Base::n, Base::k, Base::q, Base::v, Base::index, Base::fresh;
   using Base::at, Base::rows, Base::row, Base::numbers, Base::own, Base::kept, Base::started, Base::target, Base::widest;
-  using Base::times, Base::times_transposed, Base::transposed_times;
+  using Base::times, Base::times_transposed, Base::transposed_times, Base::network;
 
  public:
   explicit WayBack(const Work& work)
@@ -467,8 +357,8 @@ template <typename T> class WayBack : Place<T> {
         std::copy_n(sent, count, errors[i].data());
         break;
       }
-      activate<T>(w.activation, count, kept(w.before, i), seen[i + 1].data(), slopes[i].data(), curves[i].data());
-      activate<T>(w.activation, count, kept(w.asked, i), queries[i + 1].data(), query_slopes[i + 1].data(), nullptr);
+      network.activate(count, kept(w.before, i), seen[i + 1].data(), slopes[i].data(), curves[i].data());
+      network.activate(count, kept(w.asked, i), queries[i + 1].data(), query_slopes[i + 1].data(), nullptr);
       T *error = errors[i].data(), *curve = curves[i].data();
       const T* slope = slopes[i].data();
       for (long j = 0; j < count; ++j) error[j] = sent[j] * slope[j], curve[j] *= sent[j];
@@ -508,7 +398,7 @@ template <typename T> class WayBack : Place<T> {
       this->normalise(normed.data(), inverse.data());
     }
     for (long t = 0; t < c; ++t)
-      this->through_norm(normed.data() + t * V, inverse[t], to_y.data() + t * V, to_read.data() + t * V);
+      network.through_norm(normed.data() + t * V, inverse[t], to_y.data() + t * V, to_read.data() + t * V);
   }
 
   void shorten(T* adjoint, long count) const {
@@ -656,8 +546,8 @@ template <typename T> class WayBack : Place<T> {
                   T* to_key, T* to_value) {
     const int V = w.sizes[L];
     T *to_output_error = back.data(), *sent = to_z.data();
-    this->through_norm(normed, inverse, grad, to_output_error);
-    this->output_error(normed, key, value, sent);
+    network.through_norm(normed, inverse, grad, to_output_error);
+    network.error(normed, key, value, sent);
     if (w.objective == HUBER)
       for (int j = 0; j < V; ++j) {
         const T off = normed[j] + (w.residual ? key[j] : 0) - value[j];
@@ -673,7 +563,7 @@ template <typename T> class WayBack : Place<T> {
     const T straight = dot<T>(V, sent, normed) / V, along = dot<T>(V, grad, normed) / V;
     const T scaled = dot<T>(V, grad, error) / V;
     for (int j = 0; j < V; ++j) to_last[j] -= inverse * (grad[j] * straight + sent[j] * along);
-    this->through_norm(normed, inverse, to_last, to_last);
+    network.through_norm(normed, inverse, to_last, to_last);
     for (int j = 0; j < V; ++j) to_last[j] -= inverse * scaled * normed[j];
   }
 };

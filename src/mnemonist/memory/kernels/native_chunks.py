@@ -59,8 +59,7 @@ def chunk_kernel() -> ctypes.CDLL | None:
 def applies(rule: MemoryRule, tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can read for ``rule`` with these tensors, which are all that it would be given."""
     return (
-        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
+        native.fits(*tensors)
         and rule.retention != "channel"
         and rule.depth <= MOST_LAYERS
         and chunk_kernel() is not None

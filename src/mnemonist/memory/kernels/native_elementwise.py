@@ -47,22 +47,8 @@ def elementwise_kernel() -> ctypes.CDLL | None:
 
 def applies(*tensors: Tensor) -> bool:
     """Whether the kernel can work with these tensors, which are all that it would be given, and is worth its call."""
-    return could_apply(*tensors) and elementwise_kernel() is not None
-
-
-def could_apply(*tensors: Tensor) -> bool:
-    """The same of any such kernel, whether there is one or not."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False  # before sizes are looked at: a compiler would compile anew for each side of the limit
-    first = tensors[0]
-    return (
-        first.numel() >= LEAST
-        and all(type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
-        and first.dtype in (torch.float32, torch.float64)
-    )
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+    # First what a compiler does not see: it would compile anew for each side of the limit.
+    return native.fits(*tensors) and tensors[0].numel() >= LEAST and elementwise_kernel() is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

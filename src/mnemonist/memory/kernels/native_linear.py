@@ -46,11 +46,7 @@ def linear_kernel() -> ctypes.CDLL | None:
 
 def applies(tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can read with these tensors, which are all that it would be given."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and linear_kernel() is not None
-    )
+    return native.fits(*tensors) and linear_kernel() is not None
 
 
 def read_tokens(

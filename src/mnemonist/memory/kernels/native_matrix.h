@@ -377,6 +377,28 @@ template <typename T> T sum(long count, const T* a) {
   return sum;
 }
 
+// to_s = scale x . row_s, of `count` rows that begin `stride` behind each other.
+template <typename T>
+void inner_products(long width, const T* x, const T* rows, long stride, long count, T scale, T* to) {
+  constexpr int W = Vector<T>::width;
+  long s = 0;
+  if (SHUFFLES && width % W == 0)
+    for (; s + W <= count; s += W) {  // as many rows as a vector has lanes: their sums come out as one vector
+      vec<T> sums[W];
+      for (int i = 0; i < W; ++i) {
+        const T* row = rows + (s + i) * stride;
+        vec<T> sum = load(x) * load(row);
+        for (long j = W; j < width; j += W) sum += load(x + j) * load(row + j);
+        sums[i] = sum;
+      }
+      transpose<T>(sums);
+      for (int step = W / 2; step; step /= 2)
+        for (int i = 0; i < step; ++i) sums[i] += sums[i + step];
+      store(to + s, sums[0] * scale);
+    }
+  for (; s < count; ++s) to[s] = dot<T>(width, x, rows + s * stride) * scale;
+}
+
 // OpenMP's way into a team of threads, or null. It is given from outside, for it must be that of torch: while torch's
 // threads wait for more work they keep the cores busy, and threads of our own would have to share those with them.
 using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);

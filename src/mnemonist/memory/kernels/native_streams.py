@@ -42,11 +42,7 @@ def stream_kernel() -> ctypes.CDLL | None:
 
 def applies(tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can work with these tensors, which are all that it would be given."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in (torch.float32, torch.float64)
-        and stream_kernel() is not None
-    )
+    return native.fits(*tensors) and stream_kernel() is not None
 
 
 def send(

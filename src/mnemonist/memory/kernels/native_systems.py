@@ -44,11 +44,7 @@ def solve(
         None where the kernel does not apply: on other devices, in other types, or where it could not be compiled.
     """
     given = {"q": q, "keys": keys, "start": start, "base": base, "fixed": fixed, "mix": mix}
-    if (
-        any(t.device.type != "cpu" or t.dtype != q.dtype for t in given.values())
-        or q.dtype not in (torch.float32, torch.float64)
-        or (kernel := systems_kernel()) is None
-    ):
+    if not native.fits(*given.values()) or (kernel := systems_kernel()) is None:
         return None
     given = {name: tensor.detach().contiguous() for name, tensor in given.items()}
     x = torch.empty_like(given["q"])
