@@ -11,7 +11,8 @@ A cut inside a chunk changes nothing: the rest of the chunk is a shorter chunk t
 and takes its gradients at the anchor the state carries. Rows of a batch whose chunks do not begin at the same token
 (padding, ragged streams) are first shifted against each other until they do.
 
-A compiled kernel may read in place of the loop below (`kernels.native_chunks`).
+A compiled kernel may read in place of the loop below (`kernels.native_chunks`), and another one where there is one
+token a row (`kernels.native_one_token`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
-from mnemonist.memory.kernels import native_chunks
+from mnemonist.memory.kernels import native_chunks, native_one_token
 from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
@@ -58,6 +59,8 @@ def read_chunked(
 ) -> tuple[Tensor, MemoryState, Trace | None]:
     """Read a piece of a stream chunk by chunk. Arguments as prepared by `memorize`."""
     assert state.phase is not None
+    if native_one_token.applies(q_BTHK, k_BTHK, v_BTHV, gates, initial, state):
+        return native_one_token.read_one_token(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, mask_BT, trace)
     phases = state.phase.tolist()
     if mask_BT is None and len(set(phases)) == 1:
         return _read_aligned(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, None, phases[0], trace)

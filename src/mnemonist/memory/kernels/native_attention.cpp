@@ -31,7 +31,6 @@ bool by_rows(const Work& work) { return work.rows >= work.threads; }
 int units(const Work& work) { return by_rows(work) ? work.rows : work.rows * work.heads; }
 
 template <typename T> struct Newest {
-  static constexpr int W = Vector<T>::width;
   const Work& w;
   const long D, between, group, places;  // between a head's own keys of two tokens; heads that share keys; weights of a head
   const T scale;
@@ -62,11 +61,12 @@ template <typename T> struct Newest {
     for (long h = begin; h < end; ++h) {
       share[h] = T(1) / softmax(P + w.tokens - first, of(h));
       std::fill_n(y + h * D, D, T(0));
-      add(own_values + h / group * D, between, P, of(h), share[h], y + h * D);
+      weighted_sum(D, P, of(h), own_values + h / group * D, between, share[h], y + h * D);
     }
     blocks(first, [&](long s, long count) {
       for (long h = begin; h < end; ++h)
-        add(values + s * w.value_token + h / group * D, w.value_token, count, of(h) + P + s - first, share[h], y + h * D);
+        weighted_sum(D, count, of(h) + P + s - first, values + s * w.value_token + h / group * D, w.value_token,
+                     share[h], y + h * D);
     });
   }
 
@@ -78,33 +78,6 @@ template <typename T> struct Newest {
 
   // Scores become their exponentials, less the largest; the sum of these.
   static T softmax(long count, T* scores) { return exponentials(count, scores, T(1), largest(count, scores)); }
-
-  void add(const T* values, long stride, long count, const T* weights, T share, T* y) const {
-    long j = 0;
-    for (; j + 4 * W <= D; j += 4 * W) columns<4>(values + j, stride, count, weights, share, y + j);
-    for (; j + 2 * W <= D; j += 2 * W) columns<2>(values + j, stride, count, weights, share, y + j);
-    for (; j + W <= D; j += W) columns<1>(values + j, stride, count, weights, share, y + j);
-    for (; j < D; ++j) {
-      T sum = 0;
-      for (long s = 0; s < count; ++s) sum += weights[s] * values[s * stride + j];
-      y[j] += sum * share;
-    }
-  }
-
-  template <int N>
-  static void columns(const T* values, long stride, long count, const T* weights, T share, T* y) {
-    vec<T> even[N] = {}, odd[N] = {};  // two sums, so that none waits for itself
-    long s = 0;
-    for (; s + 2 <= count; s += 2)
-      for (int u = 0; u < N; ++u) {
-        even[u] += load(values + s * stride + u * W) * weights[s];
-        odd[u] += load(values + (s + 1) * stride + u * W) * weights[s + 1];
-      }
-    for (int u = 0; u < N; ++u) {
-      if (s < count) even[u] += load(values + s * stride + u * W) * weights[s];
-      store(y + u * W, load(y + u * W) + (even[u] + odd[u]) * share);
-    }
-  }
 };
 
 }  // namespace

@@ -34,7 +34,6 @@ namespace {
 constexpr long BLOCK = 64;  // rows
 
 template <typename T> struct Pass {
-  static constexpr int W = Vector<T>::width;
   const Work& w;
   const long D;
   explicit Pass(const Work& work) : w(work), D(work.width) {}
@@ -44,22 +43,7 @@ template <typename T> struct Pass {
   long begin(int n) const { return n * BLOCK; }
   long end(int n) const { return std::min<long>(w.rows, (n + 1) * BLOCK); }
 
-  // A vector of a row, or one of the numbers that are left over.
-  struct Several {
-    long j;
-    vec<T> of(const T* row) const { return load(row + j); }
-    void put(T* row, vec<T> numbers) const { store(row + j, numbers); }
-  };
-  struct One {
-    long j;
-    T of(const T* row) const { return row[j]; }
-    void put(T* row, T number) const { row[j] = number; }
-  };
-  template <typename Each> void along(Each each) const {
-    long j = 0;
-    for (; j + W <= D; j += W) each(Several{j});
-    for (; j < D; ++j) each(One{j});
-  }
+  template <typename Each> void along(Each each) const { ::along<T>(D, each); }
 
   static vec<T> opened(vec<T> a) { return T(1) / (T(1) + exponential<T>(-a)); }
   static T opened(T a) { return T(1) / (T(1) + std::exp(-a)); }

@@ -399,6 +399,55 @@ void inner_products(long width, const T* x, const T* rows, long stride, long cou
   for (; s < count; ++s) to[s] = dot<T>(width, x, rows + s * stride) * scale;
 }
 
+// y += share sum_s weights_s row_s, of `count` rows that begin `stride` behind each other.
+template <typename T, int N>
+void weighted_columns(long count, const T* weights, const T* rows, long stride, T share, T* y) {
+  constexpr int W = Vector<T>::width;
+  vec<T> even[N] = {}, odd[N] = {};  // two sums, so that none waits for itself
+  long s = 0;
+  for (; s + 2 <= count; s += 2)
+    for (int u = 0; u < N; ++u) {
+      even[u] += load(rows + s * stride + u * W) * weights[s];
+      odd[u] += load(rows + (s + 1) * stride + u * W) * weights[s + 1];
+    }
+  for (int u = 0; u < N; ++u) {
+    if (s < count) even[u] += load(rows + s * stride + u * W) * weights[s];
+    store(y + u * W, load(y + u * W) + (even[u] + odd[u]) * share);
+  }
+}
+template <typename T>
+void weighted_sum(long width, long count, const T* weights, const T* rows, long stride, T share, T* y) {
+  constexpr int W = Vector<T>::width;
+  long j = 0;
+  for (; j + 4 * W <= width; j += 4 * W) weighted_columns<T, 4>(count, weights, rows + j, stride, share, y + j);
+  for (; j + 2 * W <= width; j += 2 * W) weighted_columns<T, 2>(count, weights, rows + j, stride, share, y + j);
+  for (; j + W <= width; j += W) weighted_columns<T, 1>(count, weights, rows + j, stride, share, y + j);
+  for (; j < width; ++j) {
+    T sum = 0;
+    for (long s = 0; s < count; ++s) sum += weights[s] * rows[s * stride + j];
+    y[j] += sum * share;
+  }
+}
+
+// A vector of a row, or one of the numbers that are left over.
+template <typename T> struct Several {
+  long j;
+  vec<T> of(const T* row) const { return load(row + j); }
+  void put(T* row, vec<T> numbers) const { store(row + j, numbers); }
+  void put_past_caches(T* row, vec<T> numbers) const { stream(row + j, numbers); }
+};
+template <typename T> struct One {
+  long j;
+  T of(const T* row) const { return row[j]; }
+  void put(T* row, T number) const { row[j] = number; }
+  void put_past_caches(T* row, T number) const { row[j] = number; }
+};
+template <typename T, typename Each> void along(long width, Each each) {
+  long j = 0;
+  for (; j + Vector<T>::width <= width; j += Vector<T>::width) each(Several<T>{j});
+  for (; j < width; ++j) each(One<T>{j});
+}
+
 // OpenMP's way into a team of threads, or null. It is given from outside, for it must be that of torch: while torch's
 // threads wait for more work they keep the cores busy, and threads of our own would have to share those with them.
 using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
