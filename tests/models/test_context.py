@@ -78,13 +78,25 @@ def test_it_is_its_equations(skip, rule, segment, T):
     torch.testing.assert_close(far[0], expected_far, rtol=0, atol=1e-10)
 
 
-def test_so_are_its_gradients():
+class Reader(torch.nn.Module):
+    """Gives both answers as one, like a block."""
+
+    def __init__(self, made: MemoryContext) -> None:
+        super().__init__()
+        self.made = made
+
+    def forward(self, x, state=None, mask=None):
+        near, far, after, _ = self.made(x, state, mask)
+        return Mixed(near + far, after)
+
+
+@pytest.mark.parametrize("pieces", [[12], [1] * 12], ids=["whole", "token by token"])
+def test_so_are_its_gradients(pieces):
     """Through segments, what was recalled, and every write."""
     made, x = layer(), text(12).requires_grad_()
     weights = text(12, seed=1)[0]
     wanted = [x, *made.parameters()]
-    near, far, _, _ = made(x)
-    found = torch.autograd.grad(((near[0] + far[0]) * weights).sum(), wanted)
+    found = torch.autograd.grad((read_in_pieces(Reader(made), x, pieces)[0][0] * weights).sum(), wanted)
     expected = definition(made, x[0])
     exact = torch.autograd.grad(((expected[0] + expected[1]) * weights).sum(), wanted)
     for a, b in zip(found, exact, strict=True):
@@ -125,19 +137,14 @@ def test_recall_of_a_segment_is_from_before_it():
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_rows_at_different_places_of_their_segments():
-    """Two streams, three tokens apart, read side by side in several pieces."""
+@pytest.mark.parametrize("pieces", [[7, 1, 1, 9, 5], [1] * 23], ids=["pieces", "token by token"])
+def test_rows_at_different_places_of_their_segments(pieces):
+    """Two streams, three tokens apart, read side by side."""
     made, x = layer(4), text(23, B=2)
-    first = torch.ones(2, 7, dtype=torch.bool)
-    first[1, 2:5] = False
-
-    class Reader(torch.nn.Module):
-        def forward(self, x, state=None, mask=None):
-            near, far, after, _ = made(x, state, mask)
-            return Mixed(near + far, after)
-
-    mask = torch.cat([first, torch.ones(2, 16, dtype=torch.bool)], 1)
-    y, _ = read_in_pieces(Reader(), x, [7, 1, 1, 9, 5], mask)
+    mask = torch.ones(2, 23, dtype=torch.bool)
+    mask[1, 2:5] = False
+    y, _ = read_in_pieces(Reader(made), x, pieces, mask)
+    assert not y[~mask].any()
     for row in range(2):
         near, far, _, _ = made(x[row : row + 1, mask[row]])
         torch.testing.assert_close(y[row, mask[row]], (near + far)[0], rtol=0, atol=1e-10)

@@ -132,8 +132,12 @@ class MemoryContext(nn.Module):
                 f"The state has {kept[0]} rows and segments of {kept[2]} tokens, but {B} rows are given to segments "
                 f"of {self.segment}; use state.select(rows), or the model that made the state."
             )
+        if mask_BT is not None and bool(mask_BT.all()):
+            mask_BT = None
+        if T == 1:
+            return self._read_one(x_BTE, state, mask_BT, learn, surprise)
         phases = state.phase.tolist()
-        if len(set(phases)) == 1 and (mask_BT is None or bool(mask_BT.all())):
+        if len(set(phases)) == 1 and mask_BT is None:
             return self._read(x_BTE, state, None, phases[0], state.phase + T, learn, surprise)
 
         # Rows are shifted against each other until their segments begin at the same columns, and back afterwards.
@@ -175,10 +179,8 @@ class MemoryContext(nn.Module):
         lengths = [min(begin + C, phase + T) - max(begin, phase) for begin in begins]
         rotations = self.attention.rotations((torch.arange(phase, phase + T, device="cpu") % C)[None], x_BTE)
         shared = self._shared(x_BTE)
-        question = F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim))
-        question = F.normalize(question, dim=-1)
         # `split`, not slices: the derivative of a slice is as large as the whole, and there is one a segment.
-        tokens = (question, *self.attention.project(x_BTE, rotations), *rotations)
+        tokens = (self._questions(x_BTE), *self.attention.project(x_BTE, rotations), *rotations)
         texts, *pieces = [tensor.split(lengths, 1) for tensor in (x_BTE, *tokens)]
         valids = [None] * len(lengths) if valid_BT is None else valid_BT.split(lengths, 1)
         near, learnt, answers, reports = [], [], [], []
@@ -200,6 +202,62 @@ class MemoryContext(nn.Module):
         state = replace(state, phase=ends % C)
         far = self.memory.finish(torch.cat(learnt, 1), torch.cat(answers, 1))
         return torch.cat(near, 1), far, state, Surprise.join(reports) if reports else None
+
+    def _read_one(
+        self, x_BTE: Tensor, state: ContextState, real_B1: Tensor | None, learn: bool, surprise: bool
+    ) -> tuple[Tensor, Tensor, ContextState, Surprise | None]:
+        """Read one token of each row, wherever in their segments the rows are."""
+        C, attention, phase = self.segment, self.attention, state.phase[:, None]
+        rotations = attention.rotations(phase, x_BTE)
+        q, k, v = attention.project(x_BTE, rotations)
+        h_k, h_v = self._recall(self._questions(x_BTE), state, rotations, None)
+        phase = phase.to(x_BTE.device)
+        slots = torch.arange(C, device=x_BTE.device)
+        seen, own = slots <= phase, slots == phase
+        own = (own if real_B1 is None else own & real_B1)[:, None, :, None, None]
+        keys, values = (
+            torch.where(own, torch.stack(new, 1).to(kept.dtype), kept)
+            for new, kept in (((h_k, k), state.keys), ((h_v, v), state.values))
+        )
+        met = [
+            torch.cat([persistent, kept.flatten(1, 2)], 1)
+            for persistent, kept in zip(attention.persistent_pair(x_BTE), (keys, values), strict=True)
+        ]
+        seen = F.pad(seen.repeat(1, 2), (met[0].shape[1] - 2 * C, 0), value=True)
+        y = attention.out_proj(weigh(q, *met, seen[:, None, None]).flatten(2))
+        x = self.norm(x_BTE + y if self.skip else y)
+        if real_B1 is not None:
+            x = x.masked_fill(~real_B1[..., None], 0)
+        z, memory, report = self.memory.read(x, state.memory, real_B1, learn=learn, surprise=surprise)
+        far = self.memory.finish(x, z)
+        if real_B1 is not None:
+            y, far = (answer.masked_fill(~real_B1[..., None], 0) for answer in (y, far))
+        ends = (state.phase + (1 if real_B1 is None else real_B1[:, 0].cpu())) % C
+        after = replace(state, memory=memory, keys=keys, values=values, phase=ends)
+        return y, far, self._begin_segment(after, ends == 0), report
+
+    def _questions(self, x_BTE: Tensor) -> Tensor:
+        """What the memory is asked before attention reads: ``[B, T, H, D]``."""
+        question = F.silu(self.question_proj(x_BTE)).unflatten(-1, (self.memory.heads, self.memory.head_dim))
+        return F.normalize(question, dim=-1)
+
+    def _recall(
+        self,
+        question: Tensor,
+        state: ContextState,
+        rotations: tuple[Tensor, Tensor],
+        to_seen: tuple[Tensor, Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, L, G, D]`` of the answers; ``to_seen`` as `_Shared` has it."""
+        answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
+        recalled = self.recalled_norm(answers).flatten(2)
+        seen = 2 * self.attention.kv_heads * self.attention.head_dim
+        if to_seen is None:
+            both = self.attention.in_proj(self.recalled_proj(recalled))[..., -seen:]
+        else:
+            both = F.linear(recalled, *to_seen)
+        keys, values = both.unflatten(-1, (2, self.attention.kv_heads, self.attention.head_dim)).unbind(2)
+        return rotate(self.attention.normed_keys(keys), *rotations), values
 
     def _begin_segment(self, state: ContextState, rows_B: Tensor) -> ContextState:
         """From here on some rows recall from the memory as it is now."""
@@ -232,15 +290,8 @@ class MemoryContext(nn.Module):
         Without ``keep`` it does so only for a segment that goes on: the next whole one would overwrite them unseen.
         """
         question, q, k, v, cos, sin = tokens
-        answers = recall(self.memory.rule, question, state.recalled, self.memory.feature_map)
-        recalled = self.recalled_norm(answers).flatten(2)
-        if shared.to_seen is None:
-            both = self.attention.in_proj(self.recalled_proj(recalled))[..., -2 * v.shape[2] * v.shape[3] :]
-        else:
-            both = F.linear(recalled, *shared.to_seen)
-        h_k, h_v = both.unflatten(-1, (2, *v.shape[2:])).unbind(2)
-        h_k = self.attention.normed_keys(h_k)
-        keys, kept_keys = _seen((rotate(h_k, cos, sin), k), state.keys, valid_BL, slot, keep)
+        h_k, h_v = self._recall(question, state, (cos, sin), shared.to_seen)
+        keys, kept_keys = _seen((h_k, k), state.keys, valid_BL, slot, keep)
         values, kept_values = _seen((h_v, v), state.values, valid_BL, slot, keep)
         y = self.attention.out_proj(self._weigh(q, keys, values, slot, shared).flatten(2))
         return y, replace(state, keys=kept_keys, values=kept_values)
