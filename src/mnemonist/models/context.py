@@ -219,12 +219,10 @@ class MemoryContext(nn.Module):
             torch.where(own, torch.stack(new, 1).to(kept.dtype), kept)
             for new, kept in (((h_k, k), state.keys), ((h_v, v), state.values))
         )
-        met = [
-            torch.cat([persistent, kept.flatten(1, 2)], 1)
-            for persistent, kept in zip(attention.persistent_pair(x_BTE), (keys, values), strict=True)
-        ]
-        seen = F.pad(seen.repeat(1, 2), (met[0].shape[1] - 2 * C, 0), value=True)
-        y = attention.out_proj(weigh(q, *met, seen[:, None, None]).flatten(2))
+        own_keys, own_values = attention.persistent_pair(x_BTE)
+        all_keys, all_values = torch.cat([own_keys, *keys.unbind(1)], 1), torch.cat([own_values, *values.unbind(1)], 1)
+        seen = F.pad(seen.repeat(1, 2), (own_keys.shape[1], 0), value=True)
+        y = attention.out_proj(weigh(q, all_keys, all_values, seen[:, None, None]).flatten(2))
         x = self.norm(x_BTE + y if self.skip else y)
         if real_B1 is not None:
             x = x.masked_fill(~real_B1[..., None], 0)
