@@ -12,6 +12,7 @@ meets the keys of the block before it and its own.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,20 +205,24 @@ class CausalAttention(nn.Module):
         """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
         B, T, _ = x_BTE.shape
         position = state.length[:, None] + torch.arange(T, device="cpu")
-        q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
+        rotations, own = self.rotations(position, x_BTE), None
+        if T == 1 and self.persistent is not None and not torch.is_grad_enabled():
+            q, k, v, own = self._project_with_persistent(x_BTE, rotations)
+        else:
+            q, k, v = self.project(x_BTE, rotations)
         place = None
         if self.window is None:
             # Places of longer rows that are gone hold nothing any more.
             S = state.keys.shape[1]
             surplus = max(0, S - int(state.length.max()))
             keys, values, place = _grown(state, k, v, surplus, max((S + T - surplus) // 2, LEAST_ROOM))
-            y = self._attend(q, keys, values, state.length)
+            y = self._attend(q, keys, values, state.length, own)
             after = keys, values
             if counts is not None:
                 after, place = _newest(keys, values, state, counts, None), None
         elif T == 1 and counts is None and not torch.is_grad_enabled():
             keys, values, place = _grown(state, k, v, 0, self.window)
-            y = self._attend(q, keys, values, state.length)
+            y = self._attend(q, keys, values, state.length, own)
             after = keys[:, 1:], values[:, 1:]
             place = None if place is None else _Place(place.room, place.begin + 1)
         else:
@@ -232,7 +237,20 @@ class CausalAttention(nn.Module):
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]`` of tokens, whose `rotations` are given."""
-        projected = self.in_proj(x_BTE)
+        return self._turn(self.in_proj(x_BTE), rotations)
+
+    def _project_with_persistent(
+        self, x_B1E: Tensor, rotations: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """As `project`, and as `_persistent_projections`: one token is read as fast as weights are fetched, so once."""
+        assert self.persistent is not None
+        B = x_B1E.shape[0]
+        projected = self.in_proj(torch.cat([x_B1E[:, 0], self.persistent]))
+        _, own_keys, own_values = self._split(projected[B:])
+        return *self._turn(projected[:B, None], rotations), (own_keys, own_values)
+
+    def _turn(self, projected: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned, and values, in projections ``[B, T, (H + 2 G) D]``."""
         if self.q_norm is None and (turned := turn_projections(projected, *rotations, self.heads)) is not None:
             return turned
         q, k, v = self._split(projected)
@@ -285,12 +303,22 @@ class CausalAttention(nn.Module):
         rest = self.attend(q[:, 1:].flatten(0, 1), keys, values, (column <= row) & (column > row - window))
         return torch.cat([first, rest.reshape(B, -1, H, D)[:, : T - window]], dim=1)
 
-    def _attend(self, q_BTHD: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
-        """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real."""
+    def _attend(
+        self,
+        q_BTHD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        length: Tensor,
+        own: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real.
+
+        ``own`` are the `_persistent_projections`, if they are known.
+        """
         T, S = q_BTHD.shape[1], keys.shape[1]
         missing = (S - T - length).clamp_min(0)  # [B]: kept places that hold nothing
         if T == 1 and not torch.is_grad_enabled():
-            y = attend_newest(q_BTHD, keys, values, missing, self._persistent_projections())
+            y = attend_newest(q_BTHD, keys, values, missing, own or self._persistent_projections())
             if y is not None:
                 return y
         whole = not bool(missing.any())
@@ -350,15 +378,39 @@ class CausalAttention(nn.Module):
         ``position`` is ``[B or 1, T]`` int64 on the CPU; the result is on the device of ``x``. Angles are float64, so
         that the millionth position is as exact as the first.
         """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if position.shape[1] == 1:
+            places = position[:, 0].tolist()
+            places = places[:1] if len(set(places)) == 1 else places
+            return _rotations_of_one(
+                tuple(places), self.frequencies, x.device, dtype, torch.is_inference_mode_enabled()
+            )
         if bool((position[:1] == position).all()):
             position = position[:1]
-        angle = position[..., None].double() * torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
-        cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return torch.cat([cos, cos], -1).to(x.device, dtype), torch.cat([-sin, sin], -1).to(x.device, dtype)
+        return _rotations(position, self.frequencies, x.device, dtype)
 
 
-def frequencies(head_dim: int, base: float, stretch: Stretch | None = None) -> list[float]:
+def _rotations(
+    position: Tensor, frequencies: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    angle = position[..., None].double() * torch.tensor(frequencies, dtype=torch.float64, device="cpu")
+    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+    return torch.cat([cos, cos], -1).to(device, dtype), torch.cat([-sin, sin], -1).to(device, dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _rotations_of_one(
+    places: tuple[int, ...],
+    frequencies: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    inference: bool,  # tensors of inference mode are of no use outside
+) -> tuple[Tensor, Tensor]:
+    """Of one token a row, which is written in every block at the same places."""
+    return _rotations(torch.tensor(places, device="cpu")[:, None], frequencies, device, dtype)
+
+
+def frequencies(head_dim: int, base: float, stretch: Stretch | None = None) -> tuple[float, ...]:
     """Radians a token by which the pairs of a head turn: ``base ** (-2 i / D)``.
 
     Args:
@@ -370,10 +422,10 @@ def frequencies(head_dim: int, base: float, stretch: Stretch | None = None) -> l
     """
     plain = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     if stretch is None:
-        return plain
+        return tuple(plain)
     factor, low, high, length = stretch
     kept = (min(max((length * f / (2 * math.pi) - low) / (high - low), 0.0), 1.0) for f in plain)
-    return [f * (share + (1 - share) / factor) for f, share in zip(plain, kept, strict=True)]
+    return tuple(f * (share + (1 - share) / factor) for f, share in zip(plain, kept, strict=True))
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -28,12 +28,13 @@ def normal(*shape, dtype=torch.float64, seed=0):
 
 
 def compare(fast, slow, inputs, tolerance):
-    """Values and derivatives of two functions of the same inputs."""
+    """Values and derivatives of two functions of the same inputs; values are the same where no derivative is wanted."""
     twins = [x.detach().clone().requires_grad_() for x in inputs]
-    ones, others = fast(*inputs), slow(*twins)
-    ones, others = (y if isinstance(y, tuple) else (y,) for y in (ones, others))
-    for number, (one, other) in enumerate(zip(ones, others, strict=True)):
+    ones, others, alone = fast(*inputs), slow(*twins), fast(*(x.detach() for x in inputs))
+    ones, others, alone = (y if isinstance(y, tuple) else (y,) for y in (ones, others, alone))
+    for number, (one, other, unkept) in enumerate(zip(ones, others, alone, strict=True)):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        assert torch.equal(one, unkept) and unkept.grad_fn is None
         assert one.grad_fn is not None and one.shape == other.shape
         weight = normal(*one.shape, dtype=one.dtype, seed=number + 1).detach()
         one.backward(weight, retain_graph=True)
@@ -171,7 +172,8 @@ def test_what_is_left_to_torch(monkeypatch):
     assert not native_elementwise.applies(x, x.double())
     assert not native_elementwise.applies(x.to("meta"))
     monkeypatch.setattr(native_elementwise, "LEAST", 33)
-    assert not native_elementwise.applies(x)
+    assert native_elementwise.applies(x)
+    assert not native_elementwise.applies(x.clone().requires_grad_())
     monkeypatch.setattr(native_elementwise, "LEAST", 0)
     each = torch.func.vmap(lambda row: rms_norm(row, torch.ones(8), 1e-6))(x)
     torch.testing.assert_close(each, rms_norm(x, torch.ones(8), 1e-6))

@@ -81,6 +81,11 @@ def fits(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def wants_derivatives(*tensors: Tensor) -> bool:
+    """Whether what is made of these tensors must keep what the way back needs; not where a model only reads."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def _team() -> ctypes.c_void_p:
     """OpenMP's way into the threads of torch, or null where torch has none."""
     name = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"

@@ -1,8 +1,8 @@
 """Norms, gated activations and rotations, compiled (`native_elementwise.cpp`, see `native`).
 
 They are little arithmetic on much data. In torch each is several passes over it, and twice as many back; here it is one
-each way. Where tensors are small, on a device, traced by a compiler or transformed by `torch.func`, and on machines
-without a compiler, they are what torch makes of them. Second derivatives need ``MNEMONIST_KERNELS=off``.
+each way. On a device, traced by a compiler or transformed by `torch.func`, on machines without a compiler, and where
+small tensors want derivatives, they are what torch makes of them. Second derivatives need ``MNEMONIST_KERNELS=off``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from mnemonist.memory.kernels import native
 
 LEAST = 4096
-"""Numbers below which a call costs more than it saves."""
+"""Numbers below which a call that keeps something for the way back costs more than it saves."""
 BLOCK = 64
 """Rows of a unit of work, as in the source."""
 
@@ -47,8 +47,12 @@ def elementwise_kernel() -> ctypes.CDLL | None:
 
 def applies(*tensors: Tensor) -> bool:
     """Whether the kernel can work with these tensors, which are all that it would be given, and is worth its call."""
-    # First what a compiler does not see: it would compile anew for each side of the limit.
-    return native.fits(*tensors) and tensors[0].numel() >= LEAST and elementwise_kernel() is not None
+    # Sizes come last: a compiler would compile anew for each side of the limit.
+    return (
+        native.fits(*tensors)
+        and (tensors[0].numel() >= LEAST or not native.wants_derivatives(*tensors))
+        and elementwise_kernel() is not None
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -60,14 +64,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: keeps what is all zero finite.
     """
     if applies(x, weight):
-        return _Rms.apply(x, weight, eps)
+        return _Rms.apply(x, weight, eps) if native.wants_derivatives(x, weight) else _rms(x, weight, eps)[0]
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
 def gated_halves(x: Tensor) -> Tensor:
     """``silu(a) * b`` for the halves of the last dimension: ``[..., 2 E] -> [..., E]`` (Shazeer 2020)."""
     if applies(x):
-        return _GatedHalves.apply(x)
+        return _GatedHalves.apply(x) if native.wants_derivatives(x) else _gated_halves(x)
     a, b = x.chunk(2, dim=-1)
     return F.silu(a) * b
 
@@ -84,7 +88,9 @@ def gated_norm(a: Tensor, b: Tensor, weight: Tensor, eps: float, gate_weight: Te
     """
     weights = (weight,) if gate_weight is None else (weight, gate_weight)
     if a.shape == b.shape and applies(a, b, *weights):
-        return _GatedNorm.apply(a, b, eps, *weights)
+        if native.wants_derivatives(a, b, *weights):
+            return _GatedNorm.apply(a, b, eps, *weights)
+        return _gated_norm(a, b, eps, weights)[0]
     return F.silu(a if gate_weight is None else rms_norm(a, gate_weight, eps)) * rms_norm(b, weight, eps)
 
 
@@ -101,7 +107,9 @@ def turn_projections(x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tup
         Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]``. None where the kernel does not apply; the caller
         then turns them in torch.
     """
-    return _Turn.apply(x, cosine, sine, heads) if applies(x, cosine, sine) else None
+    if not applies(x, cosine, sine):
+        return None
+    return (_Turn.apply if native.wants_derivatives(x) else _turn)(x, cosine, sine, heads)
 
 
 def _run(name: str, x: Tensor, rows: int, width: int, **given: Any) -> None:
@@ -122,13 +130,20 @@ def _new(*shape: int, like: Tensor) -> Tensor:
     return made
 
 
+def _rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The answer, and what rows were multiplied by."""
+    x, weight = x.contiguous(), weight.contiguous()
+    width, rows = x.shape[-1], x.shape[:-1].numel()
+    y, scale = _new(*x.shape, like=x), x.new_empty(rows)
+    _run("rms", x, rows, width, a=x, weight=weight, y=y, scale=scale, eps=eps)
+    return y, scale
+
+
 class _Rms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        width, rows = x.shape[-1], x.shape[:-1].numel()
-        y, scale = _new(*x.shape, like=x), x.new_empty(rows)
-        _run("rms", x, rows, width, a=x, weight=weight, y=y, scale=scale, eps=eps)
+        y, scale = _rms(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return y
 
@@ -143,16 +158,21 @@ class _Rms(torch.autograd.Function):
         return to_x, sums.sum(0), None
 
 
+def _gated_halves(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    width = x.shape[-1] // 2
+    y = _new(*x.shape[:-1], width, like=x)
+    strides = {"a_stride": 2 * width, "b_stride": 2 * width}
+    _run("gated", x, x.shape[:-1].numel(), width, a=x, b=x[..., width:], y=y, **strides)
+    return y
+
+
 class _GatedHalves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
-        width = x.shape[-1] // 2
-        y = _new(*x.shape[:-1], width, like=x)
-        strides = {"a_stride": 2 * width, "b_stride": 2 * width}
-        _run("gated", x, x.shape[:-1].numel(), width, a=x, b=x[..., width:], y=y, **strides)
-        return y
+        return _gated_halves(x)
 
     @staticmethod
     @once_differentiable
@@ -170,14 +190,21 @@ def _of_one_or_both(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip((name, f"gate_{name}"), tensors, strict=False))
 
 
+def _gated_norm(a: Tensor, b: Tensor, eps: float, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The answer, and what rows of ``b``, and of ``a`` if it has a weight, were multiplied by."""
+    a, b, *weights = (x.contiguous() for x in (a, b, *weights))
+    width, rows = a.shape[-1], a.shape[:-1].numel()
+    y, scales = _new(*a.shape, like=a), [a.new_empty(rows) for _ in weights]
+    given = _of_one_or_both("weight", weights) | _of_one_or_both("scale", scales)
+    _run("gated_norm", a, rows, width, **given, a=a, b=b, y=y, eps=eps)
+    return y, scales
+
+
 class _GatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, eps: float, *weights: Tensor) -> Tensor:
         a, b, *weights = (x.contiguous() for x in (a, b, *weights))  # type: ignore[assignment]
-        width, rows = a.shape[-1], a.shape[:-1].numel()
-        y, scales = _new(*a.shape, like=a), [a.new_empty(rows) for _ in weights]
-        given = _of_one_or_both("weight", weights) | _of_one_or_both("scale", scales)
-        _run("gated_norm", a, rows, width, **given, a=a, b=b, y=y, eps=eps)
+        y, scales = _gated_norm(a, b, eps, weights)
         ctx.save_for_backward(a, b, *weights, *scales)
         return y
 
@@ -196,17 +223,23 @@ class _GatedNorm(torch.autograd.Function):
         return to_a, to_b, None, *(each.sum(0) for each in sums)
 
 
+def _turn(x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    x, cosine, sine = x.contiguous(), cosine.contiguous(), sine.contiguous()
+    (B, T, channels), D = x.shape, cosine.shape[-1]
+    key_heads = (channels // D - heads) // 2
+    q, k, v = (_new(B, T, many, D, like=x) for many in (heads, key_heads, key_heads))
+    given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "tokens": T}
+    _run("turn", x, B * T, D, a=x, q=q, k=k, v=v, heads=heads, key_heads=key_heads, **given)
+    return q, k, v
+
+
 class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        x, cosine, sine = x.contiguous(), cosine.contiguous(), sine.contiguous()
-        (B, T, channels), D = x.shape, cosine.shape[-1]
-        key_heads = (channels // D - heads) // 2
-        q, k, v = (_new(B, T, many, D, like=x) for many in (heads, key_heads, key_heads))
+        cosine, sine = cosine.contiguous(), sine.contiguous()
+        q, k, v = _turn(x, cosine, sine, heads)
         ctx.save_for_backward(cosine, sine)
-        ctx.heads = {"heads": heads, "key_heads": key_heads}
-        given = {"cosine": cosine, "sine": sine, "angles": cosine.shape[0] * T, "tokens": T, **ctx.heads}
-        _run("turn", x, B * T, D, a=x, q=q, k=k, v=v, **given)
+        ctx.heads = {"heads": heads, "key_heads": k.shape[2]}
         return q, k, v
 
     @staticmethod

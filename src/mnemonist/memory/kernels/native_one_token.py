@@ -49,9 +49,7 @@ def applies(q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Ten
     if q.shape[1] != 1 or state.rule.per_token or state.rule.depth > MOST_LAYERS:
         return False
     given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
-    return native.fits(*given) and one_token_kernel() is not None
+    return not native.wants_derivatives(*given) and native.fits(*given) and one_token_kernel() is not None
 
 
 def read_one_token(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnemonist.memory.kernels import native
 from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
 from mnemonist.memory.network import NORM_EPS
 from mnemonist.memory.rule import MemoryRule
@@ -147,10 +148,7 @@ def wants_derivatives(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Tensor], state: MemoryState
 ) -> bool:
     """Whether a reading must keep what the way back needs."""
-    if not torch.is_grad_enabled():  # decoding comes here with every token
-        return False
-    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
-    return any(x.requires_grad for x in given)
+    return native.wants_derivatives(q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
 
 
 def contiguous(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> list[Tensor | None]:
