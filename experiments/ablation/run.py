@@ -31,6 +31,9 @@ CHANGES = {
     "chunk-64": ("chunks of 64", {"rule": "titans:expansion=2", "chunk": 64}),
     "chunk-128": ("chunks of 128", {"rule": "titans:expansion=2", "chunk": 128}),
     "gates-of-chunks": ("gates of a chunk", {"rule": "titans:expansion=2,gates=chunk"}),
+    "window-4": ("no momentum, windows of 4", {"rule": "omeganet:expansion=2,window=4"}),
+    "window-16": ("no momentum, windows of 16", {"rule": "omeganet:expansion=2,window=16"}),
+    "window-16-momentum": ("windows of 16", {"rule": "titans:expansion=2,window=16"}),
     "mac-no-persistent": ("MAC, no persistent tokens", {"blocks": ("mac", "mac"), "persistent_tokens": 0}),
 }
 """What is changed in the LMM of depth 2, expansion 2 and chunks of 32."""

@@ -60,11 +60,13 @@ def read_one_row(rule, q, k, v, step_size, log_momentum, log_decay, initial):
                 target = initial if rule.decay_to == "initial" else [torch.zeros_like(w) for w in initial]
                 kept = [a_i * m + (1 - a_i) * w for a_i, m, w in zip(a, M, target, strict=True)]
             point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
-            with torch.enable_grad():
-                at = [p if p.requires_grad else p.clone().requires_grad_() for p in point]
-                inner = loss_of(rule, at, k[s], v[s])
-                gradient = torch.autograd.grad(inner.sum(), at, create_graph=True)
-            steps = [-step_size[s][:, None, None] * g for g in gradient]
+            steps = [torch.zeros_like(w) for w in M]
+            for met in range(max(0, s - rule.window + 1), s + 1):  # the token itself comes last
+                with torch.enable_grad():
+                    at = [p if p.requires_grad else p.clone().requires_grad_() for p in point]
+                    inner = loss_of(rule, at, k[met], v[met])
+                    gradient = torch.autograd.grad(inner.sum(), at, create_graph=True)
+                steps = [step - step_size[met][:, None, None] * g for step, g in zip(steps, gradient, strict=True)]
             if log_momentum is not None:
                 steps = S = [log_momentum[s].exp()[:, None, None] * m + w for m, w in zip(S, steps, strict=True)]
             M = [m + w for m, w in zip(kept, steps, strict=True)]
@@ -117,7 +119,7 @@ def make_inputs(rule, *, B=2, T=21, H=2, K=5, V=5, seed=0, dtype=torch.float64, 
         "q": unit(normal(B, T, H, K), dim=-1) * scale,
         "k": unit(normal(B, written, H, K), dim=-1) * scale,
         "v": normal(B, written, H, V),
-        "step_size": torch.sigmoid(normal(B, written, H)) * 0.5 / rule.writes,
+        "step_size": torch.sigmoid(normal(B, written, H)) * 0.5 / (rule.writes * rule.window),
     }
     if rule.momentum:
         inputs["log_momentum"] = F.logsigmoid(normal(B, written, H))

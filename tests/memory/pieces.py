@@ -71,7 +71,8 @@ def surprise_of(read: MemoryRead) -> dict[str, Tensor]:
 
 
 def state_tensors(state: MemoryState) -> list[Tensor]:
-    return [*state.weights, *state.momentum, *state.anchor, *([] if state.phase is None else [state.phase])]
+    phase = [] if state.phase is None else [state.phase]
+    return [*state.weights, *state.momentum, *state.anchor, *state.recent, *phase]
 
 
 def assert_same_state(one: MemoryState, other: MemoryState, tolerance: float) -> None:

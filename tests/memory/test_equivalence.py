@@ -55,6 +55,21 @@ def combinations() -> list[MemoryRule]:
                 read_at=read_at, writes=2 + momentum, chunk_size=7, expansion=1.5,
             )
         )  # fmt: skip
+    for depth, momentum, (retention, decay_to), point, read_at, window in itertools.product(
+        (1, 2),
+        (False, True),
+        (("none", "zero"), ("head", "initial"), ("channel", "zero")),
+        ("decayed", "chunk"),
+        ("after", "before"),
+        (3, 9),
+    ):
+        name = f"window{window}-d{depth}-{'m' if momentum else '-'}-{retention}-{decay_to}-{point}-{read_at}"
+        rules.append(
+            MemoryRule(
+                name=name, depth=depth, momentum=momentum, retention=retention, decay_to=decay_to, gradient_at=point,
+                read_at=read_at, window=window, chunk_size=6, expansion=1.5,
+            )
+        )  # fmt: skip
     for depth, activation in itertools.product((1, 2, 3), ("silu", "gelu", "relu", "tanh")):
         rules.append(
             MemoryRule(

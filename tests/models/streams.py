@@ -45,6 +45,7 @@ def readers(dtype: torch.dtype = torch.float64) -> dict[str, torch.nn.Module]:
     found: dict[str, torch.nn.Module] = {f"layer-{rule}": NeuralMemory(WIDTH, 2, 4, rule) for rule in rules}
     found["layer-gates-of-chunks"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",gates=chunk")
     found["layer-writes"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",writes=2")
+    found["layer-window"] = NeuralMemory(WIDTH, 2, 4, rules[0] + ",window=7")
     found["layer-no-conv"] = NeuralMemory(WIDTH, 2, 4, rules[0], conv_size=1)
     found |= {f"block-{kind}": Block(SMALL, kind) for kind in (*BLOCKS, "mag:gate=add")}
     found |= {f"block-shared-{kind}": Block(SHARED, kind) for kind in ("window", "attention", "mac")}

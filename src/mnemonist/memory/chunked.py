@@ -31,7 +31,7 @@ from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
-from mnemonist.memory.stream import Gates, Trace, align, cut_chunks
+from mnemonist.memory.stream import Gates, Trace, Window, align, cut_chunks
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Chunk:
 
     q: Tensor
     k: Tensor
+    """``[N, P + C, K]``: of the tokens before, too, whose losses its steps go down (`MemoryRule.window`)."""
     v: Tensor
     gates: Sequence[ChunkGates]
     """Per layer."""
     first_scores: Tensor
-    """``G[t,s] (q_t . k_s)`` of the first layer, which depends on no memory: ``[N, C, C]``."""
+    """``G[t,s] (q_t . k_s)`` of the first layer, which depends on no memory: ``[N, C, P + C]``."""
 
 
 def read_chunked(
@@ -119,10 +120,12 @@ def _read_aligned(
     def after(
         weights: Sequence[Tensor], momentum: Sequence[Tensor], anchor: Sequence[Tensor], new_phase: Tensor
     ) -> MemoryState:
-        return MemoryState(
-            rule, tuple(weights), tuple(momentum), tuple(anchored(new_phase, weights, anchor)), new_phase
-        )
+        recent = tokens_met.end(before, None if ragged is None else ends)
+        anchor = anchored(new_phase, weights, anchor)
+        return MemoryState(rule, tuple(weights), tuple(momentum), tuple(anchor), new_phase, recent)
 
+    before = rule.window - 1
+    tokens_met = Window.begin(k_BTHK, v_BTHV, gates.step_size, state.recent, None if ragged is None else state_phase)
     everything = (q_BTHK, k_BTHK, v_BTHV, *state.weights, *state.momentum, *state.anchor, *targets, *gates.given())
     if native_chunks.applies(rule, everything):
         place = native_chunks.Place(phase, state_phase, ends, valid)
@@ -157,8 +160,7 @@ def _read_aligned(
     for length, count in _cuts(T, C, phase):
         span = slice(stop, stop := stop + length * count)
         part = None if valid is None else valid[:, span]
-        tensors = (q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span])
-        chunks = _chunks(rule, *tensors, gates.part(span), part, length)
+        chunks = _chunks(rule, q_BTHK[:, span], tokens_met.part(span, before), gates.part(span), part, length)
         for column, chunk in zip(range(span.start, span.stop, length), chunks, strict=True):
             weights, momentum = [bounded_adjoint(w) for w in weights], [bounded_adjoint(s) for s in momentum]
             if column and ragged is None:
@@ -169,9 +171,9 @@ def _read_aligned(
             y, weights, momentum = _step(rule, chunk, gradient, weights, momentum, targets)
             answers.append(y)
             if trace:
-                with torch.no_grad():
-                    losses.append(inner_loss(rule, gradient.output, chunk.v))
-                    norms.append(gradient.norm())
+                with torch.no_grad():  # of the chunk's own tokens
+                    losses.append(inner_loss(rule, gradient.output, chunk.v)[:, before:])
+                    norms.append(gradient.norm()[:, before:])
 
     def tokens(chunks: list[Tensor]) -> Tensor:
         whole = torch.cat(chunks, dim=1)  # [N, T, ...]
@@ -210,26 +212,24 @@ def _cuts(T: int, C: int, phase: int) -> list[tuple[int, int]]:
     return [(length, count) for length, count in ((first, 1), (C, full), (rest, 1)) if length and count]
 
 
-def _chunks(
-    rule: MemoryRule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, valid_BT: Tensor | None, C: int
-) -> list[Chunk]:
+def _chunks(rule: MemoryRule, q: Tensor, met: Window, gates: Gates, valid_BT: Tensor | None, C: int) -> list[Chunk]:
     """Cut a piece into chunks of ``C`` tokens, and do for all of them at once what depends on no memory."""
     B, T, H, K = q.shape
-    cut = partial(cut_chunks, length=C)
-    moved = gates.each(cut)
+    cut, cut_met = partial(cut_chunks, length=C), partial(cut_chunks, length=C, before=rule.window - 1)
+    moved, step_size = gates.each(cut), cut_met(met.step_size)
     valid = None if valid_BT is None else cut(valid_BT[..., None].expand(B, T, H))
 
     def unroll(log_decay: Tensor | None) -> ChunkGates:
         to_target = rule.decay_to == "initial"
-        gates = chunk_gates(moved.step_size, moved.log_momentum, log_decay, valid, to_target)
+        gates = chunk_gates(step_size, moved.log_momentum, log_decay, valid, to_target, rule.window)
         return gates if rule.read_at == "after" else reading_before(gates, to_target)
 
     if moved.log_decay is None or moved.log_decay.dim() == 3:
         gates_by_layer = [unroll(moved.log_decay)] * rule.depth
     else:
-        sizes = [d_in for d_in, _ in rule.layer_sizes(K, v.shape[-1])]
+        sizes = [d_in for d_in, _ in rule.layer_sizes(K, met.v.shape[-1])]
         gates_by_layer = [unroll(d) for d in moved.log_decay.split(sizes, dim=-1)]
-    q, k, v = cut(q), cut(k), cut(v)
+    q, k, v = cut(q), cut_met(met.k), cut_met(met.v)
     unbound = {id(layer): layer.unbind() for layer in gates_by_layer}  # layers may share theirs
     layers = [unbound[id(layer)] for layer in gates_by_layer]
     scores = mixed_scores(q, k, gates_by_layer[0].mix)

@@ -14,6 +14,9 @@ sink into denormal numbers cost a CPU several times the arithmetic.
 A padded token takes no part: its gates are neutral (log 0, theta 0), and its column of ``A`` is zero, or momentum
 would act once more on it.
 
+Where a step goes down the losses of several tokens, ``diag(theta)`` is a band: in row ``t`` are the step sizes of the
+tokens of its window, some of which may stand before the chunk.
+
 Shapes: ``X`` is any number of leading dimensions (chunks, sequences); ``C`` tokens; ``K`` is 1, or the input channels
 of a layer when each channel forgets at its own rate.
 """
@@ -36,7 +39,7 @@ class ChunkGates:
     base: tuple[Tensor, ...]
     """Weight of each part in ``M_t``, ``[X, C, K]``: beta, 1 - beta, f."""
     mix: Tensor
-    """``G``: ``[X, C, C]``, or ``[X, C, C, K]`` per channel."""
+    """``G``: ``[X, C, C]``, or ``[X, C, C, K]`` per channel; ``P + C`` columns if P tokens before have a part."""
     base_last: tuple[Tensor, ...]
     """Weight of each part in the last ``M``: ``[X, K]``."""
     mix_last: Tensor
@@ -71,19 +74,22 @@ def chunk_gates(
     log_decay: Tensor | None,
     valid: Tensor | None,
     to_target: bool,
+    window: int = 1,
 ) -> ChunkGates:
     """Unroll the gates of a chunk.
 
     Args:
-        step_size: theta ``[X, C]``.
+        step_size: theta ``[X, P + C]``: P = ``window - 1`` tokens before the chunk have a part in its steps.
         log_momentum: log eta ``[X, C]`` or None.
         log_decay: log (1 - alpha) ``[X, C]`` or ``[X, C, K]`` or None.
         valid: ``[X, C]`` bool, False on padding (whose gates must be neutral already), or None.
         to_target: whether the memory decays towards other weights than zero.
+        window: tokens whose losses a step goes down.
     """
-    per_channel = log_decay is not None and log_decay.dim() == step_size.dim() + 1
+    own = step_size[..., window - 1 :]
+    per_channel = log_decay is not None and log_decay.dim() == own.dim() + 1
     if log_decay is None:
-        log_decay = torch.zeros_like(step_size)
+        log_decay = torch.zeros_like(own)
     log_decay_XKC = log_decay.mT if per_channel else log_decay.unsqueeze(-2)
     A = products_between(log_decay_XKC)  # [X, K, C, C]
     if valid is not None:
@@ -94,10 +100,11 @@ def chunk_gates(
         base.append(-torch.expm1(log_decay_XKC.cumsum(-1)))
 
     if log_momentum is None:
-        mix = A * step_size[..., None, None, :]
+        mix = _of_gradients(A, _steps(step_size, valid, window).unsqueeze(-3))
         momentum = carry = None
     else:
-        writes = products_between(log_momentum) * step_size[..., None, :]  # E diag(theta) [X, C, C]
+        kept = products_between(log_momentum)
+        writes = _of_gradients(kept, _steps(step_size, valid, window))  # E diag(theta) [X, C, P + C]
         left = _exp(log_momentum.cumsum(-1))  # m [X, C]
         base.append((A @ left[..., None, :, None]).squeeze(-1))
         mix = A @ writes.unsqueeze(-3)
@@ -107,6 +114,24 @@ def chunk_gates(
     mix = mix.movedim(-3, -1).contiguous() if per_channel else mix.squeeze(-3)
     mix_last = mix[..., -1, :, :] if per_channel else mix[..., -1, :]
     return ChunkGates(weights, mix, tuple(b[..., -1] for b in base), mix_last, momentum, carry)
+
+
+def _steps(step_size: Tensor, valid: Tensor | None, window: int) -> Tensor:
+    """How far each token's step goes down each gradient: a diagonal ``[X, 1, C]``, or a band ``[X, C, P + C]``."""
+    steps = step_size.unsqueeze(-2)
+    if window == 1:
+        return steps
+    column = torch.arange(step_size.shape[-1], device=step_size.device)
+    row = column[: len(column) - window + 1, None]
+    met = (column >= row) & (column < row + window)
+    if valid is not None:  # padding takes no step
+        met = met & valid.unsqueeze(-1)
+    return torch.where(met, steps, torch.zeros_like(steps))
+
+
+def _of_gradients(kept: Tensor, steps: Tensor) -> Tensor:
+    """What is left of steps, ``[..., C, C]``, as what is left of gradients; ``steps`` as `_steps` has them."""
+    return kept * steps if steps.shape[-2] == 1 else kept @ steps
 
 
 def products_between(log_gate: Tensor) -> Tensor:

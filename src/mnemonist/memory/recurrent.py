@@ -13,7 +13,7 @@ from mnemonist.memory.least_squares import minimum
 from mnemonist.memory.network import answer, inner_gradient, inner_loss
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
-from mnemonist.memory.stream import Gates, Trace
+from mnemonist.memory.stream import Gates, Trace, Window
 
 
 def read_recurrent(
@@ -31,11 +31,15 @@ def read_recurrent(
     phase = None if state.phase is None else state.phase.to(q_BTHK.device)
     sizes = [w.shape[-2] for w in M]
     answers, losses, norms = [], [], []
+    recent, before = state.recent, rule.window - 1
 
     for t in range(q_BTHK.shape[1]):
-        q, k, v = (x[:, t, :, None] for x in (q_BTHK, k_BTHK, v_BTHV))  # [B, H, 1, D]
+        q = q_BTHK[:, t, :, None]  # [B, H, 1, K]
         real = None if mask_BT is None else mask_BT[:, t, None, None, None]
-        theta = gates.step_size[:, t, :, None, None]
+        token = slice(t, t + 1)
+        window = Window.begin(k_BTHK[:, token], v_BTHV[:, token], gates.step_size[:, token], recent, None)
+        # [B, H, window, D], or 1 in place of D
+        k, v, theta = (x.transpose(1, 2) for x in (window.k, window.v, window.step_size[..., None]))
 
         kept = M
         if gates.log_decay is not None:
@@ -51,9 +55,9 @@ def read_recurrent(
         point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
         gradient = inner_gradient(rule, _network(rule, point), k, v)
         if rule.step == "optimum":  # M are sums, and every token is summed up, whatever the gradient
-            steps = [theta * (k.mT @ torch.cat([v, k], dim=-1))]
+            steps = [(theta * k).mT @ torch.cat([v, k], dim=-1)]
         else:
-            steps = [-theta * (x.mT @ d) for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
+            steps = [-(theta * x).mT @ d for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
 
         if gates.log_momentum is not None:
             eta = gates.log_momentum[:, t, :, None, None].exp()
@@ -64,8 +68,13 @@ def read_recurrent(
         asked = _network(rule, M if rule.read_at == "after" else met)
         y = answer(rule, lambda i, z, M=asked: z @ M[i], q)  # type: ignore[misc]
         answers.append(y if real is None else y * real)
-        losses.append(inner_loss(rule, gradient.output, v))
-        norms.append(gradient.norm())
+        losses.append(inner_loss(rule, gradient.output, v)[:, :, before:])  # of the token itself
+        norms.append(gradient.norm()[:, :, before:])
+        if before:
+            recent = tuple(
+                new if mask_BT is None else torch.where(mask_BT[:, t].reshape(-1, *[1] * (new.dim() - 1)), new, old)
+                for new, old in zip(window.end(before, None), recent, strict=True)
+            )
         if phase is not None:
             step = torch.ones_like(phase) if mask_BT is None else mask_BT[:, t].to(phase.dtype)
             phase = (phase + step) % rule.chunk_size
@@ -76,7 +85,7 @@ def read_recurrent(
         phase = phase.cpu()
     y_BTHV = torch.cat(answers, dim=2).transpose(1, 2)
     trace = Trace(*(torch.cat(x, dim=2).transpose(1, 2) for x in (losses, norms)))
-    return y_BTHV, MemoryState(rule, tuple(M), tuple(S), tuple(anchor), phase), trace
+    return y_BTHV, MemoryState(rule, tuple(M), tuple(S), tuple(anchor), phase, recent), trace
 
 
 def _network(rule: MemoryRule, weights: list[Tensor]) -> list[Tensor]:

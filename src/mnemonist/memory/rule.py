@@ -81,6 +81,9 @@ class MemoryRule:
     """Weights at which the gradient is taken: M_{t-1}; (1 - alpha_t) M_{t-1}; or M at the start of the chunk."""
     read_at: ReadPoint = "after"
     """Whether a token's query is answered after its own write, by M_t, or before it, by M_{t-1}."""
+    window: int = 1
+    """Tokens whose losses a step goes down together: its own and those before it, each with the step size that it came
+    with, all at the same weights (the Omega rule: arXiv 2505.23735, eq. 9); 1 is the token alone."""
     writes: int = 1
     """Keys and values of a token, written one after the other: it forgets before the first, and is answered after the
     last (or all before the first, if ``read_at`` is before). Each steps, and carries momentum on, by itself."""
@@ -117,7 +120,7 @@ class MemoryRule:
             raise ValueError(
                 f"expansion ({self.expansion}) and huber_delta ({self.huber_delta}) must be positive numbers."
             )
-        for field in ("chunk_size", "writes"):
+        for field in ("chunk_size", "writes", "window"):
             if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be a whole number of at least 1.")
         if self.feature_map is not None and self.feature_map not in FEATURE_MAPS:
@@ -164,6 +167,11 @@ class MemoryRule:
             raise ValueError(
                 f"gates is chunk but writes is {self.writes}: a chunk may end within a token; take gates token."
             )
+        if self.window > 1 and (self.writes > 1 or self.denominator):
+            raise ValueError(
+                f"window is {self.window}, which needs one write a token and no denominator: tokens of a window are "
+                "written again and again, and would be counted as often; leave window out."
+            )
         if self.decay_to == "initial" and self.retention == "none":
             raise ValueError("decay_to is 'initial' but retention is 'none': nothing decays; choose head or channel.")
 
@@ -173,6 +181,8 @@ class MemoryRule:
             raise ValueError(f"{needs} a linear memory with the l2 objective: of others nobody knows the minimum.")
         if self.momentum:
             raise ValueError(f"{needs} momentum off: there is no gradient to carry on.")
+        if self.window > 1:
+            raise ValueError(f"{needs} window 1: what it steps to is the optimum of all that was read.")
         if self.gradient_at != "previous":
             raise ValueError(f"{needs} gradient_at previous, not {self.gradient_at}: no gradient is taken.")
         if self.retention == "channel":
@@ -193,7 +203,7 @@ class MemoryRule:
     @property
     def solvable(self) -> bool:
         """Whether the errors of a chunk solve a triangular system, or need none: the exact path applies."""
-        return self.linear and self.per_token and self.objective in ("l2", "dot")
+        return self.linear and self.per_token and self.window == 1 and self.objective in ("l2", "dot")
 
     @property
     def feature_options(self) -> dict[str, float]:
@@ -223,7 +233,10 @@ class MemoryRule:
 
     def to_json(self) -> str:
         """The choices as JSON text; `from_json` reads it back."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        choices = dataclasses.asdict(self)
+        if self.window == 1:  # so that files from before there were windows are those of the same rule
+            del choices["window"]
+        return json.dumps(choices, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> MemoryRule:
@@ -354,6 +367,18 @@ _ROWS = (
         retention="head",
         decay_to="initial",
         gradient_at="chunk",
+    ),
+    MemoryRule(
+        name="omeganet",
+        source="Behrouz et al. 2025 (arXiv 2505.23735), eq. 9-10: a step goes down the losses of a window; 16 tokens, "
+        "their own step sizes as weights there, residual, norm and decay target are ours",
+        depth=2,
+        residual=True,
+        norm=True,
+        retention="head",
+        decay_to="initial",
+        gradient_at="chunk",
+        window=16,
     ),
     MemoryRule(
         name="yaad",

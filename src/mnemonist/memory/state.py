@@ -37,6 +37,9 @@ class MemoryState:
     """Weights at the start of the unfinished chunk; empty unless the rule takes its gradients there."""
     phase: Tensor | None = None
     """``[B]`` int64 on the CPU (it steers the control flow): tokens read of the unfinished chunk, or None."""
+    recent: tuple[Tensor, ...] = ()
+    """Keys, values and step sizes of the last ``window - 1`` tokens, ``[B, window - 1, H, ...]``, which later steps go
+    down too: zeros where there were none; empty if a step goes down the loss of its own token alone."""
 
     @classmethod
     def fresh(cls, rule: MemoryRule, initial: Sequence[Tensor], batch: int) -> MemoryState:
@@ -47,6 +50,7 @@ class MemoryState:
             weights,
             momentum=tuple(torch.zeros_like(w) for w in weights) if rule.momentum else (),
             anchor=() if rule.per_token else weights,
+            recent=_no_tokens(rule, weights),
             phase=None if rule.per_token else torch.zeros(batch, dtype=torch.int64),
         )
 
@@ -58,16 +62,17 @@ class MemoryState:
     @property
     def nbytes(self) -> int:
         """Size in bytes; it does not depend on how much was read."""
-        tensors = [*self.weights, *self.momentum, *self.anchor]
+        tensors = [*self.weights, *self.momentum, *self.anchor, *self.recent]
         return sum(t.numel() * t.element_size() for t in tensors) + (0 if self.phase is None else 8 * self.batch)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
-        """The state with ``change`` applied to every weight tensor (not to ``phase``)."""
+        """The state with ``change`` applied to every tensor but ``phase``."""
         return replace(
             self,
             weights=tuple(map(change, self.weights)),
             momentum=tuple(map(change, self.momentum)),
             anchor=tuple(map(change, self.anchor)),
+            recent=tuple(map(change, self.recent)),
         )
 
     def detach(self) -> MemoryState:
@@ -87,7 +92,7 @@ class MemoryState:
         """Named tensors, ready for safetensors; `from_tensors` reads them back."""
         # Copies: between two chunks the anchor is the weights themselves, and a file cannot share memory.
         own = self.detach().fork()
-        groups = {"weights": own.weights, "momentum": own.momentum, "anchor": own.anchor}
+        groups = {"weights": own.weights, "momentum": own.momentum, "anchor": own.anchor, "recent": own.recent}
         named = {f"{g}.{i}": t.contiguous() for g, ts in groups.items() for i, t in enumerate(ts)}
         return named if own.phase is None else {**named, "phase": own.phase}
 
@@ -103,14 +108,17 @@ class MemoryState:
             expected |= {f"momentum.{i}" for i in range(rule.depth)}
         if not rule.per_token:
             expected |= {"phase", *(f"anchor.{i}" for i in range(rule.depth))}
+        if rule.window > 1:
+            expected |= {f"recent.{i}" for i in range(3)}
         if set(tensors) != expected:
             odd = ", ".join(sorted(set(tensors) ^ expected))
             raise ValueError(f"These tensors are not a state of rule {rule.name!r}: {odd} missing or left over.")
+        sizes = {"weights": rule.depth, "momentum": rule.depth, "anchor": rule.depth, "recent": 3}
         group = {
-            g: tuple(tensors[f"{g}.{i}"] for i in range(rule.depth)) if f"{g}.0" in expected else ()
-            for g in ("weights", "momentum", "anchor")
+            g: tuple(tensors[f"{g}.{i}"] for i in range(size)) if f"{g}.0" in expected else ()
+            for g, size in sizes.items()
         }
-        state = cls(rule, group["weights"], group["momentum"], group["anchor"], tensors.get("phase"))
+        state = cls(rule, **group, phase=tensors.get("phase"))
         state.check()
         return state
 
@@ -120,6 +128,8 @@ class MemoryState:
         sound = all(w.dim() == 4 and w.shape[:2] == shapes[0][:2] and w.is_floating_point() for w in self.weights)
         for group in (self.momentum, self.anchor):
             sound = sound and (not group or [w.shape for w in group] == shapes)
+        tokens = [x.shape for x in _no_tokens(self.rule, self.weights)] if sound else []
+        sound = sound and [x.shape for x in self.recent] == tokens
         if self.phase is not None:
             sound = sound and self.phase.dtype == torch.int64 and self.phase.shape == shapes[0][:1]
             sound = sound and bool(((self.phase >= 0) & (self.phase < self.rule.chunk_size)).all())
@@ -148,6 +158,15 @@ class MemoryState:
             return cls.from_tensors(MemoryRule.from_json(header.get("rule", "")), tensors)
         except ValueError as error:
             raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def _no_tokens(rule: MemoryRule, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`MemoryState.recent` before the first token."""
+    if rule.window == 1:
+        return ()
+    (B, H, K, _), V = weights[0].shape, weights[-1].shape[-1]
+    shape = (B, rule.window - 1, H)
+    return tuple(weights[0].new_zeros(*shape, *width) for width in ((K,), (V,), ()))
 
 
 def as_kept(rule: MemoryRule, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -65,8 +65,64 @@ def among_writes(x_BT: Tensor, writes: int, place: int) -> Tensor:
     return F.pad(x_BT.unsqueeze(2), around).flatten(1, 2)
 
 
-def cut_chunks(x_BT: Tensor, length: int) -> Tensor:
-    """``[B, T, H, ...] -> [G, N, C, ...]``: G chunks of C = ``length`` tokens of N = B * H memories."""
+@dataclass(frozen=True)
+class Window:
+    """The tokens of a piece with those before them that its steps go down too (`MemoryRule.window`), if any."""
+
+    k: Tensor
+    """``[B, P + T, H, K]``: P = ``window - 1`` tokens stand before the first one."""
+    v: Tensor
+    """``[B, P + T, H, V]``."""
+    step_size: Tensor
+    """``[B, P + T, H]``, zero where there is no token."""
+
+    @staticmethod
+    def begin(k: Tensor, v: Tensor, step_size: Tensor, recent: tuple[Tensor, ...], phase: Tensor | None) -> Window:
+        """The window of a piece ``[B, T, ...]``, in which row b begins at column ``phase[b]`` (None: all at 0)."""
+        tokens = (k, v, step_size)
+        if not recent:
+            return Window(*tokens)
+        whole = [torch.cat([old, new.to(old.dtype)], 1) for old, new in zip(recent, tokens, strict=True)]
+        if phase is not None:  # they stand right before the first token
+            whole = [_put(x, old, phase) for x, old in zip(whole, recent, strict=True)]
+        return Window(*whole)
+
+    def part(self, span: slice, before: int) -> Window:
+        """That of some of the tokens; ``before`` is P."""
+        wide = slice(span.start, span.stop + before)
+        return Window(self.k[:, wide], self.v[:, wide], self.step_size[:, wide])
+
+    def end(self, before: int, ends: Tensor | None) -> tuple[Tensor, ...]:
+        """`MemoryState.recent` after the piece, whose rows end at columns ``ends [B]`` (None: at the last)."""
+        if not before:
+            return ()
+        tokens = (self.k, self.v, self.step_size)
+        # Copies: views would keep the whole piece in memory.
+        if ends is None:
+            return tuple(x[:, x.shape[1] - before :].clone() for x in tokens)
+        return tuple(x.gather(1, _columns(x, ends, before)) for x in tokens)
+
+
+def _columns(x_BT: Tensor, first: Tensor, count: int) -> Tensor:
+    """The index of ``count`` columns of each row, from ``first [B]`` on."""
+    columns = first.to(x_BT.device)[:, None] + torch.arange(count, device=x_BT.device)
+    return columns.reshape(*columns.shape, *[1] * (x_BT.dim() - 2)).expand(-1, -1, *x_BT.shape[2:])
+
+
+def _put(x_BT: Tensor, parts: Tensor, first: Tensor) -> Tensor:
+    return x_BT.scatter(1, _columns(x_BT, first, parts.shape[1]), parts)
+
+
+def cut_chunks(x_BT: Tensor, length: int, before: int = 0) -> Tensor:
+    """``[B, T, H, ...] -> [G, N, C, ...]``: G chunks of C = ``length`` tokens of N = B * H memories.
+
+    Where ``before`` tokens stand before the first, each chunk has so many more: those before it.
+    """
+    if before:
+        chunks = (x_BT.shape[1] - before) // length
+        starts = torch.arange(0, chunks * length, length, device=x_BT.device)
+        x_BT = x_BT.index_select(1, (starts[:, None] + torch.arange(length + before, device=x_BT.device)).flatten())
+        length += before
     B, T, H = x_BT.shape[:3]
     x = x_BT.reshape(B, T // length, length, *x_BT.shape[2:])
     return x.movedim(1, 0).transpose(2, 3).reshape(T // length, B * H, length, *x_BT.shape[3:])

@@ -108,7 +108,9 @@ def memory_flops(layer: NeuralMemory) -> int:
     keys = parts if rule.solvable else 1  # the exact path reads all parts for the key as well
     if rule.objective == "dot" and rule.linear:
         keys = 0
-    flops = 2 * products * (keys + written + parts) + 2 * (products - first)
+    # Gradients are taken again for the tokens before, once a chunk or with every token.
+    again = 1 + (rule.window - 1) / (1 if rule.per_token else rule.chunk_size)
+    flops = round(again * 2 * (products * (keys + written) + products - first)) + 2 * products * parts
     if rule.solvable or not rule.per_token:
         flops += sum(2 * rule.chunk_size * heads * (d_in + d_out) for heads, d_in, d_out in shapes)
     return rule.writes * flops

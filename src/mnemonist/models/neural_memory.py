@@ -108,7 +108,7 @@ class NeuralMemory(nn.Module):
         key_dim = head_dim if self.feature_map is None else int(self.feature_map.feature_dim)
         if step_bound is None:
             straight = self.rule.linear and (self.rule.objective == "dot" or self.rule.step == "optimum")
-            step_bound = 1.0 if straight else 1 / curvature(self.rule, head_dim, head_dim)
+            step_bound = 1.0 if straight else 1 / (self.rule.window * curvature(self.rule, head_dim, head_dim))
         elif not 0 < step_bound < math.inf:
             raise ValueError(f"step_bound is {step_bound}; it must be a positive number, or None.")
         self.step_bound = step_bound
@@ -202,7 +202,9 @@ class NeuralMemory(nn.Module):
         memory = None if state is None else state.memory
         if not learn:  # no step, nothing fades (log 1), and no momentum carries the memory on
             gates = {name: torch.zeros_like(gate) for name, gate in gates.items()}
-            memory = None if memory is None else replace(memory, momentum=tuple(map(torch.zeros_like, memory.momentum)))
+            if memory is not None:
+                still, unwritten = (tuple(map(torch.zeros_like, group)) for group in (memory.momentum, memory.recent))
+                memory = replace(memory, momentum=still, recent=unwritten)
         read = memorize(
             self.rule,
             q,
@@ -217,7 +219,9 @@ class NeuralMemory(nn.Module):
             feature_map=self.feature_map,
             surprise=surprise,
         )
-        after = read.state if learn or state is None else replace(read.state, momentum=state.memory.momentum)
+        after = read.state
+        if not learn and state is not None:
+            after = replace(after, momentum=state.memory.momentum, recent=state.memory.recent)
         return read.y, NeuralMemoryState(after, tail, held), read.surprise
 
     def extra_repr(self) -> str:

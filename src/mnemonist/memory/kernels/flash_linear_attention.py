@@ -53,6 +53,8 @@ def supports(rule: MemoryRule) -> str | None:
         return "they take steps, and this memory is at its optimum"
     if rule.momentum:
         return "none of them carries momentum"
+    if rule.window > 1:
+        return "their steps go down the loss of one token"
     if rule.read_at == "before":
         return "they read after the write only"
     if rule.objective == "l2" and rule.retention != "none" and rule.gradient_at == "previous":

@@ -61,6 +61,7 @@ def applies(rule: MemoryRule, tensors: Sequence[Tensor]) -> bool:
     return (
         native.fits(*tensors)
         and rule.retention != "channel"
+        and rule.window == 1
         and rule.depth <= MOST_LAYERS
         and chunk_kernel() is not None
     )

@@ -68,6 +68,8 @@ def any_refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_
     """What keeps deep and linear memories alike from being read."""
     if rule.retention == "channel":
         return "it forgets per channel"
+    if rule.window > 1:
+        return "its steps go down the losses of several tokens"
     if rule.chunk_size > LONGEST_CHUNK:
         return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
     if max(key_dim, value_dim) > WIDEST:
