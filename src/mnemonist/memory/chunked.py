@@ -9,7 +9,7 @@ all of them are known at once as two thin factors per layer, ``X`` (inputs) and 
 
 A cut inside a chunk changes nothing: the rest of the chunk is a shorter chunk that starts from the present weights
 and takes its gradients at the anchor the state carries. Rows of a batch whose chunks do not begin at the same token
-(padding, ragged streams) are first shifted against each other until they do.
+(padding, ragged streams) are first shifted against each other until they do; one token of each is read by `recurrent`.
 
 A compiled kernel may read in place of the loop below (`kernels.native_chunks`), and another one where there is one
 token a row (`kernels.native_one_token`).
@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from mnemonist.memory.gates import ChunkGates, chunk_gates, mixed_scores, reading_before
-from mnemonist.memory.kernels import native_chunks, native_one_token
+from mnemonist.memory.kernels import native, native_chunks, native_one_token
 from mnemonist.memory.kernels.native_chunks import ADJOINT_LIMIT
 from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
+from mnemonist.memory.recurrent import read_recurrent
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
 from mnemonist.memory.stream import Gates, Trace, Window, align, cut_chunks
@@ -65,6 +66,11 @@ def read_chunked(
     phases = state.phase.tolist()
     if mask_BT is None and len(set(phases)) == 1:
         return _read_aligned(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, None, phases[0], trace)
+    given = (q_BTHK, k_BTHK, v_BTHV, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
+    if q_BTHK.shape[1] == 1 and not native.wants_derivatives(*given, *state.recent):
+        # Shifting rows would make as many columns of one token as a chunk has.
+        y, after, always = read_recurrent(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, mask_BT)
+        return y, after, always if trace else None
 
     source, valid_BT, ends = align(mask_BT, state.phase, q_BTHK.shape[:2], q_BTHK.device)
     q, k, v = (_gather(x, source) for x in (q_BTHK, k_BTHK, v_BTHV))

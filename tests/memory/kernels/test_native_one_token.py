@@ -9,7 +9,7 @@ from oracle import make_inputs
 from pieces import assert_bit_equal_state, assert_same_state, row, span, surprise_of
 from test_equivalence import FAST
 
-from mnemonist.memory import MemoryRule, initial_weights, memorize
+from mnemonist.memory import MemoryRule, chunked, initial_weights, memorize
 from mnemonist.memory.kernels import native_one_token
 
 pytestmark = needs_compiler
@@ -158,10 +158,12 @@ def test_a_derivative_of_one_token_is_the_one_there_was():
     torch.testing.assert_close(fast, true, rtol=1e-9, atol=1e-10)
 
 
-def test_without_the_kernel_torch_reads(taken, monkeypatch):
+@pytest.mark.parametrize("rule", [DEEP, DEEP.replace(window=3)], ids=["one loss", "a window"])
+def test_without_the_kernel_torch_reads_and_shifts_no_rows(rule, taken, monkeypatch):
     monkeypatch.setattr(native_one_token, "one_token_kernel", lambda: None)
-    inputs, mask = inputs_of(DEEP), some(23)
-    reads = decode(DEEP, inputs, mask)
+    monkeypatch.setattr(chunked, "align", None)
+    inputs, mask = inputs_of(rule), some(23)
+    reads = decode(rule, inputs, mask)
     assert not taken
-    true = memorize(DEEP, **inputs, mask=mask, backend="recurrent")
+    true = memorize(rule, **inputs, mask=mask, backend="recurrent")
     torch.testing.assert_close(torch.cat([read.y for read in reads], 1), true.y, rtol=0, atol=1e-10)
