@@ -8,7 +8,11 @@ from mnemonist.memory.kernels.native_linear_layer import linear
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`; a few rows without gradients go through a compiled kernel."""
+    """`torch.nn.Linear`; a few rows without gradients go through a compiled kernel.
+
+    What replaces layers of this very class and of no subclass, as `torch.ao.quantization.quantize_dynamic` does, finds
+    none here; ``layer.__class__ = torch.nn.Linear`` makes one of it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features] -> [..., out_features]``."""

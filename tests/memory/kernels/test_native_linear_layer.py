@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from compiler import needs_compiler
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
 
 from mnemonist.memory.kernels import native, native_linear_layer
 from mnemonist.memory.kernels.native_linear_layer import LEAST_WEIGHTS, MOST_ROWS, linear, linear_layer_kernel
@@ -147,6 +148,9 @@ def test_what_is_left_to_torch(taken, monkeypatch):
     with torch.autocast("cpu"):
         assert not taken(x, weight)
         assert linear(x, weight).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 2 * weight.numel()
     torch.func.vmap(lambda row: linear(row, weight))(x)  # which shows the layer no tensors of its own
     monkeypatch.setattr(native, "kernel", lambda *_: None)
     assert not taken(x, weight, bias)

@@ -19,7 +19,8 @@ struct Work {
 
 namespace {
 
-constexpr long BYTES_OF_A_UNIT = 1 << 16;  // of W, or a little more: reading less takes as long as waking a thread
+constexpr long BYTES_OF_A_UNIT = 1 << 16;  // of W, or a little more
+constexpr long BYTES_OF_ONE_THREAD = 1 << 18;  // up to these another saves a few microseconds, but may come late by far more
 
 // Of a tile, whose sums stay in registers. Memory is asked for as many rows of W at a time as it has channels, and gives
 // more for more of them: 16 come at 1.4 times the rate of 4.
@@ -41,7 +42,8 @@ template <typename T> inline vec<T> plus_product(vec<T> sum, vec<T> a, vec<T> b)
 
 long channels_of_a_unit(const Work& work) {
   const long bytes = work.width * (work.double_precision ? 8 : 4);
-  return (BYTES_OF_A_UNIT / std::max(1L, bytes * CHANNELS_OF_ONE) + 1) * CHANNELS_OF_ONE;
+  if (bytes * work.channels <= BYTES_OF_ONE_THREAD) return work.channels;
+  return (BYTES_OF_A_UNIT / (bytes * CHANNELS_OF_ONE) + 1) * CHANNELS_OF_ONE;
 }
 
 template <typename T> struct Linear {
