@@ -1,15 +1,17 @@
-// A matrix times few vectors, as where a model writes: bound by how fast the matrix comes from memory, which is read once
-// for all rows of x. A unit of work is some output channels.
+// A matrix times few vectors, as where a model writes: bound by how fast the matrix comes from memory, which is read
+// once for all rows of x. A unit of work is some output channels.
 //
 //     y = x W^T + bias      x: [rows, width]      W: [channels, width]      y: [rows, channels]
 //
 // Each y is summed in one order, whatever the rows beside it, and the tile and thread that it falls to.
 
+#include <chrono>
+
 #include "native_matrix.h"
 
 extern "C" {
 
-// As `_PACKED` in native_linear_layer.py. Pointers are to float or double.
+// As `_WORK` in native_linear_layer.py. Pointers are to float or double.
 struct Work {
   int64_t rows, width, channels, threads, double_precision;
   const void *x, *weight, *bias;  // bias may be null
@@ -19,8 +21,8 @@ struct Work {
 
 namespace {
 
-constexpr long BYTES_OF_A_UNIT = 1 << 16;  // of W, or a little more
-constexpr long BYTES_OF_ONE_THREAD = 1 << 18;  // up to these another saves a few microseconds, but may come late by far more
+constexpr long BYTES_OF_A_UNIT = 1 << 16;      // of W, or a little more
+constexpr long BYTES_OF_ONE_THREAD = 1 << 18;  // another saves microseconds of as many, but may come late by far more
 
 // Of a tile, whose sums stay in registers. Memory is asked for as many rows of W at a time as it has channels, and gives
 // more for more of them: 16 come at 1.4 times the rate of 4.
@@ -131,12 +133,28 @@ template <typename T> struct Linear {
   }
 };
 
+// Where other processes want the cores, a thread may come late by turns of the scheduler, for which a call would wait
+// many times as long as it takes. Then this one does without others for a while: the sums stay the same.
+constexpr long LATE = 2'000'000, WITHOUT = 100'000'000;  // nanoseconds
+std::atomic<long> alone_until{0};
+
+long now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void run(Work work) {
+  const long step = channels_of_a_unit(work), units = (work.channels + step - 1) / step;
+  const long began = units > 1 && work.threads > 1 ? now() : 0;
+  if (began < alone_until) work.threads = 1;
+  run_in_its_precision<Linear>(work, static_cast<int>(units));
+  if (work.threads == 1 || !began) return;
+  const long bytes = work.channels * work.width * (work.double_precision ? 8 : 4), ended = now();
+  if (ended - began > LATE + bytes / 2) alone_until = ended + WITHOUT;  // less than 2 GB/s
+}
+
 }  // namespace
 
 extern "C" {
-void linear(const Work* work) {
-  const long step = channels_of_a_unit(*work);
-  run_in_its_precision<Linear>(*work, static_cast<int>((work->channels + step - 1) / step));
-}
+void linear(const Work* work) { run(*work); }
 int size_of_work() { return sizeof(Work); }
 }
