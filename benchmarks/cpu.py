@@ -35,6 +35,7 @@ from cpu_measure import FULL, TINY, Group, Measure, PeerMissing, Sizes, empty_en
 from cpu_models import models
 from cpu_reference import products, reference_work, roofline
 from cpu_streams import streams
+from cpu_writing import writing
 from table import key, line
 from timing import Side, alternate, processor, spread, versions
 
@@ -48,7 +49,7 @@ COPIED = 2**28
 
 def groups(sizes: Sizes) -> tuple[Group, ...]:
     """All that is measured."""
-    return tuple(make(sizes) for make in (reference_work, layer, linear, models, streams, roofline))
+    return tuple(make(sizes) for make in (reference_work, layer, linear, models, streams, writing, roofline))
 
 
 def machine(sizes: Sizes, copied: int) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Sizes:
     decoded: int
     prefixes: tuple[int, int]
     """Tokens before the one that is decoded with and without a state."""
+    matrices: tuple[int, int, int]
+    """How many matrices few rows are multiplied with in turn, beyond the caches, and their sides."""
+    written: tuple[int, int]
+    """Blocks and width of the transformer that writes."""
     runs: int
     long_runs: int
     """Of what takes many seconds."""
@@ -64,6 +68,8 @@ FULL = Sizes(
     settled=10,
     decoded=256,
     prefixes=(64, 512),
+    matrices=(64, 1536, 576),
+    written=(12, 576),
     runs=9,
     long_runs=5,
 )
@@ -83,6 +89,8 @@ TINY = Sizes(
     settled=2,
     decoded=4,
     prefixes=(4, 8),
+    matrices=(2, 256, 128),
+    written=(1, 192),
     runs=2,
     long_runs=1,
     rehearsal=True,

@@ -23,7 +23,7 @@ def test_help(benchmarks, script):
 
 def test_every_measure_of_ours_runs(benchmarks, tmp_path):
     out = tmp_path / "report.json"
-    titles = ["Reference work", "Linear memories", "Training", "Streams", "Roofline"]
+    titles = ["Reference work", "Linear memories", "Training", "Streams", "Writing", "Roofline"]
     told = run(benchmarks / "cpu.py", "--rehearse", "--out", str(out), "--only", *titles)
     assert told.returncode == 0, told.stdout + told.stderr
     report = json.loads(out.read_text())

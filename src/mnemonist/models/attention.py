@@ -26,6 +26,7 @@ from mnemonist.memory.kernels import native_bands
 from mnemonist.memory.kernels.native_attention import attend_newest
 from mnemonist.memory.kernels.native_bands import Band
 from mnemonist.memory.kernels.native_elementwise import turn_projections
+from mnemonist.models.linear import Linear
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.state import Ownership, StreamState
 
@@ -140,9 +141,9 @@ class CausalAttention(nn.Module):
                 f"{persistent_tokens} not negative."
             )
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
-        self.in_proj = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.in_proj = Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.q_norm, self.k_norm = (None if norm_eps is None else RMSNorm(head_dim, norm_eps) for _ in range(2))
-        self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.out_proj = Linear(heads * head_dim, width, bias=False)
         self.persistent = nn.Parameter(torch.randn(persistent_tokens, width)) if persistent_tokens else None
         # No tensor, so that `.to(bfloat16)` and the like cannot touch it.
         self.frequencies = frequencies(head_dim, rope_base, rope_stretch)

@@ -18,6 +18,7 @@ from mnemonist.memory.reading import Surprise
 from mnemonist.models.attention import AttentionState, CausalAttention
 from mnemonist.models.configuration import BlockChoices, ModelConfig, find_block
 from mnemonist.models.context import ContextState, MemoryContext
+from mnemonist.models.linear import Linear
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm, gated_norms
 from mnemonist.models.state import StreamState, join_states
@@ -218,8 +219,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., E] -> [..., E]``."""

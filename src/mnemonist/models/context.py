@@ -33,6 +33,7 @@ from mnemonist.memory.kernels.native_bands import Band
 from mnemonist.memory.reading import Surprise, recall
 from mnemonist.memory.stream import align
 from mnemonist.models.attention import CausalAttention, rotate, weigh
+from mnemonist.models.linear import Linear
 from mnemonist.models.neural_memory import NeuralMemory, NeuralMemoryState
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.state import StreamState
@@ -100,9 +101,9 @@ class MemoryContext(nn.Module):
         width, inner = memory.in_proj.in_features, memory.heads * memory.head_dim
         self.segment, self.skip = segment, skip
         self.attention, self.memory = attention, memory
-        self.question_proj = nn.Linear(width, inner, bias=False)
+        self.question_proj = Linear(width, inner, bias=False)
         self.recalled_norm = RMSNorm(memory.head_dim)
-        self.recalled_proj = nn.Linear(inner, width, bias=False)
+        self.recalled_proj = Linear(inner, width, bias=False)
         self.norm = RMSNorm(width)
 
     @eager

@@ -12,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mnemonist.data import Tokenizer
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels.native_linear_layer import linear
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.blocks import Block, BlockState
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.documents import gather_documents, put_back
 from mnemonist.models.folder import misfit, read_model, save_model
+from mnemonist.models.linear import Linear
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.session import Progress, Reading, Session, read_tokens
 from mnemonist.models.state import StreamState
@@ -56,7 +58,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, kind) for kind in config.blocks)
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
         """Whether training keeps what enters each block alone, and computes its inside again on the way back."""
         self._initialise()
@@ -155,7 +157,7 @@ class LanguageModel(nn.Module):
                 seen[i] = mixed.surprise
         x = self.norm(x)
         each = isinstance(positions, Tensor) and positions.dtype == torch.bool
-        logits = nn.functional.linear(x[positions] if each else x[:, positions], self.unembedding)
+        logits = linear(x[positions] if each else x[:, positions], self.unembedding)
         return ModelOutput(logits, ModelState(tuple(states)), seen, (*between[:-1], x) if hidden else None)
 
     def initial_state(self, batch: int = 1) -> ModelState:

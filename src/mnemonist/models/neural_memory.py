@@ -33,6 +33,7 @@ from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, as_kept, initial_weights
+from mnemonist.models.linear import Linear
 from mnemonist.models.normalisation import RMSNorm, gated_norms, wide
 from mnemonist.models.state import StreamState
 from mnemonist.tensors import load_tensors, save_tensors
@@ -97,7 +98,7 @@ class NeuralMemory(nn.Module):
         self.rule = find_rule(rule)
         self.heads, self.head_dim, self.conv_size = heads, head_dim, conv_size
         inner, writes = heads * head_dim, self.rule.writes
-        self.in_proj = nn.Linear(width, (1 + 2 * writes) * inner, bias=False)  # a query, keys, values
+        self.in_proj = Linear(width, (1 + 2 * writes) * inner, bias=False)  # a query, keys, values
         sent = self.in_proj.out_features
         self.conv = nn.Parameter(torch.empty(conv_size, sent)) if conv_size > 1 else None  # last row: the present
         self.feature_map = (
@@ -114,15 +115,15 @@ class NeuralMemory(nn.Module):
         self.step_bound = step_bound
         self.decay_channels = self.rule.decay_channels(key_dim, head_dim) if self.rule.retention == "channel" else 1
         by_token, forgets = self.rule.gates != "constant", self.rule.retention != "none"
-        self.step_proj = nn.Linear(width, writes * heads) if by_token else None
-        self.momentum_proj = nn.Linear(width, writes * heads) if self.rule.momentum else None
-        self.decay_proj = nn.Linear(width, heads * self.decay_channels) if by_token and forgets else None
+        self.step_proj = Linear(width, writes * heads) if by_token else None
+        self.momentum_proj = Linear(width, writes * heads) if self.rule.momentum else None
+        self.decay_proj = Linear(width, heads * self.decay_channels) if by_token and forgets else None
         self.initial = nn.ParameterList(nn.Parameter(w) for w in initial_weights(self.rule, heads, key_dim, head_dim))
         for weight in self.initial:
             weight._no_weight_decay = True
         self.norm = RMSNorm(head_dim)
-        self.out_gate = nn.Linear(width, inner, bias=False)
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_gate = Linear(width, inner, bias=False)
+        self.out_proj = Linear(inner, width, bias=False)
         self._initialise_gates()
 
     def _initialise_gates(self) -> None:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import torch
@@ -39,11 +40,15 @@ class Structure(ctypes.Structure):
 
 
 @cache
-def kernel(source: str, functions: tuple[str, ...], work: type[Structure]) -> ctypes.CDLL | None:
+def kernel(source: str, functions: tuple[str, ...], work: type[Structure] | Struct) -> ctypes.CDLL | None:
     """The compiled ``source`` of this folder, or None if there is no way to have it.
 
     Its functions take a pointer to ``work`` and return nothing; ``size_of_work`` says how large they believe it to be.
+    Where calls are many and short, ``work`` may be a format: functions then take the bytes that it packs.
     """
+    pointer, size = (
+        (ctypes.c_char_p, work.size) if isinstance(work, Struct) else (ctypes.POINTER(work), ctypes.sizeof(work))
+    )
     if os.environ.get("MNEMONIST_KERNELS", "on") == "off":
         return None
     found = (shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS) if name)
@@ -55,8 +60,8 @@ def kernel(source: str, functions: tuple[str, ...], work: type[Structure]) -> ct
         library = ctypes.CDLL(str(compiled(compiler, FOLDER / source, _cache_folder())))
         for name in functions:
             function = getattr(library, name)
-            function.argtypes, function.restype = [ctypes.POINTER(work)], None
-        if library.size_of_work() != ctypes.sizeof(work):
+            function.argtypes, function.restype = [pointer], None
+        if library.size_of_work() != size:
             raise OSError("its arguments have another size")
         library.share_team(_team())
     except (OSError, FileError, subprocess.SubprocessError, AttributeError) as error:
@@ -73,12 +78,16 @@ def fits(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     dtype = tensors[0].dtype
-    return dtype in (torch.float32, torch.float64) and all(
-        type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == dtype for t in tensors
-    )
+    if dtype not in _TYPES:
+        return False
+    for t in tensors:  # noqa: SIM110, for the shortest kernels take no longer than a generator
+        if type(t) not in _PLAIN or t.dtype != dtype or not t.is_cpu:
+            return False
+    return True
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_TYPES = (torch.float32, torch.float64)
 
 
 def wants_derivatives(*tensors: Tensor) -> bool:
