@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     given = (x, weight) if bias is None else (x, weight, bias)
     if (
         weight.numel() < LEAST_WEIGHTS
-        or (torch.is_grad_enabled() and any([t.requires_grad for t in given]))
+        or native.wants_derivatives(*given)
         or not native.fits(*given)  # before x is looked at: what compiles would compile for every length
         or not 0 < x.numel() <= MOST_ROWS * weight.shape[-1]
         or torch.is_autocast_enabled("cpu")
