@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonist.evaluating import made_once
 from mnemonist.memory.eager import eager
 from mnemonist.memory.kernels import native_bands
 from mnemonist.memory.kernels.native_attention import attend_newest
@@ -206,24 +207,20 @@ class CausalAttention(nn.Module):
         """Read rows whose first ``counts [B]`` (None: all) tokens are real; what the others give means nothing."""
         B, T, _ = x_BTE.shape
         position = state.length[:, None] + torch.arange(T, device="cpu")
-        rotations, own = self.rotations(position, x_BTE), None
-        if T == 1 and self.persistent is not None and not torch.is_grad_enabled():
-            q, k, v, own = self._project_with_persistent(x_BTE, rotations)
-        else:
-            q, k, v = self.project(x_BTE, rotations)
+        q, k, v = self.project(x_BTE, self.rotations(position, x_BTE))
         place = None
         if self.window is None:
             # Places of longer rows that are gone hold nothing any more.
             S = state.keys.shape[1]
             surplus = max(0, S - int(state.length.max()))
             keys, values, place = _grown(state, k, v, surplus, max((S + T - surplus) // 2, LEAST_ROOM))
-            y = self._attend(q, keys, values, state.length, own)
+            y = self._attend(q, keys, values, state.length)
             after = keys, values
             if counts is not None:
                 after, place = _newest(keys, values, state, counts, None), None
         elif T == 1 and counts is None and not torch.is_grad_enabled():
             keys, values, place = _grown(state, k, v, 0, self.window)
-            y = self._attend(q, keys, values, state.length, own)
+            y = self._attend(q, keys, values, state.length)
             after = keys[:, 1:], values[:, 1:]
             place = None if place is None else _Place(place.room, place.begin + 1)
         else:
@@ -238,20 +235,7 @@ class CausalAttention(nn.Module):
 
     def project(self, x_BTE: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, T, H, D]``, keys and values ``[B, T, G, D]`` of tokens, whose `rotations` are given."""
-        return self._turn(self.in_proj(x_BTE), rotations)
-
-    def _project_with_persistent(
-        self, x_B1E: Tensor, rotations: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """As `project`, and as `_persistent_projections`: one token is read as fast as weights are fetched, so once."""
-        assert self.persistent is not None
-        B = x_B1E.shape[0]
-        projected = self.in_proj(torch.cat([x_B1E[:, 0], self.persistent]))
-        _, own_keys, own_values = self._split(projected[B:])
-        return *self._turn(projected[:B, None], rotations), (own_keys, own_values)
-
-    def _turn(self, projected: Tensor, rotations: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, turned, and values, in projections ``[B, T, (H + 2 G) D]``."""
+        projected = self.in_proj(x_BTE)
         if self.q_norm is None and (turned := turn_projections(projected, *rotations, self.heads)) is not None:
             return turned
         q, k, v = self._split(projected)
@@ -304,22 +288,12 @@ class CausalAttention(nn.Module):
         rest = self.attend(q[:, 1:].flatten(0, 1), keys, values, (column <= row) & (column > row - window))
         return torch.cat([first, rest.reshape(B, -1, H, D)[:, : T - window]], dim=1)
 
-    def _attend(
-        self,
-        q_BTHD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        length: Tensor,
-        own: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real.
-
-        ``own`` are the `_persistent_projections`, if they are known.
-        """
+    def _attend(self, q_BTHD: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
+        """``keys`` and ``values`` begin with what was kept; of that the last ``length`` of each row are real."""
         T, S = q_BTHD.shape[1], keys.shape[1]
         missing = (S - T - length).clamp_min(0)  # [B]: kept places that hold nothing
         if T == 1 and not torch.is_grad_enabled():
-            y = attend_newest(q_BTHD, keys, values, missing, own or self._persistent_projections())
+            y = attend_newest(q_BTHD, keys, values, missing, self._persistent_projections())
             if y is not None:
                 return y
         whole = not bool(missing.any())
@@ -368,10 +342,10 @@ class CausalAttention(nn.Module):
 
     def _persistent_projections(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values ``[P, G, D]`` of the persistent tokens, if there are any."""
-        if self.persistent is None:
+        persistent = self.persistent
+        if persistent is None:
             return None
-        _, k, v = self._split(self.in_proj(self.persistent))
-        return k, v
+        return made_once(self, "persistent", lambda: self._split(self.in_proj(persistent))[1:])
 
     def rotations(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine, and sine signed for `rotate`, of each position's angles: ``[B or 1, T, 1, D]``, at least float32.

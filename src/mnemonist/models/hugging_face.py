@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mnemonist.data import ByteTokenizer
 from mnemonist.errors import UserError
+from mnemonist.evaluating import at_rest
 from mnemonist.memory.eager import eager
 from mnemonist.models.configuration import MODEL_TYPE, ModelConfig
 from mnemonist.models.folder import FORMAT, PREFIX, read_config, token_ids
@@ -253,6 +254,11 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError(f"The weights are not those of the configuration: {', '.join(odd[:4])}.")
         model.model.mark_parameters()
         return (model, info) if output_loading_info else model
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """As in transformers."""
+        with at_rest():
+            return super().generate(*args, **options)  # type: ignore[misc]
 
     def inputs_of(self, session: Session) -> dict[str, Any]:
         """What `generate` takes to write on after a session: ``model.generate(**model.inputs_of(session))``.
