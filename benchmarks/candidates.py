@@ -23,6 +23,7 @@ from one_group import measured
 from timing import Side, Work, alternate
 
 from mnemonist.evals.candidates import CANDIDATES, configure
+from mnemonist.evaluating import at_rest
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.models.cost import model_cost
 
@@ -74,6 +75,7 @@ def configurations(sizes: Sizes) -> dict[str, ModelConfig]:
 
 def decoding(model: LanguageModel, rows: int, length: int, decoded: int) -> Work:
     """Bytes one by one, after texts of this length; of several all but the first are up to a window shorter."""
+    model.eval()
     ids = torch.randint(0, 256, (rows, length + decoded))
     missing = torch.randint(0, model.config.window, (rows, 1))
     missing[0] = 0
@@ -81,7 +83,7 @@ def decoding(model: LanguageModel, rows: int, length: int, decoded: int) -> Work
         before = model(ids[:, :length], mask=torch.arange(length) >= missing, positions=slice(-1, None)).state
 
     def work() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), at_rest():
             state = before
             for t in range(length, length + decoded):
                 state = model(ids[:, t : t + 1], state).state
@@ -104,7 +106,7 @@ def compared(sizes: Sizes, what: str, length: int) -> list[Pairs]:
         if what == "training":
             sides.append(Side(*training(config, (length, max(1, length // 4)))))
         else:
-            sides.append(Side(decoding(LanguageModel(config).eval(), rows, length, decoded)))
+            sides.append(Side(decoding(LanguageModel(config), rows, length, decoded)))
     per = 1 if what == "training" else rows * decoded
     *ours, theirs = [[s / per for s in times] for times in alternate(sides, sizes.runs)]
     found = []

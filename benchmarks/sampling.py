@@ -6,6 +6,8 @@ The model is a Llama of the shape of SmolLM2-135M with random weights. Where att
 and what is compared is the cost of a step. Where they end at random, `generate` waits for the longest of each batch.
 What an attempt ends at is one of many end marks, each as likely as any other token, so both sides draw lengths from
 the same distribution, if not the same lengths; hence seconds for a token written, not for the work.
+
+The same model is also adopted (`mnemonist.models.adopt`), and then writes through layers of ours.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,10 @@ import torch
 from cpu_measure import Group, Measure, Pairs, Row
 from one_group import measured
 from timing import Side, Work, alternate
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from mnemonist.models import adopt
+from mnemonist.models.hugging_face import MnemonistForCausalLM
 from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.sampling import LocalSampler
 
@@ -49,10 +55,12 @@ class Sizes:
     """Tokens after which they end on average, but for the limit."""
     ragged: int = 64
     """Attempts that end at random."""
+    alone: int = 64
+    """Tokens of an attempt that is written alone."""
     runs: int = 5
 
 
-QUICK = Sizes(layers=4, prompt=16, equal=24, longest=48, mean=16, ragged=48)
+QUICK = Sizes(layers=4, prompt=16, equal=24, longest=48, mean=16, ragged=48, alone=16)
 
 
 class Numbers:
@@ -83,7 +91,7 @@ def smollm_shaped(sizes: Sizes) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def ours(model: LlamaForCausalLM, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
+def ours(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
     """All prompts in one call; returns how many tokens were written."""
     sampler = LocalSampler(model, Numbers(), batch, end_ids=ends)
     texts = [Numbers().decode(row.tolist()) for row in prompts]
@@ -96,7 +104,15 @@ def ours(model: LlamaForCausalLM, prompts: torch.Tensor, tokens: int, ends: list
     return work
 
 
-def theirs(model: LlamaForCausalLM, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
+def adopted(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
+    """As `ours`, of the same model as a list of our blocks."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        own = MnemonistForCausalLM.from_language_model(adopt(folder).eval())
+    return ours(own, prompts, tokens, ends, batch)
+
+
+def theirs(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
     """Batch after batch."""
     pad = int(prompts.max()) + 1
     settings = {"do_sample": True, "top_k": 0, "max_new_tokens": tokens, "pad_token_id": pad}
@@ -123,7 +139,7 @@ def seconds_a_token(work: Work) -> float:
     return (time.perf_counter() - began) / tokens
 
 
-def compared(sizes: Sizes, count: int, tokens: int, ends: int) -> Pairs:
+def compared(sizes: Sizes, count: int, tokens: int, ends: int, mine: Callable[..., Work] = ours) -> Pairs:
     """Seconds a token of both; the untimed runs before write two tokens."""
     model = smollm_shaped(sizes)
     random = torch.Generator().manual_seed(1)
@@ -131,7 +147,7 @@ def compared(sizes: Sizes, count: int, tokens: int, ends: int) -> Pairs:
     marks = [int(i) for i in np.linspace(0, sizes.vocabulary // 2 - 1, ends)]
     sides = [
         Side(make(model, prompts, tokens, marks, sizes.batch), make(model, prompts[: sizes.batch], 2, [], sizes.batch))
-        for make in (ours, theirs)
+        for make in (mine, theirs)
     ]
     return Pairs(*alternate(sides, sizes.runs, seconds_a_token))
 
@@ -149,6 +165,8 @@ def sampling(sizes: Sizes) -> Group:
         1.5,
         f"geometric lengths, at most {sizes.longest}",
     )
+    alone = Row(f"one attempt of {sizes.alone} tokens, the model adopted", "generate of transformers", 1.2)
+    adopted_equal = Row(f"{equal.name}, the model adopted", "generate of transformers", 1.2)
     chance = round(sizes.vocabulary / sizes.mean)
     return Group(
         "Sampling",
@@ -156,6 +174,8 @@ def sampling(sizes: Sizes) -> Group:
         (
             Measure((equal,), lambda: [compared(sizes, sizes.batch, sizes.equal, 0)]),
             Measure((ragged,), lambda: [compared(sizes, sizes.ragged, sizes.longest, chance)]),
+            Measure((alone,), lambda: [compared(sizes, 1, sizes.alone, 0, adopted)]),
+            Measure((adopted_equal,), lambda: [compared(sizes, sizes.batch, sizes.equal, 0, adopted)]),
         ),
     )
 
@@ -163,6 +183,7 @@ def sampling(sizes: Sizes) -> Group:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "sampling-latest.json", help="default: %(default)s")
+    parser.add_argument("--only", help="measure again what has this in its name; the report keeps the rest")
     parser.add_argument("--quick", action="store_true", help="few layers and short attempts")
     parser.add_argument("--runs", type=int, default=5, help="pairs of each row (default: %(default)s)")
     options = parser.parse_args()
@@ -172,7 +193,7 @@ def main() -> int:
     base = QUICK if options.quick else Sizes()
     group = sampling(Sizes(**{**vars(base), "runs": options.runs}))
     what = "a quick look: its figures mean little" if options.quick else "sampling on a CPU"
-    results = measured(group, what, options.out, ("mnemonist", "torch", "transformers"))
+    results = measured(group, what, options.out, ("mnemonist", "torch", "transformers"), options.only)
     return 0 if all(entry["met"] for entry in results) else 1
 
 
