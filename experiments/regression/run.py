@@ -38,24 +38,30 @@ COMPARED = {
 }
 
 
+WINDOWS = (8, 26)
+"""Tokens, two to a pair, whose losses Gated DeltaNet's steps go down together (the Omega rule): a few, and all."""
+
+
 def arms() -> dict[str, Arm]:
     """Candidates learn from examples without noise, and the better ones from others with it."""
-    return {f"{group}-{name}": arm(group, name) for group, names in COMPARED.items() for name in names}
+    made = {f"{group}-{name}": arm(group, name) for group, names in COMPARED.items() for name in names}
+    for group in TASKS:
+        made |= {f"{group}-window-{window}": arm(group, "gated-deltanet", window) for window in WINDOWS}
+    return made
 
 
-def arm(group: str, name: str) -> Arm:
+def arm(group: str, name: str, window: int = 1) -> Arm:
     """A candidate that learns to foretell y from the pairs before it."""
     problems = TASKS[group]
-    config = configure(
-        name, small(problems.vocab_size), "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else ""
-    )
+    changes = "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else ""
+    changes, label = (f"window={window}", f", windows of {window}") if window > 1 else (changes, "")
+    config = configure(name, small(problems.vocab_size), changes)
     training = TrainingConfig(
         steps=2000, batch_size=64, learning_rate=3e-3, warmup_steps=200, row_length=2 * problems.length,
         save_every=1000, device="cpu",
     )  # fmt: skip
-    return Arm(
-        CANDIDATES[name].label, config, training, task(problems), {"": dataclasses.replace(problems, count=2000)}
-    )
+    suite = dataclasses.replace(problems, count=2000)
+    return Arm(CANDIDATES[name].label + label, config, training, task(problems), {"": suite})
 
 
 def write_page(study: Study) -> str:
