@@ -30,6 +30,7 @@ from cpu_measure import Group, Measure, Pairs, Row
 from one_group import measured
 from timing import Side, Work, alternate
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from mnemonist.models import adopt
 from mnemonist.models.hugging_face import MnemonistForCausalLM
@@ -190,6 +191,7 @@ def main() -> int:
     if options.runs < 1:
         parser.error(f"--runs is {options.runs}; it must be at least 1.")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
     base = QUICK if options.quick else Sizes()
     group = sampling(Sizes(**{**vars(base), "runs": options.runs}))
     what = "a quick look: its figures mean little" if options.quick else "sampling on a CPU"
