@@ -81,7 +81,12 @@ def read_tokens(
     optional = {**gates, "weights": weights, "moving": momentum, "target": target}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
     layout = _Layout(rule, tuple(given), None if mask is None else mask.to(torch.uint8).contiguous(), trace)
-    y, after, *rest = _ReadTokens.apply(layout, q, k, v, *given.values())
+    tensors = (q, k, v, *given.values())
+    y, after, *rest = (
+        _ReadTokens.apply(layout, *tensors)
+        if native.wants_derivatives(*tensors)
+        else _read(layout, [tensor.contiguous() for tensor in tensors], {})
+    )
     moving = rest.pop(0) if momentum is not None else None
     return y, after, moving, (rest[0], rest[1]) if trace else None
 
@@ -96,14 +101,19 @@ class _Layout:
     valid: Tensor | None
     trace: bool
 
+    def blocks(self, q: Tensor) -> tuple[int, int]:
+        """Tokens, and those of a block."""
+        T = q.shape[1]
+        return T, min(T, CHANNEL_BLOCK if self.rule.retention == "channel" else BLOCK)
+
     def work(self, tensors: Sequence[Tensor]) -> _Work:
         """What the kernel is given, but for what it writes."""
         q, k, v, *rest = tensors
-        rule = self.rule
-        (B, T, H, K), V = q.shape, v.shape[-1]
+        rule, (T, C) = self.rule, self.blocks(q)
+        (B, _, H, K), V = q.shape, v.shape[-1]
         by_channel = rule.retention == "channel"
         work = _Work(
-            B=B, T=T, H=H, K=K, V=V, C=min(T, CHANNEL_BLOCK if by_channel else BLOCK),
+            B=B, T=T, H=H, K=K, V=V, C=C,
             threads=torch.get_num_threads(), double_precision=v.dtype == torch.float64,
             solves=rule.objective == "l2", momentum=rule.momentum, rates=K if by_channel else 1,
             decays=rule.retention != "none", targets="target" in self.names,
@@ -117,34 +127,38 @@ class _Layout:
         return work
 
 
+def _read(layout: _Layout, tensors: Sequence[Tensor], kept: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Answers, weights and momentum, losses and gradient norms; ``kept`` is filled for the way back."""
+    kernel = linear_kernel()
+    assert kernel is not None
+    v = tensors[2]
+    work = layout.work(tensors)
+    given = dict(zip(layout.names, tensors[3:], strict=True))
+    state: dict[str, Tensor] = {name: given[name].clone() for name in ("weights", "moving") if name in given}
+    y = torch.empty_like(v)
+    seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
+    written = {"y": y, **state, **dict(zip(("loss", "gradient_norm"), seen, strict=False)), **kept}
+    native.on_large_pages(y, *kept.values())
+    for name, tensor in written.items():
+        setattr(work, name, tensor.data_ptr())
+    kernel.read_blocks(ctypes.byref(work))
+    return y, *state.values(), *seen
+
+
 class _ReadTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: _Layout, *tensors: Tensor) -> tuple[Tensor, ...]:
-        kernel = linear_kernel()
-        assert kernel is not None
         tensors = tuple(tensor.contiguous() for tensor in tensors)
-        v = tensors[2]
-        work = layout.work(tensors)
         given = dict(zip(layout.names, tensors[3:], strict=True))
-        state: dict[str, Tensor] = {name: given[name].clone() for name in ("weights", "moving") if name in given}
-        y = torch.empty_like(v)
-        written = {"y": y, **state}
-        seen = [v.new_empty(v.shape[:3]) for _ in range(2 * layout.trace)]
-        written |= dict(zip(("loss", "gradient_norm"), seen, strict=False))
-        kept: dict[str, Tensor] = {}
-        if any(ctx.needs_input_grad):
-            starts = {"weights": "start", "moving": "start_moving"}
-            blocks = -(-work.T // work.C)
-            kept = {"errors": torch.empty_like(v)}
-            kept |= {starts[name]: w.new_empty(blocks, *w.shape) for name, w in state.items()}
-        native.on_large_pages(y, *kept.values())
-        for name, tensor in (written | kept).items():
-            setattr(work, name, tensor.data_ptr())
-        kernel.read_blocks(ctypes.byref(work))
+        starts = {name: given[of] for name, of in (("start", "weights"), ("start_moving", "moving")) if of in given}
+        T, C = layout.blocks(tensors[0])
+        kept = {"errors": torch.empty_like(tensors[2])}
+        kept |= {name: w.new_empty(-(-T // C), *w.shape) for name, w in starts.items()}
+        read = _read(layout, tensors, kept)
         ctx.layout, ctx.kept = layout, tuple(kept)
         ctx.save_for_backward(*tensors, *kept.values())
-        ctx.mark_non_differentiable(*seen)
-        return y, *state.values(), *seen
+        ctx.mark_non_differentiable(*read[len(read) - 2 * layout.trace :])
+        return read
 
     @staticmethod
     @once_differentiable

@@ -61,7 +61,9 @@ def send(
     Returns:
         Queries ``[B, T, H, D]``, keys and values ``[B, T * W, H, D]``, and the tail for the tokens that follow.
     """
-    return _Send.apply(x, tail, conv, heads, unit_keys, writes)
+    if native.wants_derivatives(x, tail, conv):
+        return _Send.apply(x, tail, conv, heads, unit_keys, writes)
+    return _send(x.contiguous(), tail.contiguous(), conv.contiguous(), heads, unit_keys, writes)
 
 
 def _work(x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool, writes: int) -> _Work:
@@ -78,23 +80,29 @@ def _point(work: _Work, names: Sequence[str], tensors: Sequence[Tensor]) -> None
         setattr(work, name, tensor.data_ptr())
 
 
+def _send(
+    x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool, writes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernel = stream_kernel()
+    assert kernel is not None
+    work = _work(x, tail, conv, heads, unit_keys, writes)
+    q, k, v = (x.new_empty(work.B, work.T * many, heads, work.D) for many in (1, writes, writes))
+    out = (q, k, v, torch.empty_like(tail))
+    native.on_large_pages(*out)
+    _point(work, ("q", "k", "v", "next_tail"), out)
+    kernel.send(ctypes.byref(work))
+    return out
+
+
 class _Send(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, tail: Tensor, conv: Tensor, heads: int, unit_keys: bool, writes: int
     ) -> tuple[Tensor, ...]:
-        kernel = stream_kernel()
-        assert kernel is not None
         inputs = (x.contiguous(), tail.contiguous(), conv.contiguous())
-        work = _work(*inputs, heads, unit_keys, writes)
-        out = [x.new_empty(work.B, work.T * many, heads, work.D) for many in (1, writes, writes)]
-        out.append(torch.empty_like(inputs[1]))
-        native.on_large_pages(*out)
-        _point(work, ("q", "k", "v", "next_tail"), out)
-        kernel.send(ctypes.byref(work))
         ctx.choices = heads, unit_keys, writes
         ctx.save_for_backward(*inputs)
-        return tuple(out)
+        return _send(*inputs, heads, unit_keys, writes)
 
     @staticmethod
     @once_differentiable
