@@ -80,10 +80,8 @@ def read_one_token(
     kernel, rule, phase = one_token_kernel(), state.rule, state.phase
     assert kernel is not None and phase is not None
     B, _, H, _ = q.shape
-    tokens = {"q": q, "k": k, "v": v, "step_size": gates.step_size}
-    tokens |= {"log_momentum": gates.log_momentum} if gates.log_momentum is not None else {}
-    tokens |= {"log_decay": gates.log_decay} if gates.log_decay is not None else {}
-    tokens = {name: tensor.contiguous() for name, tensor in tokens.items()}
+    named = {"q": q, "k": k, "v": v, **vars(gates)}
+    tokens = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
     weights, moving, anchor, target = (
         [tensor.contiguous() for tensor in group]
         for group in (state.weights, state.momentum, state.anchor, initial if rule.decay_to == "initial" else ())
