@@ -47,15 +47,21 @@ def arms() -> dict[str, Arm]:
     made = {f"{group}-{name}": arm(group, name) for group, names in COMPARED.items() for name in names}
     for group in TASKS:
         made |= {f"{group}-window-{window}": arm(group, "gated-deltanet", window) for window in WINDOWS}
+        made[f"{group}-window-8-bound-1"] = arm(group, "gated-deltanet", 8, step_bound=1.0)
     return made
 
 
-def arm(group: str, name: str, window: int = 1) -> Arm:
-    """A candidate that learns to foretell y from the pairs before it."""
+def arm(group: str, name: str, window: int = 1, step_bound: float | None = None) -> Arm:
+    """A candidate that learns to foretell y from the pairs before it.
+
+    A window of tokens may go as far as one of them, unless there is another bound: then each may.
+    """
     problems = TASKS[group]
     changes = "chunk_size=16" if CANDIDATES[name].rule.startswith("titans") else ""
     changes, label = (f"window={window}", f", windows of {window}") if window > 1 else (changes, "")
     config = configure(name, small(problems.vocab_size), changes)
+    if step_bound is not None:
+        config, label = config.replace(step_bound=step_bound), f"{label}, steps up to {step_bound:g}"
     training = TrainingConfig(
         steps=2000, batch_size=64, learning_rate=3e-3, warmup_steps=200, row_length=2 * problems.length,
         save_every=1000, device="cpu",
