@@ -172,6 +172,13 @@ def test_what_is_known_is_told_before_anything_is_read(texts: Path, tmp_path: Pa
     assert {"model", "parameters", "state of one stream", "computation per token", "memory"} <= plan.keys()
 
 
+@pytest.mark.parametrize(("kind", "grows"), [("attention", True), ("window", False), ("lmm", False)])
+def test_a_state_that_grows_is_told_of(kind, grows, texts: Path, tmp_path: Path, capsys) -> None:
+    assert main(train(texts, tmp_path / "run", "--model.blocks", kind, "--plan")) == 0
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert plan["state of one stream"].endswith("for every token read") == grows
+
+
 def test_models_of_equal_size(texts: Path, tmp_path: Path, capsys) -> None:
     counts = []
     for options in (["--model.rule", "mamba2"], ["--model.blocks", "mac", "lmm"]):

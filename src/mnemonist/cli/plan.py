@@ -97,6 +97,7 @@ def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accele
 def describe_model(config: ModelConfig, preset: ModelConfig, tokenizer: Tokenizer) -> list[str]:
     """What is known at once, as lines of ``name: value``."""
     cost = model_cost(config)
+    each = f", and {decimal(cost.state_bytes_per_token)} for every token read" if cost.state_bytes_per_token else ""
     lines = {
         "model": f"{' '.join(config.blocks)}; rule {config.rule}; width {config.width}; "
         f"vocabulary {config.vocab_size:,} ({tokenizer.name})",
@@ -105,7 +106,7 @@ def describe_model(config: ModelConfig, preset: ModelConfig, tokenizer: Tokenize
         lines["vocabulary"] = f"{config.vocab_size:,} of the tokenizer instead of the preset's {preset.vocab_size:,}"
     lines |= {
         "parameters": f"{cost.parameters:,}, without embeddings {cost.parameters - cost.embedding_parameters:,}",
-        "state of one stream": decimal(cost.state_bytes),
+        "state of one stream": decimal(cost.state_bytes) + each,
         "computation per token": f"{amount(cost.flops_forward)}FLOPs forward, "
         f"{amount(cost.flops_training)}FLOPs forward and backward",
         "memory": f"{decimal(4 * COPIES * cost.parameters)} for weights, gradients and optimiser; what is computed in "
