@@ -273,7 +273,8 @@ class NeuralMemory(nn.Module):
         gates = {}
         if self.momentum_proj is not None:
             logit = self._of_writes(wide(self.momentum_proj(x)))
-            gates["log_momentum"] = F.logsigmoid(logit).clamp_min(LOG_MOMENTUM_FLOOR)
+            # The log of the sigmoid; torch's own calls all threads for however few numbers.
+            gates["log_momentum"] = -F.softplus(-logit, threshold=40).clamp_max(-LOG_MOMENTUM_FLOOR)
             step = step * torch.sigmoid(-logit)
         if self.decay_proj is not None:
             log_decay = -F.softplus(wide(self.decay_proj(x)))  # log(1 - sigmoid)

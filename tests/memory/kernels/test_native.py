@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import time
+
 import pytest
+import torch
 from compiler import COMPILER, needs_compiler
 from oracle import make_inputs
 
 from mnemonist.memory import MemoryRule, memorize
-from mnemonist.memory.kernels import native, native_chunks, native_linear
+from mnemonist.memory.kernels import native, native_chunks, native_linear, native_linear_layer
 
 RULES = [MemoryRule(name="deep", gradient_at="chunk"), MemoryRule(name="linear")]
 
@@ -27,6 +31,41 @@ def test_a_kernel_is_compiled_once_and_never_half(tmp_path, caplog):
     with pytest.raises(OSError, match="failed: .*error"):
         native.compiled(COMPILER, source, tmp_path / "cache")
     assert set((tmp_path / "cache").iterdir()) == {first, other}
+
+
+@needs_compiler
+def test_where_another_thread_comes_late_those_that_follow_do_without():
+    """In place of torch's threads stands one that comes when we let it."""
+    calls, late = [], 0.0
+
+    @ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def team(work, data, threads, flags):
+        calls.append(threads)
+        time.sleep(late)
+        work(data)
+
+    kernel, until = native_linear_layer.linear_layer_kernel(), native._ALONE_UNTIL
+    x, weight, threads = torch.randn(1, 512), torch.randn(1024, 512), torch.get_num_threads()
+
+    def called():
+        calls.clear()
+        torch.testing.assert_close(native_linear_layer.linear(x, weight), x @ weight.T, rtol=1e-4, atol=1e-4)
+        return len(calls)
+
+    try:
+        torch.set_num_threads(2)
+        until.value = 0
+        kernel.share_team(team, ctypes.byref(until))
+        assert called() == 1
+        until.value, late = 0, 0.005
+        assert called() == 1 and until.value > 0
+        assert called() == 0  # for a while
+        until.value, late = 1, 0.0  # which is over
+        assert called() == 1
+    finally:
+        torch.set_num_threads(threads)
+        until.value = 0
+        kernel.share_team(native._team(), ctypes.byref(until))
 
 
 @pytest.mark.parametrize("why", ["off", "no compiler", "no folder"])

@@ -33,6 +33,8 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-shared", "-f
 SECONDS_TO_COMPILE = 120
 LARGE_PAGE = 2**21
 MADV_HUGEPAGE = 14
+_ALONE_UNTIL = ctypes.c_int64()
+"""When kernels call other threads again, after one came late; theirs to read and write."""
 
 
 class Structure(ctypes.Structure):
@@ -63,7 +65,7 @@ def kernel(source: str, functions: tuple[str, ...], work: type[Structure] | Stru
             function.argtypes, function.restype = [pointer], None
         if library.size_of_work() != size:
             raise OSError("its arguments have another size")
-        library.share_team(_team())
+        library.share_team(_team(), ctypes.byref(_ALONE_UNTIL))
     except (OSError, FileError, subprocess.SubprocessError, AttributeError) as error:
         log.warning("The kernel %s could not be made (%s); memories are read through torch.", source, error)
         return None

@@ -5,8 +5,6 @@
 //
 // Each y is summed in one order, whatever the rows beside it, and the tile and thread that it falls to.
 
-#include <chrono>
-
 #include "native_matrix.h"
 
 extern "C" {
@@ -133,28 +131,12 @@ template <typename T> struct Linear {
   }
 };
 
-// Where other processes want the cores, a thread may come late by turns of the scheduler, for which a call would wait
-// many times as long as it takes. Then this one does without others for a while: the sums stay the same.
-constexpr long LATE = 2'000'000, WITHOUT = 100'000'000;  // nanoseconds
-std::atomic<long> alone_until{0};
-
-long now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-void run(Work work) {
-  const long step = channels_of_a_unit(work), units = (work.channels + step - 1) / step;
-  const long began = units > 1 && work.threads > 1 ? now() : 0;
-  if (began < alone_until) work.threads = 1;
-  run_in_its_precision<Linear>(work, static_cast<int>(units));
-  if (work.threads == 1 || !began) return;
-  const long bytes = work.channels * work.width * (work.double_precision ? 8 : 4), ended = now();
-  if (ended - began > LATE + bytes / 2) alone_until = ended + WITHOUT;  // less than 2 GB/s
-}
-
 }  // namespace
 
 extern "C" {
-void linear(const Work* work) { run(*work); }
+void linear(const Work* work) {
+  const long step = channels_of_a_unit(*work);
+  run_in_its_precision<Linear>(*work, static_cast<int>((work->channels + step - 1) / step));
+}
 int size_of_work() { return sizeof(Work); }
 }

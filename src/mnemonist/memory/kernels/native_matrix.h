@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -453,10 +454,25 @@ template <typename T, typename Each> void along(long width, Each each) {
 using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
 Team team = nullptr;
 
+// Where other processes want the cores, a thread may come late by turns of the scheduler, for which a short call would
+// wait many times as long as it takes. Then all that follow do without others for a while; no number depends on it.
+// All in nanoseconds; until when is for all kernels of a process one number, which is given from outside too.
+constexpr int64_t LATE = 2'000'000, SHORT = 50'000'000, WITHOUT = 500'000'000;
+std::atomic<int64_t>* alone_until = nullptr;
+
+inline int64_t now() {
+  using namespace std::chrono;
+  return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
 // Memory after memory, on several threads.
 template <typename Worker, typename Work> void run_all(const Work& work, int memories, int threads) {
   std::atomic<int> next{0};
+  std::atomic<bool> late{false};
+  const bool several = std::min(threads, memories) > 1;
+  const int64_t began = several ? now() : 0;
   auto run = [&] {
+    if (several && now() - began > LATE) late = true;
 #if defined(__SSE__)
     const unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);  // numbers too small to be normal are zero: they would cost many times the arithmetic
@@ -470,8 +486,13 @@ template <typename Worker, typename Work> void run_all(const Work& work, int mem
     _mm_sfence();  // what was stored past the caches is there for all threads
 #endif
   };
-  if (std::min(threads, memories) < 2) return run();
-  if (team) return team([](void* one) { (*static_cast<decltype(run)*>(one))(); }, &run, threads, 0);
+  if (!several || (alone_until && began < *alone_until)) return run();
+  if (team) {
+    team([](void* one) { (*static_cast<decltype(run)*>(one))(); }, &run, threads, 0);
+    const int64_t ended = now();
+    if (late && alone_until && ended - began < SHORT) *alone_until = ended + WITHOUT;
+    return;
+  }
   std::vector<std::thread> others;
   for (int i = 1; i < std::min(threads, memories); ++i) others.emplace_back(run);
   run();
@@ -486,4 +507,7 @@ template <template <typename> class Worker, typename Work> void run_in_its_preci
 
 }  // namespace
 
-extern "C" void share_team(void* given) { team = reinterpret_cast<Team>(given); }
+extern "C" void share_team(void* given, void* until) {
+  team = reinterpret_cast<Team>(given);
+  alone_until = static_cast<std::atomic<int64_t>*>(until);
+}
