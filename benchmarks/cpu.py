@@ -43,6 +43,7 @@ from mnemonist.errors import UserError
 from mnemonist.files import require_writable, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+LATEST = RESULTS / "latest.json"
 COPIED = 2**28
 """Bytes: more than any cache holds."""
 
@@ -103,7 +104,7 @@ def selected(every: tuple[Group, ...], wanted: list[str] | None) -> list[tuple[G
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "latest.json", help="the report (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=LATEST, help="the report (default: %(default)s)")
     parser.add_argument("--against", type=Path, default=RESULTS / "cpu.json", help="the report to compare ratios with")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure what has one of these in its name")
     parser.add_argument("--runs", type=int, help="pairs of each row, instead of 9 (5 where they take seconds)")
@@ -126,6 +127,9 @@ def main() -> int:
     old = None
     try:
         require_writable(options.out)
+        if options.only and options.out != LATEST and options.out.exists() and "--only" not in options.out.read_text():
+            print(f"{options.out} is a whole report; give --out another file for a part of one.", file=sys.stderr)
+            return 2
         if not options.rehearse and options.against.exists():
             old = check.read(options.against)
     except (UserError, ValueError) as error:

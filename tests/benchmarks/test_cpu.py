@@ -142,6 +142,10 @@ def test_a_part_is_named_by_what_its_names_have_in_them():
         (["--only", "no such thing"], "Nothing has no such thing in its name; --list prints the names.\n"),
         (["--out", "."], "cannot write .: it is a folder; give the name of a file\n"),
         (["--out", "new.json", "--against", "old.json"], "old.json cannot be read as a report of measurements: "),
+        (
+            ["--only", "Layer", "--out", "old.json"],
+            "old.json is a whole report; give --out another file for a part of one.\n",
+        ),
         (["--runs", "0"], "--runs is 0; it must be at least 1.\n"),
     ],
 )
