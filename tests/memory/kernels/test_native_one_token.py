@@ -9,7 +9,7 @@ from oracle import make_inputs
 from pieces import assert_bit_equal_state, assert_same_state, row, span, surprise_of
 from test_equivalence import FAST
 
-from mnemonist.memory import MemoryRule, chunked, initial_weights, memorize
+from mnemonist.memory import MemoryRule, chunked, memorize
 from mnemonist.memory.kernels import native_one_token
 
 pytestmark = needs_compiler
@@ -74,16 +74,8 @@ def test_token_by_token_equals_the_definition(rule, ragged, taken):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_widths_that_are_no_multiples_of_anything(activation, K, V, expansion, dtype, taken):
     rule = DEEP.replace(activation=activation, expansion=expansion, residual=K == V, norm=True)
-    torch.manual_seed(0)
-    B, T, H = 2, 7, 3
-    q, k = (torch.nn.functional.normalize(torch.randn(B, T, H, K), dim=-1).to(dtype) for _ in range(2))
-    inputs = {
-        "q": q, "k": k, "v": torch.randn(B, T, H, V).to(dtype),
-        "step_size": 0.01 * torch.rand(B, T, H).to(dtype),
-        "log_momentum": torch.rand(B, T, H).to(dtype).log(),
-        "log_decay": torch.log1p(-0.1 * torch.rand(B, T, H)).to(dtype),
-        "initial": [w.to(dtype) for w in initial_weights(rule, H, K, V)],
-    }  # fmt: skip
+    T = 7
+    inputs = {name: x for name, x in make_inputs(rule, T=T, H=3, K=K, V=V, dtype=dtype).items() if x is not None}
     reads, true = decode(rule, inputs), memorize(rule, **inputs, backend="recurrent")
     assert len(taken) == T
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
