@@ -91,11 +91,6 @@ def decoding(model: LanguageModel, rows: int, length: int, decoded: int) -> Work
     return work
 
 
-def in_rows(rows: int) -> str:
-    """The name of decoding several texts at once."""
-    return f"decoding {rows} rows"
-
-
 def compared(sizes: Sizes, what: str, length: int) -> list[Pairs]:
     """Seconds of all candidates, each with the transformer's."""
     configs = configurations(sizes)
@@ -135,7 +130,7 @@ def group(sizes: Sizes) -> Group:
     )
     measures = []
     asked = [(what, length) for what in ("training", "decoding") for length in sizes.lengths]
-    for what, length in (*asked, (in_rows(sizes.rows), sizes.lengths[0])):
+    for what, length in (*asked, (f"decoding {sizes.rows} rows", sizes.lengths[0])):
         label = f"a step on {length:,} bytes" if what == "training" else f"{what}, a byte after {length:,}"
         rows = tuple(
             Row(f"{candidate.label}, {label}", "transformer with full attention")

@@ -71,8 +71,7 @@ def surprise_of(read: MemoryRead) -> dict[str, Tensor]:
 
 
 def state_tensors(state: MemoryState) -> list[Tensor]:
-    phase = [] if state.phase is None else [state.phase]
-    return [*state.weights, *state.momentum, *state.anchor, *state.recent, *phase]
+    return [*state.tensors, *([] if state.phase is None else [state.phase])]
 
 
 def assert_same_state(one: MemoryState, other: MemoryState, tolerance: float) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rich.filesize import decimal
 
 from mnemonist.cli.options import Adopt
+from mnemonist.cli.plan import describe_state
 from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.train import MODEL_FILE
 from mnemonist.data import find_tokenizer, require_vocabulary
@@ -39,9 +39,7 @@ def run_adopt(options: Adopt) -> int:
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         fresh = sum(sizes[name] for name in new)
         say(f"now {_of_kinds(model)}; {fresh:,} of {model.parameter_count:,} parameters are new")
-    cost = model_cost(model.config)
-    growing = f", and {decimal(cost.state_bytes_per_token)} for every token" if cost.state_bytes_per_token else ""
-    say(f"a stream keeps {decimal(cost.state_bytes)}{growing}")
+    say(f"a stream keeps {describe_state(model_cost(model.config))}")
     model.save(options.out, tokenizer)
     for name in TOKENIZER_FILES:  # as they were: they also say how to chat
         if (options.folder / name).is_file():

@@ -14,7 +14,7 @@ from torch import nn
 from mnemonist.cli.figures import amount, duration
 from mnemonist.data import PackedRows, Tokenizer
 from mnemonist.models.configuration import ModelConfig
-from mnemonist.models.cost import model_cost
+from mnemonist.models.cost import Cost, model_cost
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.configuration import TrainingConfig
@@ -97,7 +97,6 @@ def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accele
 def describe_model(config: ModelConfig, preset: ModelConfig, tokenizer: Tokenizer) -> list[str]:
     """What is known at once, as lines of ``name: value``."""
     cost = model_cost(config)
-    each = f", and {decimal(cost.state_bytes_per_token)} for every token read" if cost.state_bytes_per_token else ""
     lines = {
         "model": f"{' '.join(config.blocks)}; rule {config.rule}; width {config.width}; "
         f"vocabulary {config.vocab_size:,} ({tokenizer.name})",
@@ -106,13 +105,19 @@ def describe_model(config: ModelConfig, preset: ModelConfig, tokenizer: Tokenize
         lines["vocabulary"] = f"{config.vocab_size:,} of the tokenizer instead of the preset's {preset.vocab_size:,}"
     lines |= {
         "parameters": f"{cost.parameters:,}, without embeddings {cost.parameters - cost.embedding_parameters:,}",
-        "state of one stream": decimal(cost.state_bytes) + each,
+        "state of one stream": describe_state(cost),
         "computation per token": f"{amount(cost.flops_forward)}FLOPs forward, "
         f"{amount(cost.flops_training)}FLOPs forward and backward",
         "memory": f"{decimal(4 * COPIES * cost.parameters)} for weights, gradients and optimiser; what is computed in "
         "between comes on top",
     }
     return [f"{name}: {value}" for name, value in lines.items()]
+
+
+def describe_state(cost: Cost) -> str:
+    """What is kept of one stream."""
+    growing = f", and {decimal(cost.state_bytes_per_token)} for every token read" if cost.state_bytes_per_token else ""
+    return decimal(cost.state_bytes) + growing
 
 
 def describe_reading(training: TrainingConfig, rows: PackedRows) -> list[str]:

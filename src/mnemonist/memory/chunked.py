@@ -66,8 +66,8 @@ def read_chunked(
     phases = state.phase.tolist()
     if mask_BT is None and len(set(phases)) == 1:
         return _read_aligned(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, None, phases[0], trace)
-    given = (q_BTHK, k_BTHK, v_BTHV, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
-    if q_BTHK.shape[1] == 1 and not native.wants_derivatives(*given, *state.recent):
+    one_token = q_BTHK.shape[1] == 1
+    if one_token and not native.wants_derivatives(q_BTHK, k_BTHK, v_BTHV, *gates.given(), *initial, *state.tensors):
         # Shifting rows would make as many columns of one token as a chunk has.
         y, after, always = read_recurrent(q_BTHK, k_BTHK, v_BTHV, gates, initial, state, mask_BT)
         return y, after, always if trace else None
@@ -132,7 +132,7 @@ def _read_aligned(
 
     before = rule.window - 1
     tokens_met = Window.begin(k_BTHK, v_BTHV, gates.step_size, state.recent, None if ragged is None else state_phase)
-    everything = (q_BTHK, k_BTHK, v_BTHV, *state.weights, *state.momentum, *state.anchor, *targets, *gates.given())
+    everything = (q_BTHK, k_BTHK, v_BTHV, *state.tensors, *targets, *gates.given())
     if native_chunks.applies(rule, everything):
         place = native_chunks.Place(phase, state_phase, ends, valid)
         y, weights, momentum, anchor, seen = native_chunks.read_chunks(

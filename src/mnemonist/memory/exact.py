@@ -46,7 +46,7 @@ def read_exact(
     rule = state.rule
     T = q_BTHK.shape[1]
     target = initial[0] if rule.decay_to == "initial" else None
-    tensors = [q_BTHK, k_BTHK, v_BTHV, *gates.given(), *state.weights, *state.momentum]
+    tensors = [q_BTHK, k_BTHK, v_BTHV, *gates.given(), *state.tensors]
     if native_linear.applies(tensors if target is None else [*tensors, target]):
         return _read_compiled(q_BTHK, k_BTHK, v_BTHV, gates, target, state, mask_BT, trace)
     block = min(rule.chunk_size, CHANNEL_BLOCK) if rule.retention == "channel" else rule.chunk_size

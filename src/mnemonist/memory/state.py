@@ -60,10 +60,14 @@ class MemoryState:
         return self.weights[0].shape[0]
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but ``phase``."""
+        return (*self.weights, *self.momentum, *self.anchor, *self.recent)
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes; it does not depend on how much was read."""
-        tensors = [*self.weights, *self.momentum, *self.anchor, *self.recent]
-        return sum(t.numel() * t.element_size() for t in tensors) + (0 if self.phase is None else 8 * self.batch)
+        return sum(t.numel() * t.element_size() for t in self.tensors) + (0 if self.phase is None else 8 * self.batch)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
         """The state with ``change`` applied to every tensor but ``phase``."""
@@ -103,21 +107,19 @@ class MemoryState:
         Raises:
             ValueError: tensors are missing, left over, or do not belong to this rule.
         """
-        expected = {f"weights.{i}" for i in range(rule.depth)}
-        if rule.momentum:
-            expected |= {f"momentum.{i}" for i in range(rule.depth)}
+        sizes = {
+            "weights": rule.depth,
+            "momentum": rule.depth * rule.momentum,
+            "anchor": 0 if rule.per_token else rule.depth,
+            "recent": 3 * (rule.window > 1),
+        }
+        expected = {f"{g}.{i}" for g, size in sizes.items() for i in range(size)}
         if not rule.per_token:
-            expected |= {"phase", *(f"anchor.{i}" for i in range(rule.depth))}
-        if rule.window > 1:
-            expected |= {f"recent.{i}" for i in range(3)}
+            expected.add("phase")
         if set(tensors) != expected:
             odd = ", ".join(sorted(set(tensors) ^ expected))
             raise ValueError(f"These tensors are not a state of rule {rule.name!r}: {odd} missing or left over.")
-        sizes = {"weights": rule.depth, "momentum": rule.depth, "anchor": rule.depth, "recent": 3}
-        group = {
-            g: tuple(tensors[f"{g}.{i}"] for i in range(size)) if f"{g}.0" in expected else ()
-            for g, size in sizes.items()
-        }
+        group = {g: tuple(tensors[f"{g}.{i}"] for i in range(size)) for g, size in sizes.items()}
         state = cls(rule, **group, phase=tensors.get("phase"))
         state.check()
         return state

@@ -48,7 +48,7 @@ def applies(q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Ten
     """Whether there is one token a row, no derivative is wanted, and the kernel can read it."""
     if q.shape[1] != 1 or state.rule.per_token or state.rule.window > 1 or state.rule.depth > MOST_LAYERS:
         return False
-    given = (q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
+    given = (q, k, v, *gates.given(), *initial, *state.tensors)
     return not native.wants_derivatives(*given) and native.fits(*given) and one_token_kernel() is not None
 
 

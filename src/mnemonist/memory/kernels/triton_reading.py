@@ -150,7 +150,7 @@ def wants_derivatives(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Tensor], state: MemoryState
 ) -> bool:
     """Whether a reading must keep what the way back needs."""
-    return native.wants_derivatives(q, k, v, *gates.given(), *initial, *state.weights, *state.momentum, *state.anchor)
+    return native.wants_derivatives(q, k, v, *gates.given(), *initial, *state.tensors)
 
 
 def contiguous(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> list[Tensor | None]:
