@@ -17,3 +17,10 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features] -> [..., out_features]``."""
         return linear(input, self.weight, self.bias)
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a call of the layer is its product and nothing else: no adapter, no hook, no other class in its place."""
+    return type(layer) is Linear and not (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from mnemonist.errors import UserError
 from mnemonist.memory.eager import eager
 from mnemonist.memory.feature_maps import build_feature_map
-from mnemonist.memory.kernels import native_streams, triton_layers
+from mnemonist.memory.kernels import native_streams, native_token_gates, triton_layers
 from mnemonist.memory.network import curvature
 from mnemonist.memory.reading import Surprise, memorize
 from mnemonist.memory.rule import MemoryRule, find_rule
 from mnemonist.memory.state import MemoryState, as_kept, initial_weights
-from mnemonist.models.linear import Linear
+from mnemonist.models.linear import Linear, is_bare
 from mnemonist.models.normalisation import RMSNorm, gated_norms, wide
 from mnemonist.models.state import StreamState
 from mnemonist.tensors import load_tensors, save_tensors
@@ -269,20 +269,34 @@ class NeuralMemory(nn.Module):
         """Gates as `memorize` takes them: step_size, log_momentum, log_decay; only those the rule uses."""
         if self.step_proj is None:
             return self._constant_gates(x)
-        step = self.step_bound * torch.sigmoid(self._of_writes(wide(self.step_proj(x))))
-        gates = {}
-        if self.momentum_proj is not None:
-            logit = self._of_writes(wide(self.momentum_proj(x)))
-            # The log of the sigmoid; torch's own calls all threads for however few numbers.
-            gates["log_momentum"] = -F.softplus(-logit, threshold=40).clamp_max(-LOG_MOMENTUM_FLOOR)
-            step = step * torch.sigmoid(-logit)
-        if self.decay_proj is not None:
-            log_decay = -F.softplus(wide(self.decay_proj(x)))  # log(1 - sigmoid)
-            gates["log_decay"] = (
-                log_decay.unflatten(-1, (self.heads, -1)) if self.rule.retention == "channel" else log_decay
-            )
-        gates["step_size"] = step
+        step, log_momentum, log_decay = self._token_gates(x)
+        gates = {"step_size": self._of_writes(step)}
+        if log_momentum is not None:
+            gates["log_momentum"] = self._of_writes(log_momentum)
+        if log_decay is not None:
+            by_channel = self.rule.retention == "channel"
+            gates["log_decay"] = log_decay.unflatten(-1, (self.heads, -1)) if by_channel else log_decay
         return gates
+
+    @eager
+    def _token_gates(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Step size, log momentum and log decay of each token, ``[B, T, N]``; None for those the rule does not use."""
+        assert self.step_proj is not None
+        layers = (self.step_proj, self.momentum_proj, self.decay_proj)
+        if all(layer is None or is_bare(layer) for layer in layers):
+            projections = [None if layer is None else (layer.weight, layer.bias) for layer in layers]
+            if native_token_gates.applies(x, projections):
+                return native_token_gates.token_gates(x, projections, self.step_bound, -LOG_MOMENTUM_FLOOR)
+        step_size = self.step_bound * torch.sigmoid(wide(self.step_proj(x)))
+        log_momentum = log_decay = None
+        if self.momentum_proj is not None:
+            logit = wide(self.momentum_proj(x))
+            # The log of the sigmoid; torch's own calls all threads for however few numbers.
+            log_momentum = -F.softplus(-logit, threshold=40).clamp_max(-LOG_MOMENTUM_FLOOR)
+            step_size = step_size * torch.sigmoid(-logit)
+        if self.decay_proj is not None:
+            log_decay = -F.softplus(wide(self.decay_proj(x)), threshold=40)  # log(1 - sigmoid)
+        return step_size, log_momentum, log_decay
 
     def _of_writes(self, x: Tensor) -> Tensor:
         """``[B, T, writes * H] -> [B, T * writes, H]``."""
