@@ -17,7 +17,7 @@ def error(found, y, d):
 
 
 def test_least_squares_knows_all_after_d_points_and_half_after_half():
-    x, y = Regression(dim=6).draw(400, 0)
+    x, y, _ = Regression(dim=6).draw(400, 0)
     errors = error(ridge(x, y, 0.0), y, 6)
     assert errors[0] == pytest.approx(1, abs=0.1)  # E[y^2] / d
     assert errors[3] == pytest.approx(0.5, abs=0.1)  # half of the directions are known
@@ -25,7 +25,7 @@ def test_least_squares_knows_all_after_d_points_and_half_after_half():
 
 
 def test_recursive_least_squares_is_ridge_and_ridge_is_best():
-    x, y = Regression(dim=5, noise=0.5).draw(400, 0)
+    x, y, _ = Regression(dim=5, noise=0.5).draw(400, 0)
     best = ridge(x, y, 0.5)
     np.testing.assert_allclose(recursive_least_squares(x, y, 0.5), best, atol=1e-9)
     for other in (ridge(x, y, 0.0), ridge(x, y, 2.0), kaczmarz(x, y), averaging(x, y)):
@@ -40,7 +40,7 @@ def test_learners_by_hand():
 
 
 def test_a_linear_memory_is_the_delta_rule():
-    x, y = Regression(dim=4).draw(3, 0)
+    x, y, _ = Regression(dim=4).draw(3, 0)
     keys = torch.from_numpy(x)
     norms = keys.norm(dim=-1, keepdim=True)
     k = (keys / norms)[:, :, None]
@@ -74,8 +74,8 @@ def test_a_model_learns_from_it_and_sees_no_answer_beforehand():
         losses.append(float(loss.loss.detach()) / loss.targets)
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
-        before = predict(model, batch["x"], batch["y"])
-        changed = batch["y"].clone()
+        before = predict(model, batch["x"], batch["shown"])
+        changed = batch["shown"].clone()
         changed[:, 3] += 1
         after = predict(model, batch["x"], changed)
     assert torch.equal(before[:, :4], after[:, :4]) and not torch.allclose(before[:, 4:], after[:, 4:])
@@ -84,7 +84,7 @@ def test_a_model_learns_from_it_and_sees_no_answer_beforehand():
 def test_rows_are_errors_of_the_models_predictions():
     suite, model = Regression(dim=3, points=4, count=70), small(3).eval()
     rows = list(suite.run(model, suite.steps[0], lambda n: None))
-    x, y = suite.draw(70, 0)
+    x, y, _ = suite.draw(70, 0)
     with torch.no_grad():
         found = predict(model, torch.from_numpy(x).float(), torch.from_numpy(y).float()).numpy()
     assert [row.setting for row in rows] == [{"seen": i} for i in range(4)]
@@ -93,6 +93,31 @@ def test_rows_are_errors_of_the_models_predictions():
     assert set(beside) == {"ridge (best)", "delta rule", "averaging"}
     assert beside["delta rule"][2].mean == pytest.approx(error(kaczmarz(x, y), y, 3)[2])
     assert "least squares" in Regression(noise=0.1, count=2).references()
+
+
+def test_what_is_shown_may_be_wrong_and_what_is_asked_for_is_right():
+    suite = Regression(dim=3, points=8, outliers=0.2, count=3000)
+    x, y, shown = suite.draw(3000, 0)
+    wrong = shown != y
+    assert wrong.mean() == pytest.approx(0.2, abs=0.01) and shown[wrong].std() == pytest.approx(10, abs=0.3)
+    w = np.linalg.pinv(x) @ y[..., None]
+    np.testing.assert_allclose((x @ w)[..., 0], y, atol=1e-8)
+    beside = suite.references()
+    told = [row.mean for row in beside["ridge, told what is wrong (best)"]]
+    assert set(beside) == {"ridge", "delta rule", "averaging", "ridge, told what is wrong (best)"}
+    assert all(best < min(rows[i].mean for name, rows in beside.items() if "best" not in name)
+               for i, best in enumerate(told) if i)  # fmt: skip
+    # After two pairs that are right one direction of three is left; two are with a chance of 0.64, and so on.
+    assert told[2] == pytest.approx(0.64 / 3 + 0.32 * 2 / 3 + 0.04, abs=0.03)
+    batch = suite.batches(TrainingConfig(steps=1, batch_size=64))(0, 0, 0, 1)
+    assert (batch["shown"] != batch["y"]).any()
+    assert suite.identity()["outliers"] == 0.2 and "outliers" not in Regression().identity()
+
+
+@pytest.mark.parametrize("outliers", [-0.1, 1.0, float("nan")])
+def test_a_probability_is_one(outliers):
+    with pytest.raises(ValueError, match="it is a probability below 1"):
+        Regression(outliers=outliers)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def needs_no_built_map(rule: MemoryRule) -> bool:
 
 
 def backends_of(rule: MemoryRule) -> list[str]:
-    return ["recurrent"] + ["exact"] * rule.solvable + ["chunked"] * (not rule.per_token)
+    return ["recurrent"] + ["exact"] * rule.solvable + ["chunked"] * (not rule.per_token and rule.step_is_gradient)
 
 
 ROWS = [rule for rule in RULES.values() if needs_no_built_map(rule)]

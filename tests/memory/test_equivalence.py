@@ -70,6 +70,16 @@ def combinations() -> list[MemoryRule]:
                 read_at=read_at, window=window, chunk_size=6, expansion=1.5,
             )
         )  # fmt: skip
+    for depth, momentum, (retention, decay_to), point, window in itertools.product(
+        (1, 2), (False, True), (("none", "zero"), ("channel", "initial")), ("decayed", "chunk"), (1, 3)
+    ):
+        name = f"orthogonal-d{depth}-{'m' if momentum else '-'}-{retention}-{decay_to}-{point}-window{window}"
+        rules.append(
+            MemoryRule(
+                name=name, step="orthogonal", depth=depth, momentum=momentum, retention=retention, decay_to=decay_to,
+                gradient_at=point, window=window, chunk_size=6, expansion=1.5,
+            )
+        )  # fmt: skip
     for depth, activation in itertools.product((1, 2, 3), ("silu", "gelu", "relu", "tanh")):
         rules.append(
             MemoryRule(
@@ -88,7 +98,7 @@ def combinations() -> list[MemoryRule]:
 
 
 RULES_UNDER_TEST = combinations()
-FAST = [rule for rule in RULES_UNDER_TEST if rule.solvable or not rule.per_token]
+FAST = [rule for rule in RULES_UNDER_TEST if rule.solvable or (not rule.per_token and rule.step_is_gradient)]
 
 
 def leaves(inputs):

@@ -103,8 +103,9 @@ def _steps(rule: MemoryRule) -> str:
         "chunk": f"from the start of a chunk of {rule.chunk_size}",
     }[rule.gradient_at]
     times = f"{rule.writes} times " if rule.writes > 1 else ""
+    way = "" if rule.step_is_gradient else f", {rule.step}"
     of = f" down the losses of the last {rule.window} tokens" if rule.window > 1 else ""
-    return f"{times}{where}{of}, with momentum" if rule.momentum else f"{times}{where}{of}"
+    return f"{times}{where}{of}{', with momentum' if rule.momentum else ''}{way}"
 
 
 def _forgets(rule: MemoryRule) -> str:

@@ -5,7 +5,7 @@ Here it is a test of an inner loop: a linear memory that learns by gradient desc
 learner, so it can be compared with what online learners can do. The best there is, ridge regression on all pairs seen
 (the mean of the posterior; least squares, if there is no noise), needs d^2 numbers of state, as recursive least
 squares has it. The delta rule with normalised keys and step 1 is the projection method of Kaczmarz, with d numbers;
-averaging is one step of Hebb.
+averaging is one step of Hebb. What is shown may be wrong now and then (`outliers`); what is asked for is right.
 
 A language model reads vectors as mixtures of its own tokens. It has d + 3 of them: place x is embedded as x in the
 first d, plus token d + 1; place y as y times token d, plus token d + 2. The score of token d at place x is the
@@ -33,6 +33,8 @@ from mnemonist.training.gradients import BatchOf
 
 Floats = NDArray[np.float64]
 ROWS = 64  # problems that a model reads at a time
+OUTLIER = 10.0
+"""Standard deviation of a y that is shown wrong."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Regression:
     """Pairs of a problem; 0 takes twice the dimension and one."""
     noise: float = 0.0
     """Standard deviation of what is added to y."""
+    outliers: float = 0.0
+    """Probability that the y of a pair is shown wrong: another number, normal with standard deviation 10."""
     count: int = 500
     """Problems."""
     seed: int = 0
@@ -58,6 +62,8 @@ class Regression:
             raise ValueError(
                 f"dim is {self.dim}, points {self.points} and noise {self.noise}; dim must be at least 1, the others 0."
             )
+        if not 0 <= self.outliers < 1:
+            raise ValueError(f"outliers is {self.outliers}; it is a probability below 1.")
         if self.count < 1 or self.seed < 0:
             raise ValueError(f"count is {self.count} and seed {self.seed}; they must be at least 1 and 0.")
 
@@ -93,42 +99,54 @@ class Regression:
 
     def identity(self) -> dict[str, Any]:
         """The fields."""
-        return {
+        given = {
             "suite": self.name, "dim": self.dim, "points": self.length, "noise": self.noise, "count": self.count,
             "seed": self.seed,
         }  # fmt: skip
+        return given | ({"outliers": self.outliers} if self.outliers else {})  # results from before it are those of 0
 
-    def draw(self, count: int, seed: int, split: Split = "test", first: int = 0) -> tuple[Floats, Floats]:
-        """Problems ``first`` to ``first + count - 1``: ``x [N, P, d]`` and ``y [N, P]``."""
+    def draw(self, count: int, seed: int, split: Split = "test", first: int = 0) -> tuple[Floats, Floats, Floats]:
+        """Problems ``first`` to ``first + count - 1``: ``x [N, P, d]``; ``y [N, P]``; what is shown of y."""
         setting: Setting = {"dim": self.dim, "points": self.length, "noise": str(float(self.noise))}
+        if self.outliers:
+            setting = {**setting, "outliers": str(float(self.outliers))}
         xs, ys = np.empty((count, self.length, self.dim)), np.empty((count, self.length))
+        shown = ys.copy()
         for n in range(count):
             random = generator(self.name, split, setting, seed, first + n)
             xs[n] = random.standard_normal((self.length, self.dim))
             w = random.standard_normal(self.dim)
-            ys[n] = xs[n] @ w + self.noise * random.standard_normal(self.length)
-        return xs, ys
+            ys[n] = shown[n] = xs[n] @ w + self.noise * random.standard_normal(self.length)
+            if self.outliers:
+                wrong = random.random(self.length) < self.outliers
+                shown[n, wrong] = OUTLIER * random.standard_normal(int(wrong.sum()))
+        return xs, ys, shown
 
     def references(self) -> dict[str, list[Row]]:
         """The online learners, on the same problems."""
-        x, y = self.draw(self.count, self.seed)
+        x, y, shown = self.draw(self.count, self.seed)
+        best = "ridge" if self.outliers else "ridge (best)"
         learners: dict[str, Callable[[Floats, Floats], Floats]] = {
-            "ridge (best)": lambda x, y: ridge(x, y, self.noise),
+            best: lambda x, y: ridge(x, y, self.noise),
             "delta rule": kaczmarz,
             "averaging": averaging,
         }
         if self.noise:
             learners["least squares"] = lambda x, y: ridge(x, y, 0.0)
-        return {name: self._rows((learner(x, y) - y) ** 2 / self.dim) for name, learner in learners.items()}
+        found = {name: learner(x, shown) for name, learner in learners.items()}
+        if self.outliers:  # who knows what is wrong leaves it out: a pair of zeros says nothing
+            right = (shown == y).astype(np.float64)
+            found["ridge, told what is wrong (best)"] = ridge(x * right[..., None], y * right, self.noise, x)
+        return {name: self._rows((each - y) ** 2 / self.dim) for name, each in found.items()}
 
     def run(self, model: LanguageModel, settings: Sequence[Setting], progress: Progress) -> Iterator[Row]:
         """See `Suite.run`."""
-        x, y = self.draw(self.count, self.seed)
+        drawn = self.draw(self.count, self.seed)
         errors = []
         with torch.inference_mode():
             for at in range(0, self.count, ROWS):
-                xs, ys = (torch.from_numpy(part[at : at + ROWS]).float() for part in (x, y))
-                errors.append(((predict(model, xs, ys) - ys) ** 2 / self.dim).double().numpy())
+                xs, ys, shown = (torch.from_numpy(part[at : at + ROWS]).float() for part in drawn)
+                errors.append(((predict(model, xs, shown) - ys) ** 2 / self.dim).double().numpy())
                 progress(2 * ys.numel())
         yield from (row for row in self._rows(np.concatenate(errors)) if row.setting in settings)
 
@@ -138,14 +156,14 @@ class Regression:
         def batch_of(step: int, micro: int, rank: int, world: int) -> dict[str, Tensor]:
             rows = config.batch_size // (config.accumulation * world)
             first = ((step * config.accumulation + micro) * world + rank) * rows
-            x, y = self.draw(rows, config.seed, "train", first)
-            return {"x": torch.from_numpy(x).float(), "y": torch.from_numpy(y).float()}
+            drawn = self.draw(rows, config.seed, "train", first)
+            return {name: torch.from_numpy(x).float() for name, x in zip(("x", "y", "shown"), drawn, strict=True)}
 
         return batch_of
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossSum:
         """``loss_of`` for `mnemonist.training.train`: the squared error over the dimension, summed over points."""
-        errors = (predict(model, batch["x"], batch["y"]) - batch["y"]) ** 2 / self.dim
+        errors = (predict(model, batch["x"], batch["shown"]) - batch["y"]) ** 2 / self.dim
         return LossSum(errors.sum(), errors.numel(), 2 * errors.numel())
 
     def _rows(self, errors: Floats) -> list[Row]:
@@ -153,7 +171,8 @@ class Regression:
 
 
 def predict(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """What a model says each ``y [N, P]`` is, from ``x [N, P, d]`` of the same pair and all pairs before it."""
+    """What a model says each y is, from ``x [N, P, d]`` of the same pair and all pairs before it, of which ``y [N, P]``
+    is what is shown."""
     dim = x.shape[2]
     mixtures = x.new_zeros(*y.shape, 2, dim + 3)
     mixtures[:, :, 0, :dim] = x
@@ -165,15 +184,17 @@ def predict(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return logits[..., dim]
 
 
-def ridge(x: Floats, y: Floats, noise: float) -> Floats:
+def ridge(x: Floats, y: Floats, noise: float, asked: Floats | None = None) -> Floats:
     """Predictions ``[N, P]`` of the posterior's mean, from the pairs before each; without noise, of least squares.
 
     Args:
         x: ``[N, P, d]``.
         y: ``[N, P]``.
         noise: standard deviation; the prior of the weights has 1.
+        asked: ``[N, P, d]``, what to foretell the y of, if it is not x.
     """
     found = np.zeros_like(y)
+    asked = x if asked is None else asked
     for seen in range(1, y.shape[1]):
         past, known = x[:, :seen], y[:, :seen]
         if noise:
@@ -181,7 +202,7 @@ def ridge(x: Floats, y: Floats, noise: float) -> Floats:
             w = (past.swapaxes(1, 2) @ np.linalg.solve(gram, known[..., None]))[..., 0]
         else:
             w = (np.linalg.pinv(past) @ known[..., None])[..., 0]
-        found[:, seen] = (x[:, seen] * w).sum(-1)
+        found[:, seen] = (asked[:, seen] * w).sum(-1)
     return found
 
 

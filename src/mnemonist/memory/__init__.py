@@ -1,7 +1,8 @@
 """The inner loop: memories that learn while they read.
 
 One rule (`MemoryRule`), one state (`MemoryState`), one door (`memorize`). Nothing in here knows what a language
-model is; see `rule.py` for the idea, `recurrent.py` for its definition, `chunked.py` and `exact.py` for the speed.
+model is; see `rule.py` for the idea, `open_choices.py` for ideas of your own, `recurrent.py` for the definition,
+`chunked.py` and `exact.py` for the speed.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
     from mnemonist.memory.feature_maps import build_feature_map
+    from mnemonist.memory.open_choices import Write, add_activation, add_objective, add_step
     from mnemonist.memory.reading import MemoryRead, Surprise, memorize, recall
     from mnemonist.memory.rule import RULES, MemoryRule, find_rule
     from mnemonist.memory.state import MemoryState, initial_weights
@@ -22,6 +24,10 @@ __getattr__, __dir__, __all__ = attach(
         "MemoryState": ".state",
         "RULES": ".rule",
         "Surprise": ".reading",
+        "Write": ".open_choices",
+        "add_activation": ".open_choices",
+        "add_objective": ".open_choices",
+        "add_step": ".open_choices",
         "build_feature_map": ".feature_maps",
         "find_rule": ".rule",
         "initial_weights": ".state",

@@ -19,12 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnemonist.memory.feature_map_table import feature_dim, squared_norm
+from mnemonist.memory.open_choices import ACTIVATIONS, OBJECTIVES
 from mnemonist.memory.rule import MemoryRule
 
 NORM_EPS = 1e-5
 
 ACTIVATION_GAIN = {"silu": 1.68, "gelu": 1.53, "relu": 2**0.5, "tanh": 1.59}
 """``E[activation(z)^2]^-1/2`` for a standard normal ``z``."""
+
+
+def activation_gain(rule: MemoryRule) -> float:
+    """What brings the rule's activation of a standard normal number to variance 1."""
+    own = ACTIVATIONS.get(rule.activation)
+    return ACTIVATION_GAIN[rule.activation] if own is None else own.gain
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def curvature(rule: MemoryRule, key_dim: int, value_dim: int) -> float:
         )
     else:
         seen = 1.0
-    gain = ACTIVATION_GAIN[rule.activation]
+    gain = activation_gain(rule)
     return seen + sum(d_in / gain**2 for d_in, _ in rule.layer_sizes(key_dim, value_dim)[1:])
 
 
@@ -70,7 +77,9 @@ def activate(rule: MemoryRule, x: Tensor) -> Tensor:
         return F.gelu(x)
     if rule.activation == "relu":
         return F.relu(x)
-    return torch.tanh(x)
+    if rule.activation == "tanh":
+        return torch.tanh(x)
+    return ACTIVATIONS[rule.activation].function(x)
 
 
 class _SiluBackward(torch.autograd.Function):
@@ -99,7 +108,9 @@ def activation_backward(rule: MemoryRule, error: Tensor, x: Tensor) -> Tensor:
         return torch.ops.aten.gelu_backward(error, x)
     if rule.activation == "relu":
         return error * (x > 0)
-    return error * (1 - torch.tanh(x).square())
+    if rule.activation == "tanh":
+        return error * (1 - torch.tanh(x).square())
+    return _derivative(ACTIVATIONS[rule.activation].function, x, error)
 
 
 def answer(rule: MemoryRule, apply_layer: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -145,8 +156,16 @@ def output_error(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
     """Derivative of the inner loss with respect to the memory's answer."""
     if rule.objective == "dot":
         return -v.expand_as(output)
-    error = output - v
-    return error if rule.objective == "l2" else error.clamp(-rule.huber_delta, rule.huber_delta)
+    if rule.objective in ("l2", "huber"):
+        error = output - v
+        return error if rule.objective == "l2" else error.clamp(-rule.huber_delta, rule.huber_delta)
+    own = OBJECTIVES[rule.objective]
+    v = v.expand_as(output)
+    return (
+        own.error(output, v)
+        if own.error is not None
+        else _derivative(lambda y, v: _own_loss(rule, y, v), output, None, v)
+    )
 
 
 def inner_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
@@ -157,7 +176,43 @@ def inner_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
         return -(output * v).sum(-1)
     if rule.objective == "l2":
         return 0.5 * (output - v).square().sum(-1)
-    return F.huber_loss(output, v.expand_as(output), reduction="none", delta=rule.huber_delta).sum(-1)
+    v = v.expand_as(output)
+    if rule.objective == "huber":
+        return F.huber_loss(output, v, reduction="none", delta=rule.huber_delta).sum(-1)
+    return _own_loss(rule, output, v)
+
+
+def _own_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
+    loss = OBJECTIVES[rule.objective].loss(output, v)
+    if loss.shape != output.shape[:-1]:
+        raise ValueError(
+            f"objective {rule.objective!r} gave a loss {list(loss.shape)} for answers {list(output.shape)}; it must be "
+            f"summed over the last dimension alone: {list(output.shape[:-1])}."
+        )
+    return loss
+
+
+def _derivative(function: Callable[..., Tensor], x: Tensor, grad: Tensor | None, *others: Tensor) -> Tensor:
+    """What torch finds to be the derivative of ``function(x, *others)``, times ``grad`` (None: of its sum).
+
+    It is itself differentiable where that is wanted, and is found in all modes, those without derivatives too.
+    """
+    given = (x, *others) if grad is None else (x, *others, grad)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+
+    def usable(t: Tensor) -> Tensor:  # a copy, for nothing that was made in inference mode can be differentiated
+        return t if wanted else t.detach().clone()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        at = usable(x)
+        if not at.requires_grad:
+            at = at.detach().requires_grad_()
+        y = function(at, *map(usable, others))
+        if not y.requires_grad:  # it does not depend on x
+            return torch.zeros_like(x)
+        along = torch.ones_like(y) if grad is None else usable(grad)
+        (found,) = torch.autograd.grad(y, at, along, create_graph=wanted, materialize_grads=True)
+    return found
 
 
 def _normalise(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -225,7 +225,7 @@ def _normalised(rule: MemoryRule, y: Tensor) -> Tensor:
 
 
 def _choose(rule: MemoryRule, backend: str, q: Tensor, v: Tensor, operand: torch.dtype, trace: bool) -> str:
-    able = {"recurrent": True, "exact": rule.solvable, "chunked": not rule.per_token}
+    able = {"recurrent": True, "exact": rule.solvable, "chunked": not rule.per_token and rule.step_is_gradient}
     if backend not in {"auto", "fla", "triton", *able}:
         raise ValueError(f"backend is {backend!r}; it must be auto, {', '.join(able)}, fla or triton.")
     for kernels, reason in _refusals(rule, backend, q, v, operand, trace):
@@ -238,7 +238,9 @@ def _choose(rule: MemoryRule, backend: str, q: Tensor, v: Tensor, operand: torch
         return "exact" if able["exact"] else "chunked" if able["chunked"] else "recurrent"
     if not able[backend]:
         reason = (
-            "it takes gradients at the chunk's start"
+            "its steps are more than the gradient, so that those of a chunk do not add up"
+            if not rule.step_is_gradient
+            else "it takes gradients at the chunk's start"
             if backend == "exact" and not rule.per_token
             else "only a linear memory with the dot or l2 objective can be solved for"
             if backend == "exact"

@@ -1,18 +1,23 @@
 """The definition: one token after the other, as the equations are printed.
 
 Slow and plain on purpose. Every other path must equal this one, in float64 and with its gradients. It is also the
-path of rules that have no faster one (deep memories or other losses with a gradient at every token).
+path of rules that have no faster one (deep memories or other losses with a gradient at every token, steps that
+are more than the gradient).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mnemonist.memory.least_squares import minimum
-from mnemonist.memory.network import answer, inner_gradient, inner_loss
+from mnemonist.memory.network import InnerGradient, answer, inner_gradient, inner_loss
+from mnemonist.memory.open_choices import Write
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.memory.state import MemoryState
+from mnemonist.memory.steps import find_step
 from mnemonist.memory.stream import Gates, Trace, Window
 
 
@@ -54,16 +59,10 @@ def read_recurrent(
             anchor = [torch.where(begins, m, a) for m, a in zip(M, anchor, strict=True)]
         point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
         gradient = inner_gradient(rule, _network(rule, point), k, v)
-        if rule.step == "optimum":  # M are sums, and every token is summed up, whatever the gradient
-            steps = [(theta * k).mT @ torch.cat([v, k], dim=-1)]
-        else:
-            steps = [-(theta * x).mT @ d for x, d in zip(gradient.inputs, gradient.errors, strict=True)]
-
-        if gates.log_momentum is not None:
-            eta = gates.log_momentum[:, t, :, None, None].exp()
-            steps = [eta * s + step for s, step in zip(S, steps, strict=True)]
-            S = _where(real, steps, S)
-        met, M = M, _where(real, [m + step for m, step in zip(kept, steps, strict=True)], M)
+        eta = None if gates.log_momentum is None else gates.log_momentum[:, t, :, None, None].exp()
+        written, moved = _write(rule, M, kept, S, gradient, k, v, theta, eta)
+        S = _where(real, moved, S)
+        met, M = M, _where(real, written, M)
 
         asked = _network(rule, M if rule.read_at == "after" else met)
         y = answer(rule, lambda i, z, M=asked: z @ M[i], q)  # type: ignore[misc]
@@ -86,6 +85,35 @@ def read_recurrent(
     y_BTHV = torch.cat(answers, dim=2).transpose(1, 2)
     trace = Trace(*(torch.cat(x, dim=2).transpose(1, 2) for x in (losses, norms)))
     return y_BTHV, MemoryState(rule, tuple(M), tuple(S), tuple(anchor), phase, recent), trace
+
+
+def _write(
+    rule: MemoryRule,
+    M: list[Tensor],
+    kept: list[Tensor],
+    S: list[Tensor],
+    gradient: InnerGradient,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and momentum after a write with what retention left, ``kept``; ``theta`` of all tokens of a window."""
+    if rule.step == "optimum":  # M are sums, and every token is summed up, whatever the gradient
+        return [m + (theta * k).mT @ torch.cat([v, k], dim=-1) for m in kept], S
+    factors = list(zip(gradient.inputs, gradient.errors, strict=True))
+    if rule.step_is_gradient:
+        steps = [-(theta * x).mT @ d for x, d in factors]
+        if eta is not None:
+            steps = S = [eta * s + step for s, step in zip(S, steps, strict=True)]
+        return [m + step for m, step in zip(kept, steps, strict=True)], S
+    step = find_step(rule.step)
+    gradients = [((theta * x) if rule.window > 1 else x).mT @ d for x, d in factors]
+    now = theta[:, :, -1:]
+    carried: Sequence[Tensor | None] = S or [None] * len(M)
+    before = zip(M, kept, gradients, carried, strict=True)
+    written, moved = zip(*(step(Write(m, a, g, now, s, eta)) for m, a, g, s in before), strict=True)
+    return list(written), [s for s in moved if s is not None]
 
 
 def _network(rule: MemoryRule, weights: list[Tensor]) -> list[Tensor]:

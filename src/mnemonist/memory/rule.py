@@ -28,10 +28,11 @@ from typing import Any, Literal, get_args
 from mnemonist.choices import parse_choices
 from mnemonist.errors import nearest
 from mnemonist.memory.feature_map_table import FEATURE_MAPS, feature_dim
+from mnemonist.memory.open_choices import ACTIVATIONS, OBJECTIVES, STEPS
 
 Activation = Literal["silu", "gelu", "relu", "tanh"]
 Objective = Literal["dot", "l2", "huber"]
-Step = Literal["gradient", "optimum"]
+Step = Literal["gradient", "optimum", "orthogonal"]
 Retention = Literal["none", "head", "channel"]
 DecayTarget = Literal["zero", "initial"]
 GradientPoint = Literal["previous", "decayed", "chunk"]
@@ -56,19 +57,20 @@ class MemoryRule:
     """Weight matrices of the memory: 1 is a linear memory, 2 to 4 an MLP without biases."""
     expansion: float = 4.0
     """Hidden width over key width (depth 2 and more)."""
-    activation: Activation = "silu"
-    """Non-linearity between the layers of a deep memory."""
+    activation: str = "silu"
+    """Non-linearity between the layers of a deep memory: silu, gelu, relu, tanh, or one's own (`open_choices`)."""
     residual: bool = False
     """M(x) = x + mlp(x); needs keys and values of one width."""
     norm: bool = False
     """Layer normalisation (without learned scale) of the MLP's output, before the residual."""
-    objective: Objective = "l2"
-    """Inner loss summed over value channels: dot -<M(k), v>; l2 1/2 |M(k) - v|^2; huber, per channel."""
+    objective: str = "l2"
+    """Inner loss summed over value channels: dot -<M(k), v>; l2 1/2 |M(k) - v|^2; huber, per channel; or one's own."""
     huber_delta: float = 1.0
     """Where the Huber loss turns from quadratic to linear."""
-    step: Step = "gradient"
-    """Where a write takes the memory: down the gradient of its loss; or to the optimum, the minimum of the losses of
-    all that was read, each times its step size and what is left of it, plus ``ridge / 2 |M - M_0|^2``."""
+    step: str = "gradient"
+    """Where a write takes the memory: down the gradient of its loss; to the optimum, the minimum of the losses of all
+    that was read, each times its step size and what is left of it, plus ``ridge / 2 |M - M_0|^2``; orthogonal, as far
+    in every direction in which the gradient (or the momentum) goes at all (arXiv 2505.23735, eq. 32); or one's own."""
     ridge: float = 0.25
     """How strongly an optimum is held to the initial weights."""
     momentum: bool = False
@@ -106,10 +108,14 @@ class MemoryRule:
 
     def __post_init__(self) -> None:
         for field, kind in _CHOICES.items():
-            value, allowed = getattr(self, field), get_args(kind)
+            added = _ADDED.get(field, ())
+            value, allowed = getattr(self, field), (*get_args(kind), *added)
             if value not in allowed:
+                own = (
+                    "" if field not in _ADDED else f"; add one of your own first, with add_{field} of mnemonist.memory"
+                )
                 raise ValueError(
-                    f"{field} is {value!r}; it must be one of {', '.join(allowed)}{nearest(value, allowed)}."
+                    f"{field} is {value!r}; it must be one of {', '.join(allowed)}{nearest(value, allowed)}{own}."
                 )
         for field in ("residual", "norm", "momentum", "denominator"):
             if not isinstance(getattr(self, field), bool):
@@ -144,6 +150,10 @@ class MemoryRule:
             raise ValueError(f"ridge is {self.ridge}; it must be a positive number.")
         if self.step == "optimum":
             self._check_optimum()
+        if self.denominator and not self.step_is_gradient:
+            raise ValueError(
+                f"step {self.step} and a denominator exclude each other: it counts keys, and would be bent."
+            )
         if self.residual and self.feature_map is not None:
             raise ValueError(
                 "residual and feature_map exclude each other: mapped keys no longer have the width of values."
@@ -201,9 +211,20 @@ class MemoryRule:
         return self.gradient_at != "chunk"
 
     @property
+    def step_is_gradient(self) -> bool:
+        """Whether a write is the gradient times a number, so that those of a chunk add up."""
+        return self.step == "gradient"
+
+    @property
     def solvable(self) -> bool:
         """Whether the errors of a chunk solve a triangular system, or need none: the exact path applies."""
-        return self.linear and self.per_token and self.window == 1 and self.objective in ("l2", "dot")
+        straight = self.linear and self.per_token and self.window == 1 and self.objective in ("l2", "dot")
+        return straight and self.step in ("gradient", "optimum")
+
+    @property
+    def built_in(self) -> bool:
+        """Whether no choice is one's own: kernels know no others."""
+        return all(getattr(self, field) in allowed for field, allowed in BUILT_IN.items())
 
     @property
     def feature_options(self) -> dict[str, float]:
@@ -251,6 +272,7 @@ class MemoryRule:
             raise ValueError(f"This is not a memory rule of this version: {error}.") from error
 
 
+_ADDED: dict[str, Any] = {"activation": ACTIVATIONS, "objective": OBJECTIVES, "step": STEPS}
 _CHOICES: dict[str, Any] = {
     "activation": Activation,
     "objective": Objective,
@@ -262,6 +284,8 @@ _CHOICES: dict[str, Any] = {
     "gates": Gates,
     "keys": Keys,
 }
+BUILT_IN: dict[str, tuple[str, ...]] = {field: get_args(_CHOICES[field]) for field in _ADDED}
+"""What comes with the package of the choices that anybody may add to."""
 
 
 _ROWS = (
@@ -375,6 +399,20 @@ _ROWS = (
         depth=2,
         residual=True,
         norm=True,
+        retention="head",
+        decay_to="initial",
+        gradient_at="chunk",
+        window=16,
+    ),
+    MemoryRule(
+        name="atlas",
+        source="Behrouz et al. 2025 (arXiv 2505.23735), eq. 32: orthogonal steps along the momentum of a window's "
+        "losses; without polynomial features; residual, norm and decay target are ours",
+        depth=2,
+        residual=True,
+        norm=True,
+        step="orthogonal",
+        momentum=True,
         retention="head",
         decay_to="initial",
         gradient_at="chunk",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnemonist.errors import UserError
 from mnemonist.memory.least_squares import sums_of
-from mnemonist.memory.network import ACTIVATION_GAIN
+from mnemonist.memory.network import activation_gain
 from mnemonist.memory.rule import MemoryRule
 from mnemonist.tensors import load_tensors, save_tensors
 
@@ -203,7 +203,7 @@ def initial_weights(
     sizes = rule.layer_sizes(key_dim, value_dim)
     if rule.linear:
         return [torch.zeros(heads, *size, dtype=dtype) for size in sizes]
-    gain = ACTIVATION_GAIN[rule.activation]
+    gain = activation_gain(rule)
     scales = [1.0, *(gain / d_in**0.5 for d_in, _ in sizes[1:])]
     return [
         (torch.rand(heads, *size, generator=generator, dtype=dtype) * 2 - 1) * 3**0.5 * scale

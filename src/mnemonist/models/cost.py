@@ -6,7 +6,9 @@ cost beyond their products. A memory with weights of ``P`` numbers pays per toke
 answer to the key, 2 for the error sent back through all layers but the first, 2 for each thing written (M, and S if
 there is momentum) and 2 for each thing read (M, S, and what it decays to); and within its chunk ``2 C (D_in + D_out)``
 a layer for the writes that are not in the weights yet. A token that writes several times pays all of it each time. A
-memory at its optimum pays for sums with values that are wider by its keys, and for each step of a search.
+memory at its optimum pays for sums with values that are wider by its keys, and for each step of a search; one that
+steps orthogonally for products of its weights' gradient with itself, token by token. What a step, a loss or an
+activation of one's own costs is not known, and left out.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from mnemonist.memory import least_squares
+from mnemonist.memory.steps import ITERATIONS
 from mnemonist.models.attention import CausalAttention
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.context import MemoryContext
@@ -111,9 +114,17 @@ def memory_flops(layer: NeuralMemory) -> int:
     # Gradients are taken again for the tokens before, once a chunk or with every token.
     again = 1 + (rule.window - 1) / (1 if rule.per_token else rule.chunk_size)
     flops = round(again * 2 * (products * (keys + written) + products - first)) + 2 * products * parts
-    if rule.solvable or not rule.per_token:
+    if rule.step == "orthogonal":
+        flops += sum(heads * _orthogonal_flops(d_in, d_out) for heads, d_in, d_out in shapes)
+    elif rule.solvable or not rule.per_token:
         flops += sum(2 * rule.chunk_size * heads * (d_in + d_out) for heads, d_in, d_out in shapes)
     return rule.writes * flops
+
+
+def _orthogonal_flops(rows: int, columns: int) -> int:
+    """Operations that making a matrix orthogonal takes."""
+    short, long = sorted((rows, columns))
+    return ITERATIONS * 2 * short * short * (2 * long + short)
 
 
 def _optimum_flops(heads: int, key_dim: int, value_dim: int) -> int:

@@ -47,7 +47,7 @@ def supports(rule: MemoryRule) -> str | None:
         return "they know memories of one bare matrix only"
     if not rule.per_token:
         return "they take no gradients at a chunk's start"
-    if rule.objective == "huber":
+    if not rule.built_in or rule.objective == "huber":
         return "they know the dot and l2 objectives only"
     if rule.step == "optimum":
         return "they take steps, and this memory is at its optimum"

@@ -62,6 +62,7 @@ def applies(rule: MemoryRule, tensors: Sequence[Tensor]) -> bool:
         native.fits(*tensors)
         and rule.retention != "channel"
         and rule.window == 1
+        and rule.built_in
         and rule.depth <= MOST_LAYERS
         and chunk_kernel() is not None
     )

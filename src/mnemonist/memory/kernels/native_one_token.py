@@ -46,7 +46,8 @@ def one_token_kernel() -> ctypes.CDLL | None:
 
 def applies(q: Tensor, k: Tensor, v: Tensor, gates: Gates, initial: Sequence[Tensor], state: MemoryState) -> bool:
     """Whether there is one token a row, no derivative is wanted, and the kernel can read it."""
-    if q.shape[1] != 1 or state.rule.per_token or state.rule.window > 1 or state.rule.depth > MOST_LAYERS:
+    rule = state.rule
+    if q.shape[1] != 1 or rule.per_token or rule.window > 1 or rule.depth > MOST_LAYERS or not rule.built_in:
         return False
     given = (q, k, v, *gates.given(), *initial, *state.tensors)
     return not native.wants_derivatives(*given) and native.fits(*given) and one_token_kernel() is not None

@@ -70,6 +70,8 @@ def any_refusal(rule: MemoryRule, device: torch.device, dtype: torch.dtype, key_
         return "it forgets per channel"
     if rule.window > 1:
         return "its steps go down the losses of several tokens"
+    if not (rule.built_in and rule.step_is_gradient):
+        return "the kernels know the choices that come with the package, and gradient steps"
     if rule.chunk_size > LONGEST_CHUNK:
         return f"chunk_size is {rule.chunk_size}, and the kernels go to {LONGEST_CHUNK}"
     if max(key_dim, value_dim) > WIDEST:
