@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mnemonist.lazy import attach
 
 if TYPE_CHECKING:
-    from mnemonist.evals.candidates import CANDIDATES, configure
+    from mnemonist.evals.candidates import CANDIDATES, Candidate, configure
     from mnemonist.evals.evaluation import evaluate
     from mnemonist.evals.lessons import curriculum
     from mnemonist.evals.problems import Problem, Problems, draw
@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "CANDIDATES": ".candidates",
+        "Candidate": ".candidates",
         "MemoryTrace": ".reading",
         "Problem": ".problems",
         "Problems": ".problems",

@@ -66,11 +66,13 @@ def find_candidate(name: str) -> Candidate:
     return CANDIDATES[name]
 
 
-def configure(name: str, size: ModelConfig, rule_changes: str = "", parameters: int | None = None) -> ModelConfig:
+def configure(
+    name: str | Candidate, size: ModelConfig, rule_changes: str = "", parameters: int | None = None
+) -> ModelConfig:
     """A candidate of the size of a transformer.
 
     Args:
-        name: a row of `CANDIDATES`.
+        name: a row of `CANDIDATES`, or one of your own.
         size: blocks, widths and window; of its kinds of block only the number counts.
         rule_changes: to the rule of a memory, such as ``chunk_size=16``.
         parameters: how many the candidate gets; None takes those of a transformer of the same sizes.
@@ -79,7 +81,7 @@ def configure(name: str, size: ModelConfig, rule_changes: str = "", parameters: 
         UserError: there is no such candidate.
         ValueError: a change does not fit, or the size leaves a candidate no room for an MLP.
     """
-    candidate = find_candidate(name)
+    candidate = name if isinstance(name, Candidate) else find_candidate(name)
     blocks = len(size.blocks)
     if parameters is None:
         parameters = model_cost(size.replace(blocks=("attention",) * blocks)).parameters
