@@ -153,6 +153,30 @@ def gates(x):
     return {"log_momentum": -x[..., 0].abs(), "log_decay": -x[..., 0].abs()}
 
 
+def test_a_step_is_given_what_it_is_told_of():
+    """By the entropic step of Memora (arXiv 2504.13173): columns stay distributions, and forgetting bends them."""
+
+    def entropic(write):
+        assert write.retention.shape == (2, 2, 5, 1) and write.step_size.shape == (2, 2, 1, 1)
+        assert write.gradient.shape == write.weights.shape == (2, 2, 5, 5)
+        torch.testing.assert_close(write.kept, write.retention * write.weights)
+        assert write.momentum is None and write.persistence is None
+        return (write.retention * write.weights.log() - write.step_size * write.gradient).softmax(-2), None
+
+    add_step("entropic", entropic)
+    rule = MemoryRule(step="entropic", retention="channel")
+    inputs = make_inputs(rule, T=6) | {"initial": [torch.full((2, 5, 5), 0.2, dtype=torch.float64)]}
+    read = memorize(rule, **inputs)
+    M = inputs["initial"][0].expand(2, 2, 5, 5)
+    for t in range(6):
+        k, v = inputs["k"][:, t, :, None], inputs["v"][:, t, :, None]
+        gradient = k.mT @ (k @ M - v)
+        a = inputs["log_decay"][:, t].exp()[..., None]
+        M = F.softmax(a * M.log() - inputs["step_size"][:, t, :, None, None] * gradient, dim=-2)
+    torch.testing.assert_close(read.state.weights[0], M, rtol=0, atol=1e-12)
+    torch.testing.assert_close(M.sum(-2), torch.ones(2, 2, 5, dtype=torch.float64))
+
+
 def test_fresh_weights_of_an_own_activation_have_variance_one():
     add_activation("cube", lambda x: x**3)
     rule = MemoryRule(name="cubes", depth=2, activation="cube", gradient_at="chunk")

@@ -49,6 +49,8 @@ class Write:
     """M before the write."""
     kept: Tensor
     """What retention leaves of it: ``(1 - alpha) M``, or nearer to the initial weights; M if nothing is forgotten."""
+    retention: Tensor | None
+    """1 - alpha, ``[B, H, D_in, 1]`` where each input channel has its own; None if the rule does not forget."""
     gradient: Tensor
     """Of the inner loss with respect to M; with a `MemoryRule.window` the sum over its tokens, each times the step size
     that it came with."""

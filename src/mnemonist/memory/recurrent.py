@@ -7,8 +7,6 @@ are more than the gradient).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -46,7 +44,7 @@ def read_recurrent(
         # [B, H, window, D], or 1 in place of D
         k, v, theta = (x.transpose(1, 2) for x in (window.k, window.v, window.step_size[..., None]))
 
-        kept = M
+        kept, retained = M, None
         if gates.log_decay is not None:
             retained = [a[..., None] for a in _per_layer(gates.log_decay[:, t].exp(), sizes)]
             if rule.decay_to == "initial":
@@ -60,7 +58,7 @@ def read_recurrent(
         point = {"previous": M, "decayed": kept, "chunk": anchor}[rule.gradient_at]
         gradient = inner_gradient(rule, _network(rule, point), k, v)
         eta = None if gates.log_momentum is None else gates.log_momentum[:, t, :, None, None].exp()
-        written, moved = _write(rule, M, kept, S, gradient, k, v, theta, eta)
+        written, moved = _write(rule, M, kept, retained, S, gradient, k, v, theta, eta)
         S = _where(real, moved, S)
         met, M = M, _where(real, written, M)
 
@@ -91,6 +89,7 @@ def _write(
     rule: MemoryRule,
     M: list[Tensor],
     kept: list[Tensor],
+    retained: list[Tensor] | None,
     S: list[Tensor],
     gradient: InnerGradient,
     k: Tensor,
@@ -110,9 +109,9 @@ def _write(
     step = find_step(rule.step)
     gradients = [((theta * x) if rule.window > 1 else x).mT @ d for x, d in factors]
     now = theta[:, :, -1:]
-    carried: Sequence[Tensor | None] = S or [None] * len(M)
-    before = zip(M, kept, gradients, carried, strict=True)
-    written, moved = zip(*(step(Write(m, a, g, now, s, eta)) for m, a, g, s in before), strict=True)
+    nothing = [None] * len(M)
+    layers = zip(M, kept, retained or nothing, gradients, S or nothing, strict=True)
+    written, moved = zip(*(step(Write(m, left, a, g, now, s, eta)) for m, left, a, g, s in layers), strict=True)
     return list(written), [s for s in moved if s is not None]
 
 
