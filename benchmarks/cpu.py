@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import check
 import torch
+from cpu_ideas import ideas
 from cpu_layer import layer
 from cpu_linear import linear
 from cpu_measure import FULL, TINY, Group, Measure, PeerMissing, Sizes, empty_entry, filled_entry, limited
@@ -50,7 +51,7 @@ COPIED = 2**28
 
 def groups(sizes: Sizes) -> tuple[Group, ...]:
     """All that is measured."""
-    return tuple(make(sizes) for make in (reference_work, layer, linear, models, streams, writing, roofline))
+    return tuple(make(sizes) for make in (reference_work, layer, linear, models, streams, writing, ideas, roofline))
 
 
 def machine(sizes: Sizes, copied: int) -> dict[str, Any]:

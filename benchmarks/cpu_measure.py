@@ -45,6 +45,8 @@ class Sizes:
     """How many matrices few rows are multiplied with in turn, beyond the caches, and their sides."""
     written: tuple[int, int]
     """Blocks and width of the transformer that writes."""
+    ideas: int
+    """Tokens read with functions of one's own."""
     runs: int
     long_runs: int
     """Of what takes many seconds."""
@@ -70,6 +72,7 @@ FULL = Sizes(
     prefixes=(64, 512),
     matrices=(64, 1536, 576),
     written=(12, 576),
+    ideas=128,
     runs=9,
     long_runs=5,
 )
@@ -91,6 +94,7 @@ TINY = Sizes(
     prefixes=(4, 8),
     matrices=(2, 256, 128),
     written=(1, 192),
+    ideas=12,
     runs=2,
     long_runs=1,
     rehearsal=True,
