@@ -1,9 +1,9 @@
-"""The page of the results: README.md, its plots, and the figures of limits.md, from the reports.
+"""The page of the results: README.md, its plots, the figures of limits.md, and those of the project's README.md.
 
     python benchmarks/page.py           reads benchmarks/results/cpu.json and, where they are, candidates.json,
                                         sampling.json and gpu.json; cpu-NAME.json is cpu.json of another processor
 
-Nothing in them is written by hand but the words of limits.md around its figures.
+Nothing in them is written by hand but the words around the figures of limits.md and of the project's README.md.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ def page(cpu: Report, gpu: Report | None, others: Sequence[Report] = (), elsewhe
     ]
     for title, text in cpu["groups"].items():
         parts += [f"### {title}", text, rows([entry for entry in results if entry["group"] == title])]
+    for report in elsewhere:  # what the first has not got yet
+        for title, text in report["groups"].items():
+            if title not in cpu["groups"]:
+                found = rows([entry for entry in report["results"] if entry["group"] == title])
+                parts += [f"### {title}", f"{text} {measured_on(report)}", found]
     parts += [part for other in others for part in one_group_parts(other)]
     if elsewhere:
         parts += ["### Other processors", processors(cpu, elsewhere)]
@@ -124,8 +129,8 @@ def processors(cpu: Report, elsewhere: Sequence[Report]) -> str:
     found = [aimed(report) for report in reports]
     heads = [f"{report['machine']['processor']}, {report['date']}" for report in reports]
     lines = ["| what | target | " + " | ".join(heads) + " |", "|---|--:|" + "--:|" * len(reports)]
-    for name, entry in found[0].items():
-        cells = [told(own[name]) if name in own else "" for own in found]
+    for name, entry in (found[0] | {name: entry for own in found[1:] for name, entry in own.items()}).items():
+        cells = [told(own[name]) if name in own else "not measured" for own in found]
         lines.append("| " + " | ".join([name, target(entry), *cells]) + " |")
     return "\n\n".join(["\n".join(lines), *map(machine_words, elsewhere)])
 
@@ -178,9 +183,66 @@ def one_group_parts(report: Report) -> Iterator[str]:
     results = report["results"]
     for title, text in report["groups"].items():
         yield f"### {title}"
-        machine = report["machine"]
-        yield f"{text} {report['date']}, `{report['command']}`; {machine['processor']}, {machine['threads']} threads."
+        yield f"{text} {measured_on(report)}"
         yield pivot(results) if "candidate" in results[0] else rows(results)
+
+
+def measured_on(report: Report) -> str:
+    """When, how and on what."""
+    machine = report["machine"]
+    return f"{report['date']}, `{report['command']}`; {machine['processor']}, {machine['threads']} threads."
+
+
+FRONT = {
+    "Reference work: forward, all threads": "a deep memory reads, a step for every token",
+    "Reference work: forward and backward, all threads": "the same with the way back",
+    "Layer: forward, learning at every token": "its layer reads",
+    "Layer: forward": "its layer reads",
+    "Layer: forward and backward": "the same with the way back",
+    "Layer: peak memory, forward and backward": "memory that this takes",
+    "Linear memories: gated-deltanet, forward, 2,048 tokens": "Gated DeltaNet reads 2,048 tokens",
+    "Linear memories: gated-deltanet, forward, 16,384 tokens": "16,384 tokens",
+    "Training: lmm, 4,096 tokens": "LMM, a step of training on 4,096 tokens",
+    "Training: mag, 4,096 tokens": "MAG",
+    "Training: mac, 4,096 tokens": "MAC",
+    "Training: lmm, 16,384 tokens": "LMM, on 16,384 tokens",
+    "Training: mag, 16,384 tokens": "MAG",
+    "Training: mac, 16,384 tokens": "MAC",
+    "Streams: decoding after 1,000,000 tokens": "a token after 1,000,000 others",
+    "Sampling: one attempt of 64 tokens, the model adopted": "an adopted transformer of 135M writes one attempt",
+    "Sampling: 16 attempts of 128 tokens, the model adopted": "16 attempts at a time",
+}
+"""What the project's README.md tells, and in which words."""
+PEERS = {
+    "batched products of as many operations": "the machine's own products of matrices",
+    "titans-pytorch, chunk_size=1": "titans-pytorch, a step for every token",
+    "titans-pytorch, chunk_size=64": "titans-pytorch, a step for 64 tokens",
+    "scaled_dot_product_attention, causal": "causal attention of PyTorch",
+    "transformer with full attention": "a transformer of as many parameters",
+    "the same after 1,000": "a token after 1,000",
+    "generate of transformers": "`generate` of transformers",
+}
+
+
+def front_figures(cpu: Report, others: Sequence[Report], elsewhere: Sequence[Report]) -> str:
+    """The figures of the project's README.md: medians, by processor."""
+    columns: dict[str, dict[str, Entry]] = {}
+    for report in (cpu, *elsewhere, *others):
+        own = columns.setdefault(report["machine"]["processor"], {})
+        own |= {key(entry): entry for entry in report["results"] if entry.get("ratio") and "candidate" not in entry}
+    lines = ["| what | how many times as fast (or as small) as | " + " | ".join(columns) + " |"]
+    lines.append("|---|---|" + "--:|" * len(columns))
+    for name, words in FRONT.items():
+        found = [own.get(name) for own in columns.values()]
+        entry = next((entry for entry in found if entry is not None), None)
+        if entry is None:
+            continue
+        cells = [
+            "" if one is None else f"{one['ratio']['median']:.3g}" + (", missed" if met(one) == "no" else "")
+            for one in found
+        ]
+        lines.append("| " + " | ".join([words, PEERS.get(entry["peer"], entry["peer"]), *cells]) + " |")
+    return "\n".join(lines)
 
 
 def pivot(entries: list[Entry]) -> str:
@@ -244,12 +306,17 @@ def roofline(cpu: Report) -> list[Entry]:
     return [entry for entry in cpu["results"] if entry["group"] == "Roofline" and entry["ratio"] is not None]
 
 
-def with_figures(text: str, figures: str) -> str:
-    """The text with what stands between the marks replaced."""
+def put_figures(path: Path, figures: str) -> None:
+    """Replace what stands between the marks of a file.
+
+    Raises:
+        ValueError: there are none.
+    """
+    text = path.read_text(encoding="utf-8")
     marked = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", flags=re.DOTALL)
     if not marked.search(text):
-        raise ValueError(f"limits.md has lost the marks {BEGIN} and {END}; put them back.")
-    return marked.sub(lambda _: f"{BEGIN}\n{figures}\n{END}", text)
+        raise ValueError(f"{path.name} has lost the marks {BEGIN} and {END}; put them back.")
+    write_atomically(path, marked.sub(lambda _: f"{BEGIN}\n{figures}\n{END}", text))
 
 
 def write(folder: Path) -> list[Path]:
@@ -263,9 +330,13 @@ def write(folder: Path) -> list[Path]:
     draw_ratios(cpu["results"], written[1])
     if roofline(cpu):
         limits = folder / "limits.md"
-        write_atomically(limits, with_figures(limits.read_text(encoding="utf-8"), limit_figures(cpu)))
+        put_figures(limits, limit_figures(cpu))
         draw_roofline(roofline(cpu), cpu["machine"], results / "roofline.svg")
         written += [limits, results / "roofline.svg"]
+    front = folder.parent / "README.md"
+    if front.exists():
+        put_figures(front, front_figures(cpu, other_reports(results), reports_elsewhere(results)))
+        written.append(front)
     return written
 
 

@@ -55,10 +55,11 @@ def cpu():
 
 @pytest.fixture
 def folder(tmp_path, cpu):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "cpu.json").write_text(json.dumps(cpu))
-    (tmp_path / "limits.md").write_text(LIMITS)
-    return tmp_path
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    (folder / "results" / "cpu.json").write_text(json.dumps(cpu))
+    (folder / "limits.md").write_text(LIMITS)
+    return folder
 
 
 def test_every_result_is_a_row(folder):
@@ -89,12 +90,54 @@ def test_another_processor_stands_beside_the_first(folder, cpu):
     assert "2 of 4 targets are met, on Other Processor 0 of 3." in text
     assert "| what | target | Some Processor, 2026-01-02 | Other Processor, 2026-01-02 |" in text
     assert "| Layer: forward | 2.5 | 2.50 (2.25 to 3.00) | 1.50 (1.35 to 1.80), missed |" in text
-    assert "| Layer: memory | 1 | 3.00 (2.70 to 3.60) |  |" in text
+    assert "| Layer: memory | 1 | 3.00 (2.70 to 3.60) | not measured |" in text
     assert "| Layer: broken | 3 | not measured | not measured |" in text
 
 
+def test_what_the_first_processor_has_not_got_is_shown_of_another(folder, cpu):
+    from page import write
+
+    machine = {**cpu["machine"], "processor": "Other Processor"}
+    results = [entry("Writing", "one row", 0.002, 0.003, target=1.0)]
+    report = {**cpu, "machine": machine, "results": results, "groups": {"Writing": "Few rows."}}
+    (folder / "results" / "cpu-other.json").write_text(json.dumps(report))
+    write(folder)
+    text = (folder / "README.md").read_text()
+    assert "### Writing\n\nFew rows. 2026-01-02, `python benchmarks/cpu.py`; Other Processor, 2 threads." in text
+    assert "| one row | 2.00 ms | a peer | 3.00 ms | 1.50 (1.35 to 1.80) | 5 | 1 | yes |" in text
+    assert "| Writing: one row | 1 | not measured | 1.50 (1.35 to 1.80) |" in text
+
+
+def test_the_projects_page_tells_the_main_figures(folder, cpu):
+    from page import write
+
+    front = folder.parent / "README.md"
+    front.write_text(LIMITS)
+    cpu["results"].append(entry("Training", "mac, 4,096 tokens", 0.4, 0.2, target=1.0))
+    (folder / "results" / "cpu.json").write_text(json.dumps(cpu))
+    other = {**cpu, "machine": {**cpu["machine"], "processor": "Other"}, "results": cpu["results"][-1:]}
+    (folder / "results" / "cpu-other.json").write_text(json.dumps(other))
+    assert front in write(folder)
+    text = front.read_text()
+    assert text.startswith("# Limits\n") and text.endswith("the end\n")
+    assert "| Some Processor | Other |" in text
+    assert "| its layer reads | a peer | 2.5 |  |" in text
+    assert "| MAC | a peer | 0.5, missed | 0.5, missed |" in text
+
+
+def test_the_committed_project_page_is_that_of_the_committed_reports(benchmarks):
+    from page import front_figures, other_reports, reports_elsewhere
+
+    results = benchmarks / "results"
+    cpu = json.loads((results / "cpu.json").read_text())
+    assert (
+        front_figures(cpu, other_reports(results), reports_elsewhere(results))
+        in (benchmarks.parent / "README.md").read_text()
+    )
+
+
 def test_the_figures_of_the_limits_are_put_between_their_marks(folder):
-    from page import with_figures, write
+    from page import put_figures, write
 
     write(folder)
     text = (folder / "limits.md").read_text()
@@ -105,8 +148,9 @@ def test_the_figures_of_the_limits_are_put_between_their_marks(folder):
     assert "| 64 | 100 | 0.80 | 500 | multiplying |" in text
     # 10 GFLOP at 100 GFLOP/s are 100 ms of the 400 that were taken; the peer takes 200.
     assert "| layer: backward | 10.0 | 100 ms | 400 ms | 0.25 | 0.50 | 2.00 | 1 |" in text
-    with pytest.raises(ValueError, match="has lost the marks"):
-        with_figures("no marks", "figures")
+    (folder / "limits.md").write_text("no marks")
+    with pytest.raises(ValueError, match=r"limits.md has lost the marks"):
+        put_figures(folder / "limits.md", "figures")
 
 
 def test_the_same_report_writes_the_same_bytes(folder):
