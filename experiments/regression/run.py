@@ -48,7 +48,7 @@ ROBUST = {"huber": ", Huber loss", "welsch": ", Welsch loss"}
 add_objective(
     "welsch",
     lambda y, v: (1 - torch.exp(-((y - v) ** 2) / 2)).sum(-1),
-    lambda y, v: (y - v) * torch.exp(-((y - v) ** 2) / 2),  # its derivative, which takes less time than torch to find it
+    lambda y, v: (y - v) * torch.exp(-((y - v) ** 2) / 2),  # its derivative: sooner than torch finds it
 )
 
 
