@@ -66,6 +66,21 @@ def test_it_reads_and_writes_the_same_bits(kind, tied):
     assert begins <= {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize("rule", ["titans", "kda"])
+@torch.no_grad()
+def test_gates_stay_as_they_are(rule, monkeypatch):
+    """Those of every token alone, and those of every channel, which are large matrices."""
+    monkeypatch.setattr(native_linear_layer, "LEAST_WEIGHTS", 1)
+    model, halves = pair(blocks=("lmm",), rule=rule)
+    wide = {name for name, dtype in types(halves).items() if dtype == torch.float32}
+    gates = {name for name in types(halves) if name.endswith(("step_proj.weight", "decay_proj.weight"))}
+    assert len(gates) == 2 and gates <= wide
+    one, other = model(TOKENS), halves(TOKENS)
+    assert torch.equal(one.logits, other.logits)
+    one, other = model(TOKENS[:, :1], one.state), halves(TOKENS[:, :1], other.state)
+    assert torch.equal(one.logits, other.logits)
+
+
 @torch.no_grad()
 def test_without_a_compiler_it_writes_the_same_bits(monkeypatch):
     model, halves = pair(blocks=("mag", "attention"))

@@ -21,6 +21,7 @@ from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.documents import gather_documents, put_back
 from mnemonist.models.folder import misfit, read_model, save_model
 from mnemonist.models.linear import Linear
+from mnemonist.models.neural_memory import GATES
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.session import Progress, Reading, Session, read_tokens
 from mnemonist.models.state import StreamState
@@ -83,11 +84,12 @@ class LanguageModel(nn.Module):
     def matrices(self) -> Iterator[nn.Parameter]:
         """What a token waits for when a model writes: embeddings, head, and the matrices of linear layers.
 
-        Small ones, as those of gates, are left out: to read them faster would gain nothing.
+        Small ones are left out, for to read them faster would gain nothing, and those of gates, which are read with
+        their tokens in one pass of another kernel.
         """
-        for module in self.modules():
-            if isinstance(module, Linear | nn.Embedding) or module is self.head:
-                weight = cast(nn.Parameter, module.weight)
+        for name, module in self.named_modules():
+            if (isinstance(module, Linear | nn.Embedding) or module is self.head) and GATES.isdisjoint(name.split(".")):
+                weight: nn.Parameter = cast(Any, module).weight
                 if weight.numel() >= native_linear_layer.LEAST_WEIGHTS:
                     yield weight
 
