@@ -7,12 +7,14 @@ and what is compared is the cost of a step. Where they end at random, `generate`
 What an attempt ends at is one of many end marks, each as likely as any other token, so both sides draw lengths from
 the same distribution, if not the same lengths; hence seconds for a token written, not for the work.
 
-The same model is also adopted (`mnemonist.models.adopt`), and then writes through layers of ours.
+The same model is also adopted (`mnemonist.models.adopt`), and then writes through layers of ours; and with weights in
+bfloat16 on both sides, where ours computes in float32 and theirs in bfloat16, or on one, ours beside ours in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from timing import Side, Work, alternate
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from mnemonist.models import adopt
+from mnemonist.models import LanguageModel, adopt
 from mnemonist.models.hugging_face import MnemonistForCausalLM
 from mnemonist.reasoning.attempts import Decoding
 from mnemonist.reasoning.sampling import LocalSampler
@@ -107,10 +109,19 @@ def ours(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[
 
 def adopted(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
     """As `ours`, of the same model as a list of our blocks."""
+    return ours(MnemonistForCausalLM.from_language_model(taken_over(model)), prompts, tokens, ends, batch)
+
+
+def adopted_halves(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
+    """As `adopted`, its matrices in bfloat16."""
+    own = taken_over(model).matrices_to(torch.bfloat16)
+    return ours(MnemonistForCausalLM.from_language_model(own), prompts, tokens, ends, batch)
+
+
+def taken_over(model: PreTrainedModel) -> LanguageModel:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        own = MnemonistForCausalLM.from_language_model(adopt(folder).eval())
-    return ours(own, prompts, tokens, ends, batch)
+        return adopt(folder).eval()
 
 
 def theirs(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
@@ -132,6 +143,11 @@ def theirs(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: lis
     return work
 
 
+def their_halves(model: PreTrainedModel, prompts: torch.Tensor, tokens: int, ends: list[int], batch: int) -> Work:
+    """As `theirs`, all of it in bfloat16."""
+    return theirs(copy.deepcopy(model).to(torch.bfloat16), prompts, tokens, ends, batch)
+
+
 def seconds_a_token(work: Work) -> float:
     """Of one run of work that returns how many tokens it wrote."""
     began = time.perf_counter()
@@ -140,7 +156,14 @@ def seconds_a_token(work: Work) -> float:
     return (time.perf_counter() - began) / tokens
 
 
-def compared(sizes: Sizes, count: int, tokens: int, ends: int, mine: Callable[..., Work] = ours) -> Pairs:
+def compared(
+    sizes: Sizes,
+    count: int,
+    tokens: int,
+    ends: int,
+    mine: Callable[..., Work] = ours,
+    other: Callable[..., Work] = theirs,
+) -> Pairs:
     """Seconds a token of both; the untimed runs before write two tokens."""
     model = smollm_shaped(sizes)
     random = torch.Generator().manual_seed(1)
@@ -148,7 +171,7 @@ def compared(sizes: Sizes, count: int, tokens: int, ends: int, mine: Callable[..
     marks = [int(i) for i in np.linspace(0, sizes.vocabulary // 2 - 1, ends)]
     sides = [
         Side(make(model, prompts, tokens, marks, sizes.batch), make(model, prompts[: sizes.batch], 2, [], sizes.batch))
-        for make in (mine, theirs)
+        for make in (mine, other)
     ]
     return Pairs(*alternate(sides, sizes.runs, seconds_a_token))
 
@@ -156,8 +179,9 @@ def compared(sizes: Sizes, count: int, tokens: int, ends: int, mine: Callable[..
 def sampling(sizes: Sizes) -> Group:
     """All that is measured."""
     text = (
-        f"A Llama of the shape of SmolLM2-135M ({sizes.layers} layers, random weights, float32), batch {sizes.batch}, "
-        f"prompts of {sizes.prompt} tokens, temperature 1. Seconds for a token that is part of an attempt."
+        f"A Llama of the shape of SmolLM2-135M ({sizes.layers} layers, random weights, float32 unless said otherwise), "
+        f"batch {sizes.batch}, prompts of {sizes.prompt} tokens, temperature 1. Seconds for a token that is part of an "
+        "attempt."
     )
     equal = Row(f"{sizes.batch} attempts of {sizes.equal} tokens", "generate of transformers", 1.0)
     ragged = Row(
@@ -177,6 +201,22 @@ def sampling(sizes: Sizes) -> Group:
             Measure((ragged,), lambda: [compared(sizes, sizes.ragged, sizes.longest, chance)]),
             Measure((alone,), lambda: [compared(sizes, 1, sizes.alone, 0, adopted)]),
             Measure((adopted_equal,), lambda: [compared(sizes, sizes.batch, sizes.equal, 0, adopted)]),
+            *(
+                Measure(
+                    (Row(f"{row.name}, {name}", peer, target),),
+                    lambda count=count, tokens=tokens, other=other: [
+                        compared(sizes, count, tokens, 0, adopted_halves, other)
+                    ],
+                )
+                for row, count, tokens, targets in (
+                    (alone, 1, sizes.alone, (1.2, 1.2)),
+                    (adopted_equal, sizes.batch, sizes.equal, (1.0, 1.0)),
+                )
+                for name, peer, other, target in (
+                    ("weights in bfloat16", "generate of transformers in bfloat16", their_halves, targets[0]),
+                    ("weights in bfloat16 instead of float32", "the same in float32", adopted, targets[1]),
+                )
+            ),
         ),
     )
 

@@ -27,10 +27,18 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], **
     write_atomically(path, _in_order(save(plain, metadata=header)))
 
 
-def content_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that tell whether ``text`` and every named tensor are the same, bit for bit."""
+def content_hash(text: str, tensors: Mapping[str, Tensor], halves_as: torch.dtype = torch.bfloat16) -> str:
+    """Sixteen hexadecimal digits that tell whether ``text`` and every named tensor are the same, bit for bit.
+
+    Args:
+        text: anything.
+        tensors: by name.
+        halves_as: the type that tensors in bfloat16 are taken for.
+    """
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.to(halves_as)
         digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

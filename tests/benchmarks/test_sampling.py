@@ -17,7 +17,7 @@ def test_tokens_are_counted_alike(sampling):
     sizes = sampling.Sizes(layers=1, vocabulary=64)
     model = sampling.smollm_shaped(sizes)
     prompts = torch.randint(32, 63, (5, 4))
-    for make in (sampling.ours, sampling.adopted, sampling.theirs):
+    for make in (sampling.ours, sampling.adopted, sampling.adopted_halves, sampling.theirs, sampling.their_halves):
         assert make(model, prompts, 6, [], 2)() == 5 * 6
         # If every token ends an attempt, each has one; both sides count it.
         assert make(model, prompts, 6, list(range(64)), 2)() == 5

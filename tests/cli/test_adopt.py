@@ -14,7 +14,10 @@ from tiny_tokenizers import save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mnemonist.cli import main
+from mnemonist.cli.reason.options import Learner
+from mnemonist.cli.reason.policies import learner_of
 from mnemonist.data import find_tokenizer
+from mnemonist.memory.kernels import native_linear_layer
 from mnemonist.models import LanguageModel, register
 
 TEXT = "the cat sat on the mat, and then there were two of them. " * 20
@@ -108,6 +111,53 @@ def test_without_a_sink(theirs):
     options = ["--blocks", "window", "--window", "16", "--no-sink"]
     assert main(["adopt", str(theirs), "--out", "ours", *options]) == 0
     assert LanguageModel.load("ours").config.persistent_tokens == 0
+
+
+@pytest.fixture
+def published(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, its weights in bfloat16, and all its matrices large enough to be held so."""
+    monkeypatch.setattr(native_linear_layer, "LEAST_WEIGHTS", 1)
+    AutoModelForCausalLM.from_pretrained(theirs, dtype=torch.bfloat16).save_pretrained(theirs)
+    return theirs
+
+
+def dtypes(model: str) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in LanguageModel.load(model).state_dict().values()}
+
+
+def test_weights_that_were_published_in_bfloat16_may_stay_so(published, capsys):
+    assert main(["adopt", "theirs", "--out", "wide"]) == 0
+    assert "--weights bfloat16 keeps them so" in capsys.readouterr().err
+    assert main(["adopt", "theirs", "--out", "half", "--weights", "bfloat16"]) == 0
+    assert "large matrices are in bfloat16, as they were" in capsys.readouterr().err
+    assert dtypes("wide") == {torch.float32} and dtypes("half") == {torch.float32, torch.bfloat16}
+    wide, half = (Path(name, "model.safetensors").stat().st_size for name in ("wide", "half"))
+    assert half < 0.6 * wide
+    assert bits_per_byte(Path("half"), capsys) == bits_per_byte(Path("wide"), capsys)
+    written = []
+    for name in ("wide", "half"):
+        command = ["generate", "--model", name, "--prompt", "the cat", "--tokens", "12", "--save-session", f"{name}.s"]
+        assert main(command) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+    assert main(["generate", "--model", "half", "--session", "wide.s", "--tokens", "3"]) == 0
+
+
+def test_bfloat16_is_trained_in_full(published, capsys):
+    more = ["--blocks", "window", "mag:gate=add", "--window", "16", "--weights", "bfloat16"]
+    assert main(["adopt", "theirs", "--out", "half", *more]) == 0
+    assert main(["train", "--from", "half", "--out", "learnt", *TRAINING]) == 0
+    assert dtypes("learnt") == {torch.float32}
+    assert {p.dtype for p in learner_of(Learner(model=Path("half")), 0).module.parameters()} == {torch.float32}
+
+
+def test_rounded_weights_are_said_to_be(theirs, capsys, monkeypatch):
+    monkeypatch.setattr(native_linear_layer, "LEAST_WEIGHTS", 1)
+    assert main(["adopt", "theirs", "--out", "wide"]) == 0
+    assert "bfloat16" not in capsys.readouterr().err
+    assert main(["adopt", "theirs", "--out", "half", "--weights", "bfloat16"]) == 0
+    assert "rounded: they were not before" in capsys.readouterr().err
+    assert bits_per_byte(Path("half"), capsys) == pytest.approx(bits_per_byte(Path("wide"), capsys), rel=0.01)
 
 
 def test_a_window_that_is_there_is_kept(theirs):

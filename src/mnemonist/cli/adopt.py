@@ -32,6 +32,7 @@ def run_adopt(options: Adopt) -> int:
     model = adopt(options.folder, tokenizer.vocab_size)
     require_vocabulary(tokenizer, model.config.vocab_size)
     say(f"{model.parameter_count:,} parameters, {len(model.blocks)} blocks: {_of_kinds(model)}")
+    were_halves = _are_halves(model)
     if options.blocks:
         torch.manual_seed(options.seed)
         sink = tokenizer.bos_id if options.sink and any(map(_has_window, options.blocks)) else None
@@ -39,6 +40,11 @@ def run_adopt(options: Adopt) -> int:
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         fresh = sum(sizes[name] for name in new)
         say(f"now {_of_kinds(model)}; {fresh:,} of {model.parameter_count:,} parameters are new")
+    if options.weights == "bfloat16":
+        model.matrices_to(torch.bfloat16)
+        say("large matrices are in bfloat16, " + ("as they were" if were_halves else "rounded: they were not before"))
+    elif were_halves:
+        say("large matrices were in bfloat16; --weights bfloat16 keeps them so: half the memory, and it writes faster")
     say(f"a stream keeps {describe_state(model_cost(model.config))}")
     model.save(options.out, tokenizer)
     for name in TOKENIZER_FILES:  # as they were: they also say how to chat
@@ -63,6 +69,12 @@ def _check(options: Adopt, config: ModelConfig) -> None:
         raise UserError("these blocks have a window; say how many tokens it sees: --window 256")
     if not windows and options.window is not None:
         raise UserError("--window is for blocks that have one; name them: --blocks mag:gate=add")
+
+
+def _are_halves(model: LanguageModel) -> bool:
+    """Whether its matrices lose nothing in bfloat16, as those that were published in it."""
+    matrices = list(model.matrices())
+    return bool(matrices) and all(torch.equal(matrix, matrix.bfloat16().float()) for matrix in matrices)
 
 
 def _has_window(block: str) -> bool:

@@ -15,6 +15,7 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 
 Learning = Literal["all", "memories"]
+Weights = Literal["float32", "bfloat16"]
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
 """Options whose value may be empty."""
@@ -128,6 +129,10 @@ class Adopt:
     """Width of their keys and values; left out, that of the heads."""
     sink: bool = True
     """Keep the start mark in sight of every window (attention sinks, arXiv 2309.17453), as a persistent token."""
+    weights: Weights = "float32"
+    """What the large matrices of the folder are in: float32; or bfloat16, which takes half the memory and writes faster
+    where there is a C++ compiler, and loses nothing where they were published as such. Else they are rounded.
+    `mnemonist train --from` trains in float32 either way."""
     seed: int = 0
     """Of the weights that are new."""
 

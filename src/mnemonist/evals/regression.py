@@ -180,7 +180,8 @@ def predict(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     mixtures[:, :, 1, dim] = y
     mixtures[:, :, 1, dim + 2] = 1
     inner: Any = getattr(model, "module", model)  # beneath a wrapper of several processes
-    logits = model(mixtures.flatten(1, 2) @ inner.embedding.weight, positions=slice(None, None, 2)).logits
+    embeddings = inner.embedding.weight.to(x.dtype)
+    logits = model(mixtures.flatten(1, 2) @ embeddings, positions=slice(None, None, 2)).logits
     return logits[..., dim]
 
 

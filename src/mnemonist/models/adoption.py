@@ -156,7 +156,7 @@ def with_blocks(
 ) -> tuple[LanguageModel, list[str]]:
     """The model with other blocks, every weight kept that both have; the model that is given stays as it was.
 
-    What is new is drawn with torch's generator.
+    All is of one type then, that of `LanguageModel.dtype`. What is new is drawn with torch's generator.
 
     Args:
         model: as `adopt` gives it, or any other.
@@ -183,7 +183,7 @@ def with_blocks(
             raise ValueError(f"sink is {sink}; the vocabulary has ids 0 to {model.config.vocab_size - 1}.")
         changes["persistent_tokens"] = 1
     config = model.config.replace(blocks=kinds, **changes)
-    changed = LanguageModel(config).to(model.unembedding)
+    changed = LanguageModel(config).to(model.unembedding.device, model.dtype)
     new = changed.state_dict()
     old = {_place(name, kinds): tensor for name, tensor in model.state_dict().items()}
     kept = {name: tensor.clone() for name, tensor in old.items() if name in new}

@@ -26,6 +26,7 @@ from mnemonist.tensors import load_tensors, read_tensors, save_tensors
 
 FORMAT = "mnemonist-model/1"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+NORM = "norm.weight"
 PREFIX = "model."  # of tensors that the wrapping class of transformers saved
 
 
@@ -51,6 +52,7 @@ def save_model(
         "architectures": ["MnemonistForCausalLM"],
         "model_type": MODEL_TYPE,
         "format": FORMAT,
+        "dtype": str(tensors[NORM].dtype).removeprefix("torch."),  # which all is computed in; matrices may be in halves
         **dataclasses.asdict(config),
         **token_ids(tokenizer),
     }

@@ -255,6 +255,11 @@ class MnemonistForCausalLM(PreTrainedModel, GenerationMixin):
         model.model.mark_parameters()
         return (model, info) if output_loading_info else model
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the model, whatever its matrices are held in."""
+        return self.model.dtype
+
     def generate(self, *args: Any, **options: Any) -> Any:
         """As in transformers."""
         with at_rest():

@@ -10,6 +10,8 @@ from mnemonist.memory.kernels.native_linear_layer import linear
 class Linear(nn.Linear):
     """`torch.nn.Linear`; a few rows without gradients go through a compiled kernel.
 
+    Its weight may be in bfloat16 where inputs and bias are in float32: it counts as the numbers that it stands for.
+
     What replaces layers of this very class and of no subclass, as `torch.ao.quantization.quantize_dynamic` does, finds
     none here; ``layer.__class__ = torch.nn.Linear`` makes one of it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mnemonist.data import Tokenizer
 from mnemonist.memory.eager import eager
+from mnemonist.memory.kernels import native_linear_layer
 from mnemonist.memory.kernels.native_linear_layer import linear
 from mnemonist.memory.reading import Surprise
 from mnemonist.models.blocks import Block, BlockState
@@ -19,6 +21,7 @@ from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.documents import gather_documents, put_back
 from mnemonist.models.folder import misfit, read_model, save_model
 from mnemonist.models.linear import Linear
+from mnemonist.models.neural_memory import GATES
 from mnemonist.models.normalisation import RMSNorm
 from mnemonist.models.session import Progress, Reading, Session, read_tokens
 from mnemonist.models.state import StreamState
@@ -73,6 +76,49 @@ class LanguageModel(nn.Module):
         """Numbers that training learns."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything but perhaps its matrices (`matrices_to`): what goes from block to block, states, logits."""
+        return self.norm.weight.dtype
+
+    def matrices(self) -> Iterator[nn.Parameter]:
+        """What a token waits for when a model writes: embeddings, head, and the matrices of linear layers.
+
+        Small ones are left out, for to read them faster would gain nothing, and those of gates, which are read with
+        their tokens in one pass of another kernel.
+        """
+        for name, module in self.named_modules():
+            if (isinstance(module, Linear | nn.Embedding) or module is self.head) and GATES.isdisjoint(name.split(".")):
+                weight: nn.Parameter = cast(Any, module).weight
+                if weight.numel() >= native_linear_layer.LEAST_WEIGHTS:
+                    yield weight
+
+    def matrices_to(self, dtype: torch.dtype) -> LanguageModel:
+        """Hold its `matrices` in another type, in place: a model in bfloat16 takes half the memory and writes faster.
+
+        All else is computed and kept as before: a model whose matrices were in bfloat16 once, as many are published,
+        says bit for bit what it said. Matrices that were not are rounded. To train them, take them back:
+        ``model.float()``.
+
+        Args:
+            dtype: torch.bfloat16, or `dtype`.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: another type.
+        """
+        if dtype not in (torch.bfloat16, self.dtype):
+            raise ValueError(f"dtype is {dtype}; matrices are held in torch.bfloat16, or in {self.dtype} as all else.")
+        for matrix in self.matrices():
+            matrix.data, matrix.grad = matrix.data.to(dtype), None
+        return self
+
+    def _halves(self) -> Iterator[nn.Parameter]:
+        """Matrices in bfloat16 where all else is wider."""
+        return (matrix for matrix in self.matrices() if matrix.dtype == torch.bfloat16 != self.dtype)
+
     def _initialise(self) -> None:
         """Small normal weights; what ends a branch is smaller in deep models (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
@@ -115,8 +161,9 @@ class LanguageModel(nn.Module):
                 ``[B, T]``, which gives logits ``[N, vocab]`` of the N tokens where it is True, row by row.
 
         Raises:
-            ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size, or
-                ``starts`` together with ``mask``, ``hidden`` or ``positions``.
+            ValueError: ids outside the vocabulary, an empty piece, a state of another model or batch size,
+                ``starts`` together with ``mask``, ``hidden`` or ``positions``, or matrices of another type
+                (`matrices_to`) that are to be trained.
         """
         self._check(tokens, state)
         if starts is None:
@@ -139,6 +186,8 @@ class LanguageModel(nn.Module):
         beginning: int = 0,
     ) -> ModelOutput:
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
+        if self.embedding.weight.dtype != self.dtype:
+            x = x.to(self.dtype)
         between = [x]
         states: list[BlockState] = []
         seen: dict[int, Surprise] = {}
@@ -162,7 +211,7 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, batch: int = 1) -> ModelState:
         """The state before the first token of ``batch`` streams: reading from it is reading from the beginning."""
-        x = self.embedding.weight.new_empty(batch, 0, self.config.width)
+        x = self.norm.weight.new_empty(batch, 0, self.config.width)
         return ModelState(tuple(cast(Block, block).initial_state(x) for block in self.blocks))
 
     def _read_documents(
@@ -184,6 +233,11 @@ class LanguageModel(nn.Module):
     @eager
     def _check(self, tokens: Tensor, state: ModelState | None) -> None:
         """The shapes, the ids and the state of a call."""
+        if self.training and torch.is_grad_enabled() and any(matrix.requires_grad for matrix in self._halves()):
+            raise ValueError(
+                "The model's matrices are in bfloat16, which would round most steps of training away; train "
+                "model.float(), or hold them: requires_grad_(False)."
+            )
         embedded = tokens.is_floating_point()
         if tokens.dim() != 2 + embedded or tokens.numel() == 0:
             raise ValueError(f"tokens is {list(tokens.shape)}; it must be [B, T] with at least one token.")
@@ -237,8 +291,11 @@ class LanguageModel(nn.Module):
         self.config = self.config.replace(vocab_size=embedding.num_embeddings)
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the configuration and all weights: equal for equal models, saved or not."""
-        return content_hash(self.config.to_json(), self.state_dict())
+        """Sixteen hexadecimal digits of the configuration and all weights: equal for equal models, saved or not.
+
+        Matrices in bfloat16 (`matrices_to`) count as the numbers that they stand for, as what is computed is equal.
+        """
+        return content_hash(self.config.to_json(), self.state_dict(), halves_as=self.dtype)
 
     def save(self, path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> None:
         """Write a folder that transformers reads too, or one file if ``path`` ends in .safetensors; each file is whole.

@@ -39,6 +39,8 @@ from mnemonist.models.state import StreamState
 from mnemonist.tensors import load_tensors, save_tensors
 
 FORMAT = "mnemonist-layer-state/1"
+GATES = frozenset({"step_proj", "momentum_proj", "decay_proj"})
+"""Names of the layers that say how fast a memory learns, carries on and forgets."""
 
 INITIAL_STEP = 0.5  # of the bound
 INITIAL_MOMENTUM = 0.5

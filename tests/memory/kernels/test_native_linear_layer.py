@@ -177,6 +177,85 @@ def test_shapes_that_do_not_fit_are_refused(shape):
         linear(normal(2, LARGE[1]), normal(*LARGE), normal(LARGE[0] - 1))
 
 
+# --- weights in bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, MOST_ROWS])
+@pytest.mark.parametrize("channels", [1, 3, 8, 16, 29, 64, 1000])
+@pytest.mark.parametrize("width", [1, 7, 8, 16, 33, 96, 577])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.no_grad()
+def test_halves_count_as_what_they_stand_for(biased, width, channels, rows, of_any_size, taken):
+    x, halves = normal(rows, width), normal(channels, width, seed=1).bfloat16()
+    bias = normal(channels, seed=2) if biased else None
+    exact = F.linear(x.double(), halves.double(), None if bias is None else bias.double())
+    sizes = F.linear(x.double().abs(), halves.double().abs()) + (0 if bias is None else bias.double().abs())
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        y = linear(x, halves, bias)
+        assert y.dtype == torch.float32 and torch.equal(y, linear(x, halves.float(), bias))
+        assert ((y.double() - exact).abs() <= (width + 2) * torch.finfo(torch.float32).eps / 2 * sizes).all()
+    assert taken(x, halves, bias)
+
+
+@torch.no_grad()
+def test_halves_of_every_kind(of_any_size):
+    """All 65,536, each in a channel of its own."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)[:, None]
+    normal_ones = ~((halves != 0) & (halves.abs() < torch.finfo(torch.bfloat16).tiny))  # others may count as zero
+    y = linear(torch.ones(1, 1), halves)[0]
+    assert torch.equal(y[normal_ones[:, 0]].nan_to_num(7.0), halves[normal_ones].float().nan_to_num(7.0))
+    assert y[~normal_ones[:, 0]].abs().max() < torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("rows", [1, MOST_ROWS, MOST_ROWS + 1, 70])
+@pytest.mark.parametrize("shape", [LARGE, (1500, 1501)])
+@torch.no_grad()
+def test_halves_where_torch_answers_are_the_same_bits(shape, rows, monkeypatch):
+    """Long texts, and a machine without a compiler."""
+    x, halves, bias = normal(rows, shape[1]), normal(*shape, seed=1).bfloat16(), normal(shape[0], seed=2)
+    assert torch.equal(linear(x, halves, bias), linear(x, halves.float(), bias))
+    monkeypatch.setattr(native_linear_layer, "linear_layer_kernel", lambda: None)
+    assert torch.equal(linear(x, halves, bias), F.linear(x, halves.float(), bias))
+    assert torch.equal(linear(x.double(), halves), F.linear(x.double(), halves.double()))
+
+
+@pytest.mark.parametrize("rows", [1, MOST_ROWS + 1])
+def test_gradients_through_halves(rows):
+    x, halves, bias = normal(rows, LARGE[1]).requires_grad_(), normal(*LARGE, seed=1).bfloat16(), normal(LARGE[0])
+    y = linear(x, halves, bias)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    (expected,) = torch.autograd.grad(F.linear(x, halves.float(), bias).square().sum(), x)
+    assert torch.equal(gradient, expected)
+    halves.requires_grad_()
+    (gradient,) = torch.autograd.grad(linear(x, halves, bias).sum(), halves)
+    torch.testing.assert_close(gradient, x.detach().sum(0).expand(LARGE).bfloat16())
+
+
+@torch.no_grad()
+def test_halves_that_are_left_to_torch(taken, monkeypatch):
+    x, halves, bias = normal(2, LARGE[1]), normal(*LARGE, seed=1).bfloat16(), normal(LARGE[0], seed=2)
+    assert taken(x, halves, bias)
+    assert not taken(normal(MOST_ROWS + 1, LARGE[1]), halves)
+    assert not taken(x, halves[: LEAST_WEIGHTS // LARGE[1]])
+    assert not taken(x.double(), halves)
+    assert not taken(x.to("meta"), halves.to("meta"))
+    across = normal(LARGE[1], LARGE[0], seed=1).bfloat16().mT
+    assert not taken(x, across)
+    torch.testing.assert_close(linear(x, across), F.linear(x, across.float()))
+    with torch.autocast("cpu"):
+        assert torch.equal(linear(x, halves), F.linear(x.bfloat16(), halves))
+    with FlopCounterMode(display=False) as counter:
+        linear(x, halves)
+    assert counter.get_total_flops() == 2 * 2 * halves.numel()
+    each = torch.func.vmap(lambda row: linear(row, halves))(x)
+    torch.testing.assert_close(each, F.linear(x, halves.float()))
+    assert linear(x.bfloat16(), halves).dtype == torch.bfloat16
+    for odd in ((x.half(), halves), (x, halves.half()), (x, halves, bias.bfloat16()), (x[:, 1:], halves)):
+        with pytest.raises(RuntimeError):
+            linear(*odd)
+
+
 # --- the layer
 
 
@@ -201,8 +280,10 @@ def test_the_layer_is_torchs(taken):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_it_is_one_graph_for_all_lengths():
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_compiled_it_is_one_graph_for_all_lengths(weights):
     layer = Linear(*reversed(LARGE))
+    layer.weight.data = layer.weight.data.to(weights)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)

@@ -258,7 +258,7 @@ def base_of(path: Path, model: Model) -> Weights:
     Raises:
         UserError: there is none, or its weights do not fit into the learner.
     """
-    base, own = weights_of(open_model(path).module), weights_of(model.module)
+    base, own = weights_of(open_model(path).module.float()), weights_of(model.module)
     if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in own.items()}:
         raise UserError(f"the model in {path} has another shape than the learner; take the one that it was made from")
     return base

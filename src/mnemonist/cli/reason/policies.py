@@ -156,6 +156,7 @@ def learner_of(options: Learner, seed: int, lora: int | None = None) -> Model:
     if lora is not None and lora < 1:
         raise UserError(f"lora is {lora}; adapters have a rank of 1 or more")
     model = new_model(options.preset, seed) if options.model is None else open_model(options.model)
+    model.module.float()  # matrices may have been in halves
     if options.activation_checkpointing:
         recompute(model.module)
     if lora is not None:

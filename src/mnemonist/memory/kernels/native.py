@@ -72,20 +72,26 @@ def kernel(source: str, functions: tuple[str, ...], work: type[Structure] | Stru
     return library
 
 
-def fits(*tensors: Tensor) -> bool:
+def fits(*tensors: Tensor, halves: Tensor | None = None) -> bool:
     """Whether kernels may be given these tensors: plain ones of one floating type on the CPU, here and now.
 
     Compilers that trace, and transforms of functions, see operations of torch and nothing else.
+
+    Args:
+        tensors: of float32 or float64.
+        halves: one more, in bfloat16; the others must be of float32 then.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     dtype = tensors[0].dtype
     if dtype not in _TYPES:
         return False
-    for t in tensors:  # noqa: SIM110, for the shortest kernels take no longer than a generator
+    for t in tensors:  # no generator: the shortest kernels take no longer than one
         if type(t) not in _PLAIN or t.dtype != dtype or not t.is_cpu:
             return False
-    return True
+    if halves is None:
+        return True
+    return dtype == torch.float32 and halves.dtype == torch.bfloat16 and type(halves) in _PLAIN and halves.is_cpu
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
