@@ -174,7 +174,7 @@ def draw(path: Path, suite: Suite, results: list[Result]) -> None:
                 panels[title] = [*panels[title], _line(beside.name, rows, suite.x, reference=True)]
     numeric = all(isinstance(row.setting[suite.x], int | float) for result in results for row in result.rows)
     if panels and numeric:
-        draw_lines(path, panels, x=suite.x, y=suite.measure)
+        draw_lines(path, panels, x=suite.x, y=suite.measure, bounds=results[0].bounds)
 
 
 def _line(label: str, rows: list[Row], x: str, reference: bool = False) -> Line:
