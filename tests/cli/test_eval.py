@@ -43,6 +43,9 @@ def test_a_task_leaves_a_model_that_knows_what_it_was_trained_on(learned, capsys
     assert json.loads((folder / "tasks.json").read_text()) == {"tasks": [TASK]}
     assert main(["eval", "mqar", "--model", str(folder), "--count", "3", "--out", str(learned / "as-trained")]) == 0
     assert "| 64           | 4     |" in capsys.readouterr().out
+    file = ["--model", str(folder / "model.safetensors"), "--out", str(learned / "file")]
+    assert main(["eval", "mqar", *file, "--count", "3"]) == 0
+    assert "| 64           | 4     |" in capsys.readouterr().out
 
 
 def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):

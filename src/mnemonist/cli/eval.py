@@ -25,7 +25,7 @@ from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
 from mnemonist.evals.suites import Suite, build_suite, reads_text
 from mnemonist.files import require_writable
-from mnemonist.models.shipped import find_model
+from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training.interruption import stop_on_signals
 
@@ -79,9 +79,10 @@ def as_trained(spec: str, path: Path) -> str:
     Raises:
         UserError: the file that says what it was trained on is damaged.
     """
-    if ":" in spec or not (path / TASK_FILE).is_file():
+    file = folder_of(path) / TASK_FILE
+    if ":" in spec or not file.is_file():
         return spec
-    return next((task for task in read_tasks(path / TASK_FILE) if task.partition(":")[0] == spec), spec)
+    return next((task for task in read_tasks(file) if task.partition(":")[0] == spec), spec)
 
 
 def require_same_problems(suites: Mapping[str, Suite], example: str) -> None:

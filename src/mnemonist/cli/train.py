@@ -22,7 +22,7 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.folder import INDEX_FILE
 from mnemonist.models.modeling import LanguageModel
-from mnemonist.models.shipped import find_model
+from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.training import TrainingConfig, TrainingResult, train
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import require_place
@@ -106,11 +106,10 @@ def find_origin(options: Train) -> Origin | None:
     """
     if options.origin is None:
         return None
-    place = find_model(options.origin)
-    folder = place if place.is_dir() else place.parent
+    folder = folder_of(options.origin)
     if options.out.resolve() == folder.resolve():
         raise UserError(f"{options.origin} is in the folder of the run that is to begin with it; take another --out")
-    model = load_model(place).float()  # transformers may have saved halves
+    model = load_model(options.origin).float()  # transformers may have saved halves
     return Origin(options.origin, folder, model, model.fingerprint())
 
 
@@ -268,5 +267,4 @@ def load_tokenizer(path: Path, model: LanguageModel) -> Tokenizer:
     Raises:
         UserError: there is none that fits it.
     """
-    path = find_model(path)
-    return find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
+    return find_tokenizer(folder_of(path), model.config.vocab_size)
