@@ -60,7 +60,8 @@ def test_another_evaluation_is_not_mixed_in(model, tmp_path, change):
     other = {"count": suite(count=5), "seed": suite(seed=1), "model": suite()}[change]
     if change == "model":
         model = LanguageModel(CONFIG)
-    with pytest.raises(UserError, match=rf"holds another evaluation \({change} differ\)"):
+    whose = "model" if change == "model" else rf"evaluation \({change} differ\)"
+    with pytest.raises(UserError, match=f"r.json is of another {whose}; move it away"):
         evaluate(model, other, path)
     assert path.read_bytes() == before
 

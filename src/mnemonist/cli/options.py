@@ -237,7 +237,8 @@ class Eval:
     model: tuple[Path, ...] = ()
     """Models to compare: folders of runs, or files model.safetensors."""
     out: Path = Path("runs/eval")
-    """Folder for SUITE-MODEL.json of each model and the plot SUITE.svg."""
+    """Folder for SUITE-MODEL.json of each model and the plot SUITE.svg. What is changed in the suite, count and seed
+    are part of the names (SUITE-count=50-MODEL.json), so that a folder may hold results of several settings."""
     count: int | None = None
     """Problems (texts, streams) of each setting; left out, as many as the suite thinks right."""
     seed: int = 0
