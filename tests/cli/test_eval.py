@@ -38,7 +38,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_leaves_a_model_that_knows_what_it_was_trained_on(learned, capsys):
     folder = learned / "mine"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "tasks.json",
+        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "options.json", "tasks.json",
     ]  # fmt: skip
     assert LanguageModel.load(folder).config.vocab_size == 32
     assert json.loads((folder / "tasks.json").read_text()) == {"tasks": [TASK]}

@@ -197,6 +197,7 @@ def test_a_run_of_the_time_before_goes_on_as_it_began(articles: Path, tmp_path: 
     content = json.loads(path.read_text())
     del content["extra"]["held_out"]
     path.write_text(json.dumps(content))
+    (old / "options.json").unlink()
     refuses(train(articles, old, "--resume", held_out__share=0.1), "had other text held out", capsys)
     assert main(train(articles, old, "--resume")) == 0
     assert "the run began without held-out text, and goes on without it" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.begun import keep_options
 from mnemonist.cli.options import Train
 from mnemonist.cli.process import first_process, say
 from mnemonist.cli.text import find_documents, prepare_text
@@ -100,6 +101,8 @@ def run_train_tasks(options: Train) -> int:
     if options.plan:
         return 0
     model = build_model(config, options, origin)
+    if before is None and first_process():
+        keep_options(options)
     batch_of, loss_of = take_turns([part.curriculum for part in parts])
     result = train(model, batch_of, loss_of, training, options.out, resume=options.resume, extra=identity)
     model.eval()

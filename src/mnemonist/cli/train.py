@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mnemonist.cli.begun import keep_options
 from mnemonist.cli.options import Train
 from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
 from mnemonist.cli.process import first_process, prepare_torch, say
@@ -73,6 +74,8 @@ def run_train(options: Train) -> int:
         if options.tensorboard and first_process():
             folder = options.out / "tensorboard"
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
+        if before is None and first_process():
+            keep_options(options)
         result = train_model(model, text, options.training, options.out, identity, resume=options.resume, on_step=log)
     loss = result.loss
     if loss is not None:

@@ -228,7 +228,7 @@ def _go(
     if interrupted and main:
         print(
             f"interrupted after step {step} of {config.steps}; saved in {run.place}: "
-            "run the same command with --resume (in Python: resume=True) to go on",
+            "go on with --resume (in Python: resume=True)",
             file=sys.stderr,
         )
     return _result(run.place, step, interrupted, clock.seconds())

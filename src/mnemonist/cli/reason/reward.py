@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.begun import keep_options
 from mnemonist.cli.process import first_process, prepare_torch, say
 from mnemonist.cli.reason.material import claim, draw, put, step_task
 from mnemonist.cli.reason.options import Asked, Reward
@@ -68,6 +69,8 @@ def run_reward(options: Reward) -> int:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
     require_writable(options.out / PAGE)
     claim(options.out / IDENTITY, identity, "model")
+    if not begun and first_process():
+        keep_options(options)
     if pretrained(options.learner.model):
         say(note_of_rate(training.learning_rate))
     examples, judged = (_labelled(options, task, base, shown, part) for part in (problems, asked))
