@@ -59,7 +59,7 @@ def test_what_decides_no_step_may_be_another(cut, tmp_path) -> None:
         (["--training.seed", "5"], "with other settings: seed (was 0, now 5); take the same ones, or another folder"),
         (["--model.width", "24"], "had another model; resume it with the same"),
         (["--preset", "lmm-1m"], "had another model; resume it with the same"),
-        (["--held-out.seed", "1"], "had other text held out"),
+        (["--held-out.seed", "1"], "had something else held out"),
         (["--data", "MISSING"], "there is no file MISSING"),
     ],
 )

@@ -241,7 +241,7 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
         "origin": "another model to begin with (--from)",
         "learn": "other parts that learn (--learn)",
         "model": "another model",
-        "held_out": "other text held out",
+        "held_out": "something else held out",
         "data": "other data",
         "tokenizer": "another tokenizer",
     }

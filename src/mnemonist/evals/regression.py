@@ -138,10 +138,14 @@ class Regression:
         def batch_of(step: int, micro: int, rank: int, world: int) -> dict[str, Tensor]:
             rows = config.batch_size // (config.accumulation * world)
             first = ((step * config.accumulation + micro) * world + rank) * rows
-            x, y = self.draw(rows, config.seed, "train", first)
-            return {"x": torch.from_numpy(x).float(), "y": torch.from_numpy(y).float()}
+            return self.batch(rows, config.seed, "train", first)
 
         return batch_of
+
+    def batch(self, count: int, seed: int, split: Split, first: int) -> dict[str, Tensor]:
+        """What `draw` gives, for `loss`."""
+        x, y = self.draw(count, seed, split, first)
+        return {"x": torch.from_numpy(x).float(), "y": torch.from_numpy(y).float()}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossSum:
         """``loss_of`` for `mnemonist.training.train`: the squared error over the dimension, summed over points."""
