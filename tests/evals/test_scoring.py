@@ -113,6 +113,13 @@ def test_parts_take_turns_and_each_goes_on_where_it_was(model):
         take_turns([])
 
 
+def test_a_part_with_several_turns_reads_nothing_twice():
+    learned = (lambda step, *_: f"text {step}", answer_loss), (lambda step, *_: f"needle {step}", answer_loss)
+    batch_of, _ = take_turns([learned[0], learned[0], learned[1]])
+    read = [batch_of(step, 0, 0, 1)[1] for step in range(6)]
+    assert read == ["text 0", "text 1", "needle 0", "text 2", "text 3", "needle 1"]
+
+
 # Problems that are not trained on.
 
 TRAINING = TrainingConfig(steps=4, warmup_steps=0, batch_size=8, accumulation=2, row_length=64)

@@ -25,6 +25,8 @@ Curriculum = tuple[BatchOf, LossOf]
 def take_turns(parts: Sequence[Curriculum]) -> Curriculum:
     """Several as one: step 0 is the first step of the first, step 1 that of the second, and so on, round and round.
 
+    A part that has several turns in a round goes on at each where it was.
+
     Raises:
         ValueError: there is none.
     """
@@ -33,7 +35,8 @@ def take_turns(parts: Sequence[Curriculum]) -> Curriculum:
 
     def batch_of(step: int, micro: int, rank: int, world: int) -> tuple[int, Any]:
         round_, turn = divmod(step, len(parts))
-        return turn, parts[turn][0](round_, micro, rank, world)
+        own = round_ * parts.count(parts[turn]) + parts[:turn].count(parts[turn])
+        return turn, parts[turn][0](own, micro, rank, world)
 
     def loss_of(model: nn.Module, batch: tuple[int, Any]) -> LossSum | Iterator[LossSum]:
         turn, rows = batch
