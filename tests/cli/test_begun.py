@@ -219,3 +219,15 @@ def test_a_command_is_the_same_when_it_goes_on(kind, command, tmp_path, monkeypa
     words = command[: 1 + (command[0] == "reason")]
     again = parse([*words, "--resume", "--out", "run"])
     assert getattr(again, "command", again) == dataclasses.replace(options, resume=True)
+
+
+def test_a_folder_without_a_run_is_left_alone(tmp_path, capsys) -> None:
+    refuses(reason("distil", "countdown", "--resume", out=tmp_path / "out"), "there is no round in", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_that_was_refused_can_be_begun(tmp_path, capsys) -> None:
+    options = {"preset": SMALLEST, "count": 4, "validation": 2, "epochs": 1, "training.device": "cpu"}
+    refuses(reason("reward", SUMS, out=tmp_path, **options), "so there is nothing to tell apart", capsys)
+    assert tree(tmp_path) == {}
+    assert main(reason("reward", "countdown", out=tmp_path, **options)) == 0

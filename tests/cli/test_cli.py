@@ -300,6 +300,11 @@ def test_an_empty_path_is_not_the_present_folder(place, texts, run, capsys, comm
     assert tree(place) == before
 
 
+@pytest.mark.parametrize("words", [["--task"], ["--task", "--out", "x"], ["--out", "x", "--task="]])
+def test_a_task_that_is_left_out_is_not_text(words, capsys) -> None:
+    refuses(["train", *words], "--task is empty; give a value, or leave it out", capsys)
+
+
 def test_a_prompt_may_be_empty() -> None:
     assert mnemonist.cli.options.parse(["generate", "--prompt", ""]).prompt == ""
     assert mnemonist.cli.options.parse(["generate", "--prompt="]).prompt == ""

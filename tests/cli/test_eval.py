@@ -47,6 +47,9 @@ def test_a_task_leaves_a_model_that_knows_what_it_was_trained_on(learned, capsys
     file = ["--model", str(folder / "model.safetensors"), "--out", str(learned / "file")]
     assert main(["eval", "mqar", *file, "--count", "3"]) == 0
     assert "| 64           | 4     |" in capsys.readouterr().out
+    assert sorted(p.name for p in (learned / "file").iterdir()) == sorted(
+        p.name for p in (learned / "as-trained").iterdir()
+    )
 
 
 def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):

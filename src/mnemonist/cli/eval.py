@@ -19,7 +19,7 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
 from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.task import TASK_FILE, read_tasks
-from mnemonist.cli.train import load_model, load_tokenizer
+from mnemonist.cli.train import MODEL_FILE, load_model, load_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
@@ -124,7 +124,7 @@ def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_names(paths: tuple[Path, ...]) -> list[str]:
-    """A name for each model: the last part of its path, as long as these differ.
+    """A name for each model: the last part of its path, or of its folder's, as long as these differ.
 
     Raises:
         UserError: no model is named, or one twice.
@@ -132,6 +132,7 @@ def model_names(paths: tuple[Path, ...]) -> list[str]:
     if not paths:
         raise UserError("there is no model to evaluate; name one with --model")
     resolved = [path.resolve() for path in paths]
+    resolved = [path.parent if path.name == MODEL_FILE else path for path in resolved]
     if len(set(resolved)) < len(resolved):
         raise UserError("a model is named twice; name each once")
     for parts in range(1, 1 + max(len(path.parts) for path in resolved)):

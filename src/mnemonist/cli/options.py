@@ -19,6 +19,8 @@ Learning = Literal["all", "memories"]
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
 """Options whose value may be empty."""
+NAMES = ("--task",)
+"""Options that take any number of words, and mean something else if there is none."""
 
 
 @dataclass(frozen=True)
@@ -294,10 +296,10 @@ def require_words(arguments: Sequence[str]) -> None:
         UserError: names the option.
     """
     option = "an argument"
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if argument.startswith("--"):
             option, equals, value = argument.partition("=")
-            empty = bool(equals) and not value
+            empty = not value if equals else argument in NAMES and following.startswith("--")
         else:
             empty = not argument
         if empty and option not in TEXTS:

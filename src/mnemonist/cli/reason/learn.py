@@ -180,6 +180,8 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
     same = options.learner.model is not None and options.learner.model.resolve() == options.out.resolve()
     if same or ((options.out / MODEL_FILE).exists() and not _has_run(options.out)):
         raise UserError(f"{options.out} has a model that is not of this run; take another folder with --out")
+    if options.resume and not _has_run(options.out):
+        raise UserError(f"there is no round in {options.out} to resume; start without --resume")
     if _has_run(options.out) and not options.resume:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
 
