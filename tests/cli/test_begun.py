@@ -119,6 +119,14 @@ def test_a_file_that_says_nothing_of_use(cut, tmp_path, capsys, content, what) -
     assert parse(["train", "--out", str(out)]).data == "stdlib"  # it is not read where a run begins
 
 
+def test_a_file_that_cannot_be_read(cut, monkeypatch, capsys) -> None:
+    def refused(self: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    refuses(resume(cut), f"mnemonist: cannot read {cut / OPTIONS_FILE}: Permission denied", capsys)
+
+
 # Of rounds and judges.
 
 

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mnemonist.errors import UserError
-from mnemonist.files import write_atomically
+from mnemonist.files import FileError, write_atomically
 
 OPTIONS_FILE = "options.json"
 FORMAT = "mnemonist-options/1"
@@ -47,7 +47,7 @@ def begun_with(kind: type[Options], arguments: Sequence[str]) -> Options | None:
         None where they go on with none, or with one whose options were not kept, or with that of another command.
 
     Raises:
-        UserError: the file is damaged, or of a newer version.
+        UserError: the file cannot be read, is damaged, or of a newer version.
     """
     if "--resume" not in arguments:
         return None
@@ -62,7 +62,9 @@ def begun_with(kind: type[Options], arguments: Sequence[str]) -> Options | None:
         if content.get("command") != kind.__name__:
             return None
         made: Options = _made(kind, content.get("options"))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not say what the run was begun with ({error}); move it away, and give all options again"
         ) from error
