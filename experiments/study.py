@@ -39,8 +39,6 @@ from mnemonist.training.checkpoint import has_checkpoint
 from mnemonist.training.language import next_token_loss, packed_batches
 
 SEEDS = 3
-SHARES = ("accuracy", "problems solved")
-"""What is measured as a share."""
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
 
 
@@ -264,17 +262,14 @@ def seeds_of(study: Study) -> str:
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
-    """A line for each arm over its settings; bands of shares over seeds are drawn as far as shares go."""
+    """A line for each arm over its settings."""
     panels: dict[str, list[Line]] = {}
     for result in results:
         for title, rows in result.lines().items():
             at = [float(row.setting[result.x]) for row in rows]
-            parts = [np.array([getattr(row, part) for row in rows]) for part in ("mean", "low", "high")]
-            if result.measure in SHARES:
-                parts = [part.clip(0, 1) for part in parts]
-            line = Line(result.name, at, *(part.tolist() for part in parts))
+            line = Line(result.name, at, *([getattr(row, part) for row in rows] for part in ("mean", "low", "high")))
             panels.setdefault(title, []).append(line)
-    draw_lines(path, panels, x=results[0].x, y=results[0].measure)
+    draw_lines(path, panels, x=results[0].x, y=results[0].measure, bounds=results[0].bounds)
 
 
 def markdown(results: Sequence[Result]) -> str:

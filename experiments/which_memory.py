@@ -200,7 +200,9 @@ def scatter(path: Path, question: Question, x: str, places: Mapping[str, float])
                 continue
             found = interval(np.array([question.measure(result) for result in results]))
             colour = SOFT if name == PEER else COLOURS[number % len(COLOURS)]
-            spread = found.half_width or 0.0
+            half = found.half_width or 0.0
+            low, high = np.clip([found.mean - half, found.mean + half], *results[0].bounds)
+            spread = [[found.mean - low], [high - found.mean]]
             axes.errorbar([places[name]], [found.mean], yerr=spread, fmt="o", color=colour, markersize=5)
             beside = {"textcoords": "offset points", "xytext": (6, 3), "fontsize": 8, "color": colour}
             axes.annotate(LABELS[name], (places[name], found.mean), **beside)

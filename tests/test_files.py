@@ -18,6 +18,7 @@ from mnemonist.files import (
     cut_unfinished_line,
     differences,
     differing_fields,
+    plain_name,
     recover_folder,
     require_possible,
     write_atomically,
@@ -306,3 +307,12 @@ def test_lines_are_added_and_an_unfinished_one_is_cut_off(tmp_path: Path) -> Non
     assert path.read_bytes() == b""
     with pytest.raises(FileError, match="cannot write"):
         append_lines(tmp_path, ["1"])
+
+
+def test_a_label_becomes_a_name_that_any_folder_takes(tmp_path: Path) -> None:
+    assert plain_name("beam:beams=8,value=gold") == "beam-beams=8,value=gold"
+    assert plain_name("data=/a/b c.txt") == "data=-a-b-c.txt"
+    long = [plain_name(f"data={'ż' * 200}{n}") for n in range(2)]
+    assert len(set(long)) == 2
+    for name in long:
+        (tmp_path / name).touch()

@@ -149,18 +149,15 @@ def draw_distances() -> str:
         for label, (name, options) in CURVES.items():
             each = np.array([[distances(name, options, s, unit, seed) for seed in range(8)] for s in SPREADS])
             middle = np.median(each, 1)
-            line = Line(label, SPREADS, middle, np.quantile(each, 0.1, 1), np.quantile(each, 0.9, 1))
-            panels.setdefault(title, []).append(_cut(line))
+            ends = np.quantile(each, (0.1, 0.9), 1)
+            line = Line(label, SPREADS, middle, *ends, reference=name == "uniform")
+            panels.setdefault(title, []).append(line)
             cells = " | ".join(f"{value:.2f}" for value in middle)
             rows.append(f"| {label} | {'unit' if unit else 'free'} | {cells} |")
-    draw_lines(HERE / "distances.svg", panels, x="spread", y="L1 distance to softmax (0 to 2)")
+    # What is further than disjoint is drawn at the top; the table has the figures.
+    label = "L1 distance to softmax (0 to 2)"
+    draw_lines(HERE / "distances.svg", panels, x="spread", y=label, bounds=(0, 2.5))
     return "\n".join(rows)
-
-
-def _cut(line: Line, most: float = 2.5) -> Line:
-    """For the plot: what is further than disjoint is drawn at the top; the table has the figures."""
-    parts = (np.minimum(np.asarray(part), most).tolist() for part in (line.mean, line.low, line.high))
-    return Line(line.label, line.x, *parts, reference=line.label.startswith("uniform"))
 
 
 def last(result: Result) -> float:

@@ -62,7 +62,7 @@ def write_page(study: Study) -> str:
             lines.append(
                 Line(CANDIDATES[name].label, at, *([getattr(m, p) for m in most] for p in ("mean", "low", "high")))
             )
-    draw_lines(HERE / "state.svg", {"": lines}, x="bytes of state", y="accuracy at 32 pairs")
+    draw_lines(HERE / "state.svg", {"": lines}, x="bytes of state", y="accuracy at 32 pairs", bounds=(0, 1))
     return (
         f"{seeds_of(study)}\n\n{markdown(list(means.values()))}\n\n"
         "![Accuracy by pairs, heads of 16](pairs.svg)\n\n![Accuracy at 32 pairs by bytes of state](state.svg)"

@@ -147,7 +147,8 @@ def write_page(study: Study) -> str:
                           for part in ("x", "mean", "low", "high")))
             for label, rows in means.items()
         ]  # fmt: skip
-        draw_lines(HERE / "forcing.svg", {"": plot}, x="tokens of a thought, at most", y="problems solved")
+        bounds, measure = forced[0].bounds, forced[0].measure
+        draw_lines(HERE / "forcing.svg", {"": plot}, x="tokens of a thought, at most", y=measure, bounds=bounds)
         parts.append("![Accuracy by budget](forcing.svg)")
     if solved := study.results("methods"):
         panels: dict[str, list[Line]] = {}
@@ -165,7 +166,8 @@ def write_page(study: Study) -> str:
                 at = [float(np.mean(mean(solved, setting, "tokens"))) for setting in settings]
                 line = Line(label, at, *([getattr(row, part) for row in rows] for part in ("mean", "low", "high")))
                 panels.setdefault(f"{numbers} numbers", []).append(line)
-        draw_lines(HERE / "methods.svg", panels, x="tokens of a problem", y="problems solved")
+        bounds, measure = solved[0].bounds, solved[0].measure
+        draw_lines(HERE / "methods.svg", panels, x="tokens of a problem", y=measure, bounds=bounds)
         parts += ["### Methods: problems solved, and tokens of a problem", "\n".join(lines)]
         parts += ["![Accuracy by tokens](methods.svg)", "### The best choice by difficulty", optima(solved)]
     return "\n\n".join(parts)

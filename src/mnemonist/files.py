@@ -7,6 +7,7 @@ file system a rename happens or does not. Whoever reads the target never sees it
 Names of unfinished work start with a dot. A killed writer may leave one behind; it does no harm.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ from .errors import UserError
 
 BLOCK = 1 << 16
 """Bytes that are looked through at a time."""
+LONGEST = 120
+"""Bytes of a name that is made of a label; with what is put around it, file systems take 255."""
 
 
 class FileError(UserError, OSError):
@@ -38,6 +41,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
             temporary.write_bytes(data)
         except OSError as error:
             raise FileError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def plain_name(label: str) -> str:
+    """The label as the name of a file: what no file system minds, and not too long for one; a folder is no part."""
+    name = "".join(letter if letter.isalnum() or letter in "-_.=," else "-" for letter in label)
+    return name if len(name.encode()) <= LONGEST else hashlib.sha256(label.encode()).hexdigest()[:16]
 
 
 def differing_fields(path: str | os.PathLike[str], content: Mapping[str, object]) -> list[str]:

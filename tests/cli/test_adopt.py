@@ -91,7 +91,7 @@ def test_memories_learn_while_the_rest_is_held(theirs, capsys):
     assert moved and all(re.search(r"\.(memory|gate)\.|\.persistent$", name) for name in moved)
     assert any("out_proj" in name for name in moved)
     assert main([*command, "--learn", "memories", "--resume"]) == 0
-    refuses([*command, "--resume"], "had other parts that learn (--learn)", capsys)
+    refuses([*command, "--learn", "all", "--resume"], "had other parts that learn (--learn)", capsys)
     assert main(["adopt", str(theirs), "--out", "plain"]) == 0
     refuses(
         ["train", "--from", "plain", "--out", "x", *TRAINING, "--learn", "memories"], "there are no memories", capsys

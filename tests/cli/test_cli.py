@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from html import unescape
 from pathlib import Path
 
@@ -297,6 +300,11 @@ def test_an_empty_path_is_not_the_present_folder(place, texts, run, capsys, comm
     assert tree(place) == before
 
 
+@pytest.mark.parametrize("words", [["--task"], ["--task", "--out", "x"], ["--out", "x", "--task="]])
+def test_a_task_that_is_left_out_is_not_text(words, capsys) -> None:
+    refuses(["train", *words], "--task is empty; give a value, or leave it out", capsys)
+
+
 def test_a_prompt_may_be_empty() -> None:
     assert mnemonist.cli.options.parse(["generate", "--prompt", ""]).prompt == ""
     assert mnemonist.cli.options.parse(["generate", "--prompt="]).prompt == ""
@@ -336,3 +344,38 @@ def test_a_failing_command_tells_its_shell(place) -> None:
     told = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.splitlines()[-1].startswith("mnemonist: There is no model at missing")
+
+
+@pytest.mark.parametrize("module", ["options", "models"])
+@pytest.mark.parametrize("fails", ["at once", "later"])
+def test_ctrl_c_while_libraries_are_imported_is_no_failure(module, fails, monkeypatch, capsys) -> None:
+    """Also where one of them takes it for a missing part and comes to grief over that."""
+
+    class Importing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name != f"mnemonist.cli.{module}":
+                return
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                if fails == "at once":
+                    raise
+            raise RecursionError("of a library that is half imported")
+
+    monkeypatch.delitem(sys.modules, f"mnemonist.cli.{module}")
+    monkeypatch.setattr(sys, "meta_path", [Importing(), *sys.meta_path])
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["models"]) == 130
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "mnemonist: interrupted; nothing half-written was left behind\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_failure_that_nobody_has_interrupted_is_one(monkeypatch) -> None:
+    def fail() -> int:
+        raise RecursionError("ours")
+
+    monkeypatch.setattr(mnemonist.cli.options.Models, "run", lambda self: fail())
+    with pytest.raises(RecursionError, match="ours"):
+        main(["models"])

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import TINY, interrupt_at, refuses, same_weights
+from commands import TINY, interrupt_at, refuses, same_weights, tree
 
 from mnemonist.cli import main
 from mnemonist.data import ByteTokenizer
@@ -17,6 +17,7 @@ from mnemonist.evals.results import Result
 from mnemonist.models import LanguageModel
 
 TASK = "mqar:vocabulary=32,longest=64,trained=64"
+STEM = "mqar-vocabulary=32,longest=64,trained=64,count=4"
 
 
 def learn(task: str, out: Path, *more: str, **changes: object) -> list[str]:
@@ -37,12 +38,18 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_leaves_a_model_that_knows_what_it_was_trained_on(learned, capsys):
     folder = learned / "mine"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "tasks.json",
+        "checkpoint", "config.json", "metrics.jsonl", "model.safetensors", "options.json", "tasks.json",
     ]  # fmt: skip
     assert LanguageModel.load(folder).config.vocab_size == 32
     assert json.loads((folder / "tasks.json").read_text()) == {"tasks": [TASK]}
     assert main(["eval", "mqar", "--model", str(folder), "--count", "3", "--out", str(learned / "as-trained")]) == 0
     assert "| 64           | 4     |" in capsys.readouterr().out
+    file = ["--model", str(folder / "model.safetensors"), "--out", str(learned / "file")]
+    assert main(["eval", "mqar", *file, "--count", "3"]) == 0
+    assert "| 64           | 4     |" in capsys.readouterr().out
+    assert sorted(p.name for p in (learned / "file").iterdir()) == sorted(
+        p.name for p in (learned / "as-trained").iterdir()
+    )
 
 
 def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):
@@ -62,15 +69,16 @@ def test_models_are_compared_in_a_table_json_and_a_plot(learned, capsys):
     told = capsys.readouterr()
     header = told.out.splitlines()[2]
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["length", "pairs", "mine", "other", "chance"]
-    assert sorted(p.name for p in out.iterdir()) == ["mqar-mine.json", "mqar-other.json", "mqar.svg"]
-    assert (out / "mqar.svg").read_text().startswith("<?xml")
-    before = (out / "mqar-mine.json").read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == [f"{STEM}-mine.json", f"{STEM}-other.json", f"{STEM}.svg"]
+    assert (out / f"{STEM}.svg").read_text().startswith("<?xml")
+    assert f"{STEM}-mine.json  {STEM}-other.json  {STEM}.svg" in told.err
+    before = tree(out)
     assert main([*command, "--json"]) == 0  # all is there already
     found = json.loads(capsys.readouterr().out)
     assert [result["model"]["name"] for result in found] == ["mine", "other"]
     assert [row["setting"]["pairs"] for row in found[0]["rows"]] == [4, 8]
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in found[0]["rows"])
-    assert (out / "mqar-mine.json").read_bytes() == before
+    assert tree(out) == before
 
 
 @pytest.mark.parametrize(
@@ -107,11 +115,38 @@ def test_an_interrupted_evaluation_goes_on(learned, capsys, monkeypatch):
         patched.setattr(Result, "save", save_and_interrupt)
         assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    part = json.loads((out / "mqar-mine.json").read_text())
+    part = json.loads((out / f"{STEM}-mine.json").read_text())
     assert len(part["rows"]) == 1 and not part["complete"]
     assert main(command) == 0
-    whole = json.loads((out / "mqar-mine.json").read_text())
+    whole = json.loads((out / f"{STEM}-mine.json").read_text())
     assert whole["complete"] and whole["rows"][0] == part["rows"][0] and len(whole["rows"]) == 2
+
+
+def test_other_settings_are_kept_beside_each_other(learned, tmp_path, capsys):
+    """In one folder, and none is measured again, or in the way of another; however the same settings are asked for."""
+    command = ["eval", TASK, "--model", str(learned / "mine"), "--out", str(tmp_path)]
+    settings = [["--count", "4"], ["--count", "5"], ["--count", "4", "--seed", "1"]]
+    for more in settings:
+        assert main([*command, *more]) == 0
+    files = tree(tmp_path)
+    names = [STEM, STEM.replace("count=4", "count=5"), f"{STEM},seed=1"]
+    assert sorted(files) == sorted([f"{name}{end}" for name in names for end in ("-mine.json", ".svg")])
+    for more in settings:
+        assert main([*command, *more]) == 0
+    assert main([*command[:1], "mqar", *command[2:], "--count", "4"]) == 0  # as it was trained
+    assert tree(tmp_path) == files
+    counts = {name: json.loads((tmp_path / f"{name}-mine.json").read_text())["rows"][0]["count"] for name in names}
+    assert list(counts.values()) == [4, 5, 4]
+
+
+def test_another_model_of_the_same_name_is_kept_apart(learned, tmp_path, capsys):
+    out = ["--count", "2", "--out", str(tmp_path / "out")]
+    LanguageModel.load(learned / "other").save(tmp_path / "mine")
+    assert main(["eval", TASK, "--model", str(learned / "mine"), *out]) == 0
+    before = tree(tmp_path / "out")
+    sentence = "mine.json is of another model; move it away, or keep these results in another folder"
+    refuses(["eval", TASK, "--model", str(tmp_path / "mine"), *out], sentence, capsys)
+    assert tree(tmp_path / "out") == before
 
 
 def test_a_task_run_is_resumed_exactly(tmp_path, monkeypatch):

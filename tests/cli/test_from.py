@@ -117,7 +117,7 @@ def test_another_beginning_is_not_resumed(run, texts, other, begun, tmp_path, ca
     changed.save(tmp_path / "changed")
     sentence = "had another model to begin with (--from); resume it with the same, or take another folder"
     refuses(go_on(tmp_path / "changed", other, begun, "--resume", held_out__every=2), sentence, capsys)
-    refuses(train(other, begun, "--resume", held_out__every=2), sentence, capsys)
+    refuses(train(other, begun, "--resume"), "does not go with --from", capsys)
     new = shutil.copytree(run, tmp_path / "new")
     refuses(go_on(begun, texts, new, "--resume"), sentence, capsys)
     assert tree(begun) == before and tree(new) == tree(run)

@@ -14,10 +14,12 @@ import mnemonist.cli.text
 import mnemonist.cli.train
 from mnemonist.cli import main
 from mnemonist.data import Document, PackedRows, fingerprint, hold_out, read_path
+from mnemonist.evals.lessons import answer_loss, held_out_problems
+from mnemonist.evals.suites import build_task
 from mnemonist.models import LanguageModel
+from mnemonist.training import HeldOutConfig, TrainingConfig
 from mnemonist.training.accelerator import start_accelerator
-from mnemonist.training.held_out import HeldOut
-from mnemonist.training.held_out import held_out_bits as bits_of_rows
+from mnemonist.training.held_out import HeldOut, read_held_out
 from mnemonist.training.language import next_token_loss
 
 ARTICLES = [f"article {n}: " + " ".join(str(n * k) for k in range(40)) for n in range(40)]
@@ -44,7 +46,8 @@ def expected(folder: Path, documents: tuple[Document, ...], count: int) -> float
 
         return {name: torch.from_numpy(array) for name, array in vars(rows.batch(0, count)).items()}
 
-    return bits_of_rows(start_accelerator("cpu"), LanguageModel.load(folder), next_token_loss, HeldOut(batch_of, 1, 1))
+    held_out = HeldOut(batch_of, 1, 1, loss_of=next_token_loss)
+    return read_held_out(start_accelerator("cpu"), LanguageModel.load(folder), answer_loss, held_out).bits_per_byte
 
 
 def test_of_a_users_text_a_share_is_held_out_unasked(articles: Path, tmp_path: Path, capsys) -> None:
@@ -172,10 +175,10 @@ def test_what_is_held_out_changes_no_step(articles: Path, texts: Path, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"held_out__share": 0.1}, "had other text held out; resume it with the same, or take another folder"),
-        ({"held_out__share": 0}, "had other text held out"),
-        ({"held_out__rows": 2}, "had other text held out"),
-        ({"held_out__seed": 1}, "had other text held out"),
+        ({"held_out__share": 0.1}, "had something else held out; resume it with the same, or take another folder"),
+        ({"held_out__share": 0}, "had something else held out"),
+        ({"held_out__rows": 2}, "had something else held out"),
+        ({"held_out__seed": 1}, "had something else held out"),
     ],
 )
 def test_other_text_held_out_is_not_resumed(articles, tmp_path_factory, capsys, changes, sentence) -> None:
@@ -190,14 +193,18 @@ def test_other_text_held_out_is_not_resumed(articles, tmp_path_factory, capsys, 
 def test_a_run_of_the_time_before_goes_on_as_it_began(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     whole, old = tmp_path / "whole", tmp_path / "old"
     assert main(train(articles, whole, held_out__share=0)) == 0
-    interrupt_at(3, monkeypatch)
-    assert main(train(articles, old, held_out__share=0)) == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        assert main(train(articles, old, held_out__share=0)) == 130
     path = old / "checkpoint" / "state.json"
     content = json.loads(path.read_text())
     del content["extra"]["held_out"]
     path.write_text(json.dumps(content))
-    refuses(train(articles, old, "--resume", held_out__share=0.1), "had other text held out", capsys)
+    (old / "options.json").unlink()
+    refuses(train(articles, old, "--resume", held_out__share=0.1), "had something else held out", capsys)
+    with monkeypatch.context() as patch:  # more than once
+        interrupt_at(4, patch)
+        assert main(train(articles, old, "--resume")) == 130
     assert main(train(articles, old, "--resume")) == 0
     assert "the run began without held-out text, and goes on without it" in capsys.readouterr().err
     assert losses(old) == losses(whole) and held_out_bits(old) == {}
@@ -219,7 +226,8 @@ def test_a_run_of_the_time_before_goes_on_as_it_began(articles: Path, tmp_path: 
         (["--held-out.share", "1"], "held_out.share is 1.0; it must be a number from 0 to below 1"),
         (["--data", "sixty.txt", "--held-out.share", "0.9"], "the corpus has 7 tokens, and one row takes 49"),
         (["--held-out.every", "0"], "held_out.every is 0; it must be a whole number from 1"),
-        (["--task", "mqar", "--held-out.share", "0.1"], "text is held out from texts alone; mnemonist eval asks"),
+        (["--task", "mqar", "--held-out.share", "0.1"], "there is no text to hold out, and problems are drawn: leave"),
+        (["--task", "mqar", "--held-out.data", "no_text"], "there is no text to hold out, and problems are drawn"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence(options, sentence, place, articles, capsys) -> None:
@@ -229,3 +237,95 @@ def test_bad_input_ends_in_one_sentence(options, sentence, place, articles, caps
     words = [word.replace("ARTICLES", str(articles)) for word in options]
     refuses(train(articles, Path("new"), *words), sentence, capsys)
     assert tree(place) == before and not Path("new").exists()
+
+
+# Problems.
+
+TASK = "mqar:vocabulary=32,longest=64,trained=64"
+
+
+def solve(out: Path, *words: str, data: Path | None = None, **changes: object) -> list[str]:
+    """Learn problems, perhaps beside text."""
+    command = train(data or "nowhere", out, "--task", *words, **changes)
+    return command if data else [word for word in command if word not in ("--data", "nowhere")]
+
+
+def problems_held_out(folder: Path) -> dict[int, dict[str, dict[str, float]]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["held_out_problems"] for line in lines if "held_out_problems" in line}
+
+
+def test_problems_are_held_out_of_tasks_unasked(tmp_path: Path, capsys) -> None:
+    """And said, read at intervals and at the end; runs of other seeds are asked the same."""
+    out = tmp_path / "out"
+    assert main(solve(out, TASK, held_out__every=4, held_out__rows=3)) == 0
+    told = capsys.readouterr().err
+    assert f"held out: 4 problems of {TASK} are read after every 4 steps and at the end" in told
+    found = problems_held_out(out)
+    assert list(found) == [4, 6]
+    task, training = build_task(TASK), TrainingConfig(steps=6, batch_size=2)
+    asked = held_out_problems(task, training, HeldOutConfig(rows=3))
+    reading = read_held_out(start_accelerator("cpu"), LanguageModel.load(out), answer_loss, asked)
+    assert found[6] == {"mqar": {"loss": pytest.approx(reading.loss, rel=1e-6), "accuracy": reading.accuracy}}
+    end = f"{reading.loss:.4f} nats a token that was asked for, {reading.accuracy:.3f} right on problems it was not"
+    assert f"step 6: {end} trained on (mqar)" in told
+    assert main(solve(tmp_path / "other", TASK, training__seed=1, held_out__every=4, held_out__rows=3)) == 0
+    assert problems_held_out(tmp_path / "other")[6] != found[6]
+
+
+def test_no_problems_are_held_out_where_nobody_wants_it_and_no_step_is_another(tmp_path: Path, capsys) -> None:
+    assert main(solve(tmp_path / "without", TASK, held_out__share=0)) == 0
+    assert "held out: nothing" in capsys.readouterr().err and problems_held_out(tmp_path / "without") == {}
+    assert main(solve(tmp_path / "with", TASK, held_out__every=1)) == 0
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert same_weights(tmp_path / "with", tmp_path / "without")
+
+
+def test_text_and_problems_are_told_apart(articles: Path, tmp_path: Path, capsys) -> None:
+    """Of text bits per byte, of every task loss and accuracy, whichever turn it is."""
+    out = tmp_path / "out"
+    books = ["phonebook:trained=12", "phonebook:trained=13"]
+    assert main(solve(out, "text", *books, "text", data=articles, held_out__every=5, training__steps=7)) == 0
+    told = capsys.readouterr().err
+    held = f"held out: 3 rows of text, 8 problems of {books[0]}, 8 problems of {books[1]} are read after every 5 steps"
+    assert held in told
+    assert list(held_out_bits(out)) == [5, 7] == list(problems_held_out(out))
+    _, documents = hold_out(read_path(articles).documents, 0.05)
+    assert held_out_bits(out)[7] == pytest.approx(expected(out, documents, 3), rel=1e-6)
+    assert [one.keys() for one in problems_held_out(out)[7].values()] == [{"loss", "accuracy"}] * 2
+    for name in ("bits per byte on text it was not", *(f"problems it was not trained on ({book})" for book in books)):
+        assert name in told
+    text, *_ = state(out)["data"].split()
+    assert text == fingerprint(hold_out(read_path(articles).documents, 0.05)[0])
+
+
+def test_a_run_of_problems_that_goes_on_reads_the_same(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    parts = ["text", "phonebook:trained=12"]
+    assert main(solve(whole, *parts, data=articles, held_out__every=2)) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        assert main(solve(cut, *parts, data=articles, held_out__every=2)) == 130
+    refuses(solve(cut, *parts, "--resume", data=articles, held_out__seed=1), "had something else held out", capsys)
+    refuses(solve(cut, *parts, "--resume", data=articles, held_out__share=0), "had something else held out", capsys)
+    assert main(["train", "--resume", "--out", str(cut)]) == 0
+    assert (losses(cut), held_out_bits(cut)) == (losses(whole), held_out_bits(whole))
+    assert problems_held_out(cut) == problems_held_out(whole) and same_weights(cut, whole)
+
+
+def test_problems_of_the_time_before_go_on_as_they_began(tmp_path: Path, monkeypatch) -> None:
+    """Their run was told of no problems that are held out, nor is it when it goes on, and on."""
+    old = tmp_path / "old"
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        assert main(solve(old, TASK, held_out__share=0)) == 130
+    path = old / "checkpoint" / "state.json"
+    content = json.loads(path.read_text())
+    del content["extra"]["held_out"]
+    path.write_text(json.dumps(content))
+    (old / "options.json").unlink()
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        assert main(solve(old, TASK, "--resume")) == 130
+    assert main(solve(old, TASK, "--resume")) == 0
+    assert problems_held_out(old) == {}

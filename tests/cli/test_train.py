@@ -31,6 +31,7 @@ LEFT_BEHIND = [
     "config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "options.json",
     "tokenizer.json",
     "tokenizer_config.json",
 ]
@@ -241,6 +242,8 @@ def test_training_on_subwords(texts: Path, subwords: Path, tmp_path: Path, capsy
     per_token = sum(len(text.encode()) for text in documents) / sum(len(tokenizer.encode(text)) for text in documents)
     bits = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["bits"]
     assert f"step 6: {bits / per_token:.3f} bits per byte" in told
+    assert main(train(texts, out, "--resume")) == 0  # with the tokenizer that it was begun with
+    (out / "options.json").unlink()
     refuses(train(texts, out, "--resume"), "had another model", capsys)
     refuses(train(texts, out, "--resume", model__vocab_size=400), "do not belong together", capsys)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_another_evaluation_is_not_mixed_in(model, tmp_path, change):
     other = {"count": suite(count=5), "seed": suite(seed=1), "model": suite()}[change]
     if change == "model":
         model = LanguageModel(CONFIG)
-    with pytest.raises(UserError, match=rf"holds another evaluation \({change} differ\)"):
+    whose = "model" if change == "model" else rf"evaluation \({change} differ\)"
+    with pytest.raises(UserError, match=f"r.json is of another {whose}; move it away"):
         evaluate(model, other, path)
     assert path.read_bytes() == before
 
@@ -133,6 +135,7 @@ def test_lines_of_a_plot():
 def test_every_suite_can_be_built_and_says_what_it_is(name):
     made = build_suite(name, count=2, seed=1)
     assert made.name == name and made.vocab_size > 1
+    assert Result({}, made.measure, made.x).bounds in ((0, 1), (0, math.inf))
     settings = [setting for step in made.steps for setting in step]
     assert settings and all(made.x in setting for setting in settings)
     assert len({json.dumps(setting) for setting in settings}) == len(settings)

@@ -12,6 +12,7 @@ from mnemonist.evals.planted import Planted
 from mnemonist.evals.problems import draw
 from mnemonist.evals.scoring import score
 from mnemonist.models import SHIPPED, LanguageModel, find_model, model_cost, register
+from mnemonist.models.shipped import folder_of
 
 MEMORY, WINDOW = (find_model(f"shipped/{name}") for name in ("memory", "window"))
 
@@ -58,3 +59,9 @@ def test_names(tmp_path, monkeypatch):
         find_model("shipped/memroy")
     (tmp_path / "shipped" / "memory").mkdir(parents=True)
     assert find_model("shipped/memory").as_posix() == "shipped/memory"  # one's own comes first
+
+
+def test_the_folder_that_a_path_is_in(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    assert folder_of(tmp_path) == folder_of(tmp_path / "model.safetensors") == tmp_path
+    assert folder_of("shipped/memory") == MEMORY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,22 @@ def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="no lines to draw"):
         draw_lines(tmp_path / "plot.svg", {"": []}, x="a", y="b")
     assert not list(tmp_path.iterdir())
+
+
+def drawn(path: Path) -> list[list[float]]:
+    """Heights of the corners of each band and line, in the order of the file; the smaller, the higher."""
+    shapes = re.findall(r'<(?:path|use) [^>]*?d="(M[^"]+)"', path.read_text())
+    return [[float(y) for y in re.findall(r"[ML] [\d.-]+ ([\d.-]+)", shape)] for shape in shapes]
+
+
+def test_no_band_is_drawn_beyond_the_range_of_what_it_is_of(tmp_path):
+    """The ends of an interval over seeds may lie there; its band ends where the lines at 0 and 1 do."""
+    ends = Line("ends", [4, 8], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0])
+    wide = Line("wide", [4, 8], [0.1, 0.9], [-0.4, 0.5], [0.5, 1.7])
+    inside = Line("inside", [4, 8], [0.1, 0.9], [0.0, 0.5], [0.5, 1.0])
+    for name, line in (("wide", wide), ("inside", inside)):
+        draw_lines(tmp_path / f"{name}.svg", {"": [ends, line]}, x="pairs", y="accuracy", bounds=(0, 1))
+    assert drawn(tmp_path / "wide.svg") == drawn(tmp_path / "inside.svg")
+    assert wide.low[0] == -0.4  # the numbers are as they were
+    draw_lines(tmp_path / "free.svg", {"": [ends, wide]}, x="pairs", y="accuracy")
+    assert drawn(tmp_path / "free.svg") != drawn(tmp_path / "inside.svg")

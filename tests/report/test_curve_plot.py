@@ -106,3 +106,14 @@ def test_hostile_and_long_labels():
 def test_bad_curves_say_what_is_wrong(keys, message):
     with pytest.raises(ValueError, match=message):
         Curve(**{"label": "c", "positions": POSITIONS, "bits": np.ones(4), **keys})
+
+
+def test_a_band_ends_where_bits_do_and_the_pointer_tells_the_whole_interval():
+    ends = {"low": np.array([3.5, 2.5, 1.0, -0.9]), "high": np.array([4.5, 3.5, 4.0, 2.0])}
+    svg, geometry = draw_curves([curve(bits=(4.0, 3.0, 2.5, 0.1), **ends)])
+    (band,) = elements(svg, "band")
+    heights = [float(y) for y in re.findall(r"[ML][\d.-]+ ([\d.-]+)", band.get("d"))]
+    assert max(heights) == geometry["bottom"]
+    ticks = [e.text for e in elements(svg, "tick") if e.get("text-anchor") == "end"]
+    assert min(float(text) for text in ticks) == 0
+    assert geometry["curves"][0]["points"][-1][4:] == [-0.9, 2.0]

@@ -31,7 +31,7 @@ from mnemonist.training import (
     train,
 )
 from mnemonist.training.accelerator import start_accelerator
-from mnemonist.training.held_out import held_out_bits
+from mnemonist.training.held_out import read_held_out
 from mnemonist.training.language import held_out_batches, next_token_loss, rows_held_out, truncated_next_token_loss
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -160,8 +160,8 @@ def test_reading_leaves_the_model_and_the_generators_alone() -> None:
     model[3].eval()  # one part alone
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     accelerator = start_accelerator("cpu")
-    once, again = (held_out_bits(accelerator, model, loss_of, HELD_OUT) for _ in range(2))
-    assert once == again and once == pytest.approx(math.log2(CLASSES), rel=0.3)
+    once, again = (read_held_out(accelerator, model, loss_of, HELD_OUT) for _ in range(2))
+    assert once == again and once.bits_per_byte == pytest.approx(math.log2(CLASSES), rel=0.3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
     assert model.training and not model[3].training
@@ -212,5 +212,46 @@ def test_bits_per_byte_are_those_of_reading_the_rows(tmp_path: Path) -> None:
     expected = part.loss.item() / int((batch["targets"] != IGNORED).sum()) / math.log(2)
     held_out = held_out_batches(rows, LANGUAGE, HeldOutConfig(rows=11))
     for truncation in (None, 5):
-        found = held_out_bits(start_accelerator("cpu"), model, truncated_next_token_loss(truncation), held_out)
+        loss = truncated_next_token_loss(truncation)
+        found = read_held_out(start_accelerator("cpu"), model, loss, held_out).bits_per_byte
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+# Problems.
+
+
+def answered(model: nn.Module, batch: Batch) -> LossSum:
+    """The loss, and the rows whose first place is right."""
+    loss = loss_of(model, batch)
+    right = (model(batch[0])[:, 0].argmax(-1) == batch[1][:, 0]).sum()
+    return dataclasses.replace(loss, answers=len(batch[1]), right=right)
+
+
+def test_several_are_read_each_when_it_is_due_under_its_name(tmp_path: Path) -> None:
+    others = [
+        dataclasses.replace(HELD_OUT, name="sums", every=4, loss_of=answered),
+        dataclasses.replace(HELD_OUT, name="vectors", batches=1),
+    ]
+    result = run(tmp_path / "all", [HELD_OUT, *others], loss=spared(noisy_loss_of))
+    run(tmp_path / "text", loss=spared(noisy_loss_of))
+    assert bits_of(tmp_path / "all") == bits_of(tmp_path / "text")
+    found = {
+        line["step"]: line["held_out_problems"] for line in course(tmp_path / "all") if "held_out_problems" in line
+    }
+    both = ["sums", "vectors"]
+    assert {step: list(one) for step, one in found.items()} == {
+        4: ["sums"], 5: ["vectors"], 8: ["sums"], 10: ["vectors"], 12: both,
+    }  # fmt: skip
+    last = found[12]
+    assert last["sums"].keys() == {"loss", "accuracy"} and last["vectors"].keys() == {"loss"}
+    assert last["sums"]["loss"] / math.log(2) == pytest.approx(bits_of(tmp_path / "all")[12])
+    assert last["sums"]["accuracy"] in [n / 12 for n in range(13)]  # of 3 batches of 4 rows
+    assert result.held_out.held_out_problems == last
+
+
+def test_what_diverges_is_named(tmp_path: Path) -> None:
+    def diverging(model: nn.Module, batch: Batch) -> LossSum:
+        return dataclasses.replace(loss_of(model, batch), loss=torch.tensor(math.nan))
+
+    with pytest.raises(CannotGoOn, match="at step 5: on held-out sums the loss is nan"):
+        run(tmp_path, dataclasses.replace(HELD_OUT, name="sums", loss_of=diverging), loss=loss_of)

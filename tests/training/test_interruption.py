@@ -10,13 +10,14 @@ from mnemonist.training.interruption import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_insists(number: signal.Signals) -> None:
+def test_the_first_signal_asks_and_the_second_insists(number: signal.Signals, capfd) -> None:
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
             assert not stop.requested
             os.kill(os.getpid(), number)
             assert stop.requested
+            assert capfd.readouterr().err.strip().endswith("is done and saved; once more stops at once")
             os.kill(os.getpid(), number)
         assert signal.getsignal(number) is signal.default_int_handler
     finally:

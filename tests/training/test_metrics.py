@@ -35,12 +35,14 @@ def test_a_line_has_every_measure(tmp_path: Path) -> None:
 
 def test_what_held_out_text_costs_stands_where_it_was_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    read = dataclasses.replace(metrics(2), held_out_bits_per_byte=1.5)
+    problems = {"mqar": {"loss": 0.5, "accuracy": 0.25}}
+    read = dataclasses.replace(metrics(2), held_out_bits_per_byte=1.5, held_out_problems=problems)
     with MetricsLog(path, 0) as log:
         for one in (metrics(1), read):
             log.write(one)
     first, second = map(json.loads, path.read_text().splitlines())
-    assert "held_out_bits_per_byte" not in first and second["held_out_bits_per_byte"] == 1.5
+    assert "held_out_bits_per_byte" not in first and "held_out_problems" not in first
+    assert (second["held_out_bits_per_byte"], second["held_out_problems"]) == (1.5, problems)
     assert read_metrics(path) == [metrics(1), read]
 
 

@@ -11,7 +11,7 @@ from mnemonist.data import Document, PackedRows
 from mnemonist.models import LanguageModel, ModelConfig
 from mnemonist.training import HeldOutConfig, TrainingConfig
 from mnemonist.training.accelerator import prepared
-from mnemonist.training.held_out import held_out_bits
+from mnemonist.training.held_out import read_held_out
 from mnemonist.training.language import held_out_batches, packed_batches, truncated_next_token_loss
 
 SIZES = {
@@ -60,7 +60,8 @@ def test_held_out_text_is_read_at_the_precision_of_training():
         try:
             accelerator = Accelerator(cpu=True, mixed_precision=precision)
             with prepared(accelerator, model, torch.optim.SGD(model.parameters())) as (wrapped, _):
-                found[precision] = held_out_bits(accelerator, wrapped, truncated_next_token_loss(32), held_out)
+                reading = read_held_out(accelerator, wrapped, truncated_next_token_loss(32), held_out)
+                found[precision] = reading.bits_per_byte
         finally:
             AcceleratorState._reset_state()
     assert found["bf16"] == pytest.approx(found["no"], rel=0.01) and found["bf16"] != found["no"]

@@ -53,6 +53,15 @@ def test_what_held_out_text_cost_stands_until_it_is_read_again(terminal, capsys,
         assert last == "step 3/3  loss 2.5000  held out 1.250 bits/byte  1,234 tok/s"
 
 
+def test_of_held_out_problems_the_share_that_is_right_is_told(capsys) -> None:
+    problems = {"mqar": {"loss": 1.0, "accuracy": 0.5}, "regression": {"loss": 0.25}}
+    with progress.training_progress(True, 0, 2) as report:
+        report(StepMetrics(1, 2.5, 1e-3, 1.0, 1, 1234.0, 1.0, 1.25, problems))
+        report(StepMetrics(2, 2.5, 1e-3, 1.0, 1, 1234.0, 1.0))
+    told = "loss 2.5000  held out 1.250 bits/byte, mqar 0.500 right, regression 0.2500  1,234 tok/s"
+    assert [line.partition("  ")[2] for line in capsys.readouterr().err.splitlines()] == [told, told]
+
+
 def test_nothing_when_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     report_all(False)
     assert capsys.readouterr() == ("", "")

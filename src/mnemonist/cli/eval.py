@@ -19,25 +19,22 @@ from mnemonist.cli import INTERRUPTED
 from mnemonist.cli.options import Eval
 from mnemonist.cli.process import prepare_torch, say
 from mnemonist.cli.task import TASK_FILE, read_tasks
-from mnemonist.cli.train import load_model, load_tokenizer
+from mnemonist.cli.train import MODEL_FILE, load_model, load_tokenizer
 from mnemonist.errors import UserError
 from mnemonist.evals.evaluation import evaluate, require_vocabulary
 from mnemonist.evals.results import Result, Row, table
-from mnemonist.evals.suites import Suite, build_suite, reads_text
-from mnemonist.files import require_writable
-from mnemonist.models.shipped import find_model
+from mnemonist.evals.suites import Suite, build_suite, changes_of, reads_text
+from mnemonist.files import plain_name, require_writable
+from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.report.comparison import Line, draw_lines
 from mnemonist.training.interruption import stop_on_signals
 
 
 def run_eval(options: Eval) -> int:
     """Measure each model, print the table, write JSON and plot."""
-    name_of_suite = options.suite.partition(":")[0]
     reads = reads_text(options.suite)
     paths = tuple(map(find_model, options.model))
     names = model_names(paths)
-    plot = options.out / f"{name_of_suite}.svg"
-    require_writable(plot)
     prepare_torch()
     models, suites = {}, {}
     for name, path in zip(names, paths, strict=True):
@@ -48,14 +45,19 @@ def run_eval(options: Eval) -> int:
         suites[name] = build_suite(as_trained(options.suite, path), tokenizer, options.count, options.seed)
         require_vocabulary(model, suites[name])
     require_same_problems(suites, as_trained(options.suite, paths[0]))
+    suite = suites[names[0]]
+    stem = stem_of(suite)
+    files = {name: options.out / f"{stem}-{name}.json" for name in names}
+    plot = options.out / f"{stem}.svg"
+    for path in (*files.values(), plot):
+        require_writable(path)
     facts = {"command": shlex.join(["mnemonist", *sys.argv[1:]]), "mnemonist": __version__}
     results: list[Result] = []
     with stop_on_signals() as stop:
         for name, model in models.items():
-            path = options.out / f"{name_of_suite}-{name}.json"
             with steps_bar(name) as (advance, on_step):
                 result = evaluate(
-                    model, suites[name], path, name=name, facts=facts,
+                    model, suites[name], files[name], name=name, facts=facts,
                     progress=advance, on_step=on_step, stop=lambda: stop.requested,
                 )  # fmt: skip
             results.append(result)
@@ -64,13 +66,20 @@ def run_eval(options: Eval) -> int:
     if options.json:
         print(json.dumps([json.loads(result.to_json()) for result in results]))
     else:
-        print(table([*results, *references(suites[names[0]], results[0])]))
-    draw(plot, suites[names[0]], results)
-    say(f"results and plot in {options.out}")
+        print(table([*results, *references(suite, results[0])]))
+    draw(plot, suite, results)
+    left = [path.name for path in (*files.values(), plot) if path.exists()]
+    say(f"in {options.out}: {'  '.join(left)}")
     if stop.requested:
         say("interrupted; the same command goes on with what is missing")
         return INTERRUPTED
     return 0
+
+
+def stem_of(suite: Suite) -> str:
+    """What the names of its files begin with: other settings have other files, so that neither is in the way."""
+    changes = ",".join(f"{name}={value}" for name, value in changes_of(suite).items())
+    return f"{suite.name}-{plain_name(changes)}" if changes else suite.name
 
 
 def as_trained(spec: str, path: Path) -> str:
@@ -79,9 +88,10 @@ def as_trained(spec: str, path: Path) -> str:
     Raises:
         UserError: the file that says what it was trained on is damaged.
     """
-    if ":" in spec or not (path / TASK_FILE).is_file():
+    file = folder_of(path) / TASK_FILE
+    if ":" in spec or not file.is_file():
         return spec
-    return next((task for task in read_tasks(path / TASK_FILE) if task.partition(":")[0] == spec), spec)
+    return next((task for task in read_tasks(file) if task.partition(":")[0] == spec), spec)
 
 
 def require_same_problems(suites: Mapping[str, Suite], example: str) -> None:
@@ -114,7 +124,7 @@ def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_names(paths: tuple[Path, ...]) -> list[str]:
-    """A name for each model: the last part of its path, as long as these differ.
+    """A name for each model: the last part of its path, or of its folder's, as long as these differ.
 
     Raises:
         UserError: no model is named, or one twice.
@@ -122,6 +132,7 @@ def model_names(paths: tuple[Path, ...]) -> list[str]:
     if not paths:
         raise UserError("there is no model to evaluate; name one with --model")
     resolved = [path.resolve() for path in paths]
+    resolved = [path.parent if path.name == MODEL_FILE else path for path in resolved]
     if len(set(resolved)) < len(resolved):
         raise UserError("a model is named twice; name each once")
     for parts in range(1, 1 + max(len(path.parts) for path in resolved)):
@@ -174,7 +185,7 @@ def draw(path: Path, suite: Suite, results: list[Result]) -> None:
                 panels[title] = [*panels[title], _line(beside.name, rows, suite.x, reference=True)]
     numeric = all(isinstance(row.setting[suite.x], int | float) for result in results for row in result.rows)
     if panels and numeric:
-        draw_lines(path, panels, x=suite.x, y=suite.measure)
+        draw_lines(path, panels, x=suite.x, y=suite.measure, bounds=results[0].bounds)
 
 
 def _line(label: str, rows: list[Row], x: str, reference: bool = False) -> Line:

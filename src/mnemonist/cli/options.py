@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from mnemonist.cli.begun import begun_with, value_of
 from mnemonist.cli.reason.options import Reason, in_full, reason_type
 from mnemonist.errors import UserError
 from mnemonist.models.configuration import ModelConfig, find_preset
@@ -19,6 +20,8 @@ Weights = Literal["float32", "bfloat16"]
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
 """Options whose value may be empty."""
+NAMES = ("--task",)
+"""Options that take any number of words, and mean something else if there is none."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Train:
     """Folder of the run: the model (which transformers opens too, after mnemonist.models.register()), checkpoint/,
     metrics.jsonl."""
     resume: bool = False
-    """Go on exactly where the run in this folder stopped."""
+    """Go on exactly where the run in this folder stopped, with the options that it was begun with. Others need not be
+    given; one that would make it another run is refused."""
     plan: bool = False
     """Only say what the run would cost."""
     tensorboard: bool = False
@@ -242,7 +246,8 @@ class Eval:
     model: tuple[Path, ...] = ()
     """Models to compare: folders of runs, or files model.safetensors."""
     out: Path = Path("runs/eval")
-    """Folder for SUITE-MODEL.json of each model and the plot SUITE.svg."""
+    """Folder for SUITE-MODEL.json of each model and the plot SUITE.svg. What is changed in the suite, count and seed
+    are part of the names (SUITE-count=50-MODEL.json), so that a folder may hold results of several settings."""
     count: int | None = None
     """Problems (texts, streams) of each setting; left out, as many as the suite thinks right."""
     seed: int = 0
@@ -269,11 +274,7 @@ def parse(arguments: list[str]) -> Command:
     """
     require_words(arguments)
     arguments = in_full(arguments)
-    require_own_sizes(arguments)
-    train: Any = Train()
-    preset = _value_of("--preset", arguments) if arguments[:1] == ["train"] else None
-    if preset is not None:  # the preset sets the defaults that --help shows and other options change
-        train = Train(preset=preset, model=find_preset(preset))
+    train = train_default(arguments) if arguments[:1] == ["train"] else Train()
     reason: Any = reason_type(arguments)
     commands: Any = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -300,14 +301,29 @@ def require_words(arguments: Sequence[str]) -> None:
         UserError: names the option.
     """
     option = "an argument"
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if argument.startswith("--"):
             option, equals, value = argument.partition("=")
-            empty = bool(equals) and not value
+            empty = not value if equals else argument in NAMES and following.startswith("--")
         else:
             empty = not argument
         if empty and option not in TEXTS:
             raise UserError(f"{option} is empty; give a value, or leave it out (is a variable of the shell unset?)")
+
+
+def train_default(arguments: Sequence[str]) -> Train:
+    """What `train` begins with, where it is left open: as the run before or the preset would have it.
+
+    Raises:
+        UserError: there is no such preset, it does not go with other options, or the run cannot be understood.
+    """
+    begun = begun_with(Train, arguments)
+    if value_of("--from", arguments) is not None or (begun is not None and begun.origin is not None):
+        require_own_sizes(arguments)
+    preset = value_of("--preset", arguments)
+    if preset is None or (begun is not None and preset == begun.preset):
+        return begun or Train()
+    return replace(begun or Train(), preset=preset, model=find_preset(preset))
 
 
 def require_own_sizes(arguments: Sequence[str]) -> None:
@@ -316,8 +332,6 @@ def require_own_sizes(arguments: Sequence[str]) -> None:
     Raises:
         UserError: names the option.
     """
-    if arguments[:1] != ["train"] or _value_of("--from", list(arguments)) is None:
-        return
     for argument in arguments:
         option = argument.partition("=")[0]
         if option in ("--preset", "--parameters", "--tokenizer") or option.startswith("--model."):
@@ -325,12 +339,3 @@ def require_own_sizes(arguments: Sequence[str]) -> None:
                 f"{option} does not go with --from: the model that the run begins with has sizes and a tokenizer of "
                 "its own; leave one of the two out"
             )
-
-
-def _value_of(option: str, arguments: list[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-    return None

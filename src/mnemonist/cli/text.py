@@ -138,7 +138,7 @@ def divide_text(
         UserError: what is held out or what is left does not fill one row, there is no such text, or it is trained on.
     """
     training, config = options.training, options.held_out
-    if before is not None and "held_out" not in before and not config.given:
+    if before is not None and not before.get("held_out") and not config.given:
         say("the run began without held-out text, and goes on without it")
         return prepare_text(documents, training, tokenizer)
     if config.share == 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mnemonist.cli.begun import keep_options
 from mnemonist.cli.options import Train
 from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
 from mnemonist.cli.process import first_process, prepare_torch, say
@@ -22,7 +23,7 @@ from mnemonist.models.configuration import ModelConfig, find_preset
 from mnemonist.models.cost import matched
 from mnemonist.models.folder import INDEX_FILE
 from mnemonist.models.modeling import LanguageModel
-from mnemonist.models.shipped import find_model
+from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.training import TrainingConfig, TrainingResult, train
 from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
 from mnemonist.training.loop import require_place
@@ -73,6 +74,8 @@ def run_train(options: Train) -> int:
         if options.tensorboard and first_process():
             folder = options.out / "tensorboard"
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
+        if before is None and first_process():
+            keep_options(options)
         result = train_model(model, text, options.training, options.out, identity, resume=options.resume, on_step=log)
     loss = result.loss
     if loss is not None:
@@ -106,11 +109,10 @@ def find_origin(options: Train) -> Origin | None:
     """
     if options.origin is None:
         return None
-    place = find_model(options.origin)
-    folder = place if place.is_dir() else place.parent
+    folder = folder_of(options.origin)
     if options.out.resolve() == folder.resolve():
         raise UserError(f"{options.origin} is in the folder of the run that is to begin with it; take another --out")
-    model = load_model(place).float()  # transformers may have saved halves
+    model = load_model(options.origin).float()  # transformers may have saved halves
     return Origin(options.origin, folder, model, model.fingerprint())
 
 
@@ -239,7 +241,7 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
         "origin": "another model to begin with (--from)",
         "learn": "other parts that learn (--learn)",
         "model": "another model",
-        "held_out": "other text held out",
+        "held_out": "something else held out",
         "data": "other data",
         "tokenizer": "another tokenizer",
     }
@@ -268,5 +270,4 @@ def load_tokenizer(path: Path, model: LanguageModel) -> Tokenizer:
     Raises:
         UserError: there is none that fits it.
     """
-    path = find_model(path)
-    return find_tokenizer(path if path.is_dir() else path.parent, model.config.vocab_size)
+    return find_tokenizer(folder_of(path), model.config.vocab_size)

@@ -86,9 +86,8 @@ def taken_up(path: Path, identity: Mapping[str, Any]) -> Result:
     if dict(result.identity) != dict(identity):
         names = sorted(identity.keys() | result.identity.keys())
         other = [name for name in names if result.identity.get(name) != identity.get(name)]
-        raise UserError(
-            f"{path} holds another evaluation ({', '.join(other)} differ); name another file, or move it away"
-        )
+        whose = "of another model" if other == ["model"] else f"of another evaluation ({', '.join(other)} differ)"
+        raise UserError(f"{path} is {whose}; move it away, or keep these results in another folder")
     return result
 
 

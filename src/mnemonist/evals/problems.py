@@ -26,7 +26,8 @@ from mnemonist.errors import UserError
 Setting = Mapping[str, int | str]
 """How hard a problem is, by name: ``{"length": 256, "pairs": 64}``."""
 
-Split = Literal["train", "test"]
+Split = Literal["train", "held-out", "test"]
+"""Held-out problems are asked while a model is trained, those of the test by `mnemonist eval`; streams of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +125,18 @@ def draw(task: Task, setting: Setting, count: int, seed: int = 0, split: Split =
         UserError: no problem can have this setting.
         ValueError: ``count`` is not positive.
     """
+    return draw_each(task, [setting] * count, seed, split, first)
+
+
+def draw_each(task: Task, settings: Sequence[Setting], seed: int, split: Split, first: int) -> Problems:
+    """A problem of each setting, numbered from ``first`` on.
+
+    Raises:
+        UserError: no problem can have such a setting.
+        ValueError: there are no settings.
+    """
     return Problems.stack(
-        [task.draw(generator(task.name, split, setting, seed, index), setting) for index in range(first, first + count)]
+        [task.draw(generator(task.name, split, one, seed, index), one) for index, one in enumerate(settings, first)]
     )
 
 

@@ -156,10 +156,14 @@ class Regression:
         def batch_of(step: int, micro: int, rank: int, world: int) -> dict[str, Tensor]:
             rows = config.batch_size // (config.accumulation * world)
             first = ((step * config.accumulation + micro) * world + rank) * rows
-            drawn = self.draw(rows, config.seed, "train", first)
-            return {name: torch.from_numpy(x).float() for name, x in zip(("x", "y", "shown"), drawn, strict=True)}
+            return self.batch(rows, config.seed, "train", first)
 
         return batch_of
+
+    def batch(self, count: int, seed: int, split: Split, first: int) -> dict[str, Tensor]:
+        """What `draw` gives, for `loss`."""
+        drawn = self.draw(count, seed, split, first)
+        return {name: torch.from_numpy(x).float() for name, x in zip(("x", "y", "shown"), drawn, strict=True)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> LossSum:
         """``loss_of`` for `mnemonist.training.train`: the squared error over the dimension, summed over points."""

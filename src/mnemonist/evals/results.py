@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,14 @@ from mnemonist.files import write_atomically
 from mnemonist.intervals import interval, mean_share
 
 FORMAT = "mnemonist-evaluation/1"
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "problems solved": (0.0, 1.0),
+    "secrets recalled": (0.0, 1.0),
+    "bits per byte": (0.0, math.inf),
+    "squared error over dimension": (0.0, math.inf),
+}
+"""The ranges of what is measured, by how its name begins."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,12 @@ class Result:
     def name(self) -> str:
         """Of the model."""
         return str(self.model.get("name", "model"))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range of what is measured, which intervals may leave and plots do not."""
+        fitting = (bounds for name, bounds in BOUNDS.items() if self.measure.startswith(name))
+        return next(fitting, (-math.inf, math.inf))
 
     def row(self, setting: Setting) -> Row | None:
         """The row of a setting, if it was measured."""

@@ -281,6 +281,21 @@ def fields_of(made: Any) -> dict[str, Any]:
     return {name: getattr(value, "fingerprint", value) for name, value in values.items()}
 
 
+def changes_of(suite: Suite) -> dict[str, Any]:
+    """What was asked for besides a suite's name: fields of it and of its task that are not as they come.
+
+    A tokenizer is no such thing: it is that of the model.
+    """
+    made: list[Any] = [suite.task, suite] if isinstance(suite, TaskSuite) else [suite]
+    fields = [(each, field) for each in made for field in dataclasses.fields(each)]
+    values = {field.name: (getattr(each, field.name), field.default) for each, field in fields}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if name not in ("task", "tokenizer") and value != default
+    }
+
+
 def _class(info: SuiteInfo) -> Any:
     return getattr(import_module(f"mnemonist.evals.{info.module}"), info.class_name)
 

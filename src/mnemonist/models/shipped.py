@@ -36,3 +36,13 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     if name not in SHIPPED:
         raise UserError(f"there is no model {name}{nearest(name, SHIPPED)}; with the package come {', '.join(SHIPPED)}")
     return Path(__file__).parent / name
+
+
+def folder_of(path: str | os.PathLike[str]) -> Path:
+    """The folder that a model's path is in, and its tokenizer too: the path itself, or that of the file it names.
+
+    Raises:
+        UserError: as `find_model`.
+    """
+    place = find_model(path)
+    return place if place.is_dir() else place.parent

@@ -116,19 +116,20 @@ def claimed(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accele
     Raises:
         UserError: as `claim`.
     """
+    before = _work_in(folder)
     claim(folder, own, resume, accelerator)
     try:
         yield
     except (CannotGoOn, SamplingFailed):  # which keep what they have
         raise
     except UserError:
-        if accelerator.is_main_process and not resume and not _has_work(folder):
+        if accelerator.is_main_process and not resume and _work_in(folder) <= before:
             (folder / IDENTITY).unlink(missing_ok=True)
         raise
 
 
-def _has_work(folder: Path) -> bool:
-    return any(path.is_file() and path.stat().st_size and path.name != IDENTITY for path in folder.rglob("*"))
+def _work_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != IDENTITY}
 
 
 def claim(folder: Path, own: dict[str, Any], resume: bool, accelerator: Accelerator) -> None:

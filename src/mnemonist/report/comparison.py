@@ -5,10 +5,12 @@ draw_lines(path, [Line("DeltaNet", xs, means, lows, highs), ...], x="pairs", y="
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from mnemonist.report.figure import SOFT, figure
@@ -30,7 +32,15 @@ class Line:
     """Whether it is what others are compared with: drawn in grey."""
 
 
-def draw_lines(path: Path, panels: dict[str, Sequence[Line]], *, x: str, y: str, log_x: bool = True) -> None:
+def draw_lines(
+    path: Path,
+    panels: dict[str, Sequence[Line]],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = True,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> None:
     """Draw a panel for each list of lines, with the same axes; what is drawn first is on top.
 
     Args:
@@ -39,6 +49,7 @@ def draw_lines(path: Path, panels: dict[str, Sequence[Line]], *, x: str, y: str,
         x: name of the horizontal axis.
         y: name of the vertical axis.
         log_x: whether the horizontal axis is logarithmic, base 2.
+        bounds: the range that y has; lines and bands end there, wherever an interval would.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -51,7 +62,7 @@ def draw_lines(path: Path, panels: dict[str, Sequence[Line]], *, x: str, y: str,
     with figure(path, 3.2 + 4.0 * len(panels), tall, columns=len(panels)) as (drawing, all_axes):
         for number, (axes, (title, lines)) in enumerate(zip(all_axes, panels.items(), strict=True)):
             for line in reversed(lines):
-                _draw(axes, line, labels.index(line.label))
+                _draw(axes, line, labels.index(line.label), bounds)
             ticks = sorted({value for line in lines for value in line.x})
             if log_x:
                 axes.set_xscale("log", base=2)
@@ -72,11 +83,12 @@ def draw_lines(path: Path, panels: dict[str, Sequence[Line]], *, x: str, y: str,
         )  # fmt: skip
 
 
-def _draw(axes: Axes, line: Line, number: int) -> None:
+def _draw(axes: Axes, line: Line, number: int, bounds: tuple[float, float]) -> None:
     colour = SOFT if line.reference else COLOURS[number % len(COLOURS)]
     dash = DASHES[(2 if line.reference else 0) or number // len(COLOURS) % len(DASHES)]
-    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
-    axes.plot(line.x, line.mean, dash, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=line.label)
+    mean, low, high = (np.clip(part, *bounds) for part in (line.mean, line.low, line.high))
+    axes.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(line.x, mean, dash, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=line.label)
 
 
 def _short(value: float) -> str:

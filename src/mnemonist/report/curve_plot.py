@@ -4,6 +4,7 @@ A memory that learns from what it reads should pay less the further it has read;
 on a logarithmic axis.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,5 +66,6 @@ def draw_curves(curves: Sequence[Curve]) -> tuple[str, dict[str, Any]]:
         series=tuple(Series(each.label, each.positions, each.bits, each.low, each.high) for each in curves),
         log_x=True,
         unit="byte",
+        bounds=(0.0, math.inf),
     )
     return draw_plot(plot)

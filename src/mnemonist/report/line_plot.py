@@ -66,6 +66,7 @@ class Plot:
         log_x: whether the horizontal axis is logarithmic.
         unit: what the pointer calls a place on the horizontal axis; the axis's own name if it is empty.
         caption: a sentence below the drawing.
+        bounds: the range that y has; the drawing ends there, wherever an interval would.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Plot:
     log_x: bool = False
     unit: str = ""
     caption: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         if not self.series:
@@ -110,6 +112,7 @@ class Axes:
     right: float
     bottom: float
     log: bool
+    bounds: tuple[float, float]
 
     def x(self, value: float) -> float:
         if self.log:
@@ -119,6 +122,7 @@ class Axes:
         return LEFT + part * (self.right - LEFT)
 
     def y(self, value: float) -> float:
+        value = min(max(value, self.bounds[0]), self.bounds[1])
         return TOP + (self.high - value) / (self.high - self.low) * (self.bottom - TOP)
 
 
@@ -172,13 +176,15 @@ def _fit_axes(plot: Plot, size: Size) -> Axes:
         first, last = (first / 2, last * 2) if plot.log_x else (first - 1, last + 1)
     arrays = [a for s in plot.series for a in (s.y, s.low, s.high) if a is not None]
     values = np.concatenate(arrays)
-    values = values[np.isfinite(values)]
+    values = values[np.isfinite(values)].clip(*plot.bounds)
     low, high = float(values.min()), float(values.max())
     pad = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
     longest = max(len(_shortened(series.label, size)) for series in plot.series)
-    floor = 0.0 if low >= 0 else -math.inf
+    floor = max(plot.bounds[0], 0.0 if low >= 0 else -math.inf)
+    ceiling = plot.bounds[1]
     right = size.width - (34 + 7.2 * longest if longest else 14)
-    return Axes(first, last, max(low - pad, floor), high + pad, right, size.height - BOTTOM, plot.log_x)
+    low, high = max(low - pad, floor), min(high + pad, ceiling)
+    return Axes(first, last, low, high, right, size.height - BOTTOM, plot.log_x, plot.bounds)
 
 
 def _draw_grid(plot: Plot, axes: Axes, size: Size) -> str:

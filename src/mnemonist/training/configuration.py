@@ -115,7 +115,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Text that is not trained on, read at intervals and at the end: the same rows every time.
+    """Text and problems that are not trained on, read at intervals and at the end: the same rows every time.
 
     Raises:
         UserError: a field is out of range or contradicts another one.
@@ -125,13 +125,14 @@ class HeldOutConfig:
     """Text to hold out, named as `data` is. Left out: of stdlib its own held-out modules, of other text a share."""
     share: float | None = None
     """Hold out this share of `data` instead of training on it, by whole documents (the end of a single one); 0 holds
-    nothing out. Left out: 0.05, where that fills a row and no other text is held out."""
+    nothing out, problems neither. Left out: 0.05, where that fills a row and no other text is held out."""
     every: int = 100
     """Steps between readings; the last step is always followed by one."""
     rows: int | None = None
-    """Rows to read each time, if there are so many; None takes as many as four steps do."""
+    """Rows to read each time, if there are so many; of each task so many problems, in whole micro-batches. None takes
+    as many as four steps do."""
     seed: int = 0
-    """Draws the documents and the rows; runs of other seeds of training are thus asked the same."""
+    """Draws the documents, the rows and the problems; runs of other seeds of training are thus asked the same."""
 
     def __post_init__(self) -> None:
         _require_whole("held_out.every", self.every, least=1)

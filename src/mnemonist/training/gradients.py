@@ -43,6 +43,10 @@ class LossSum:
     """How many targets that were; may be 0."""
     tokens: int | None = None
     """How many tokens were read for it; None says that rows have `TrainingConfig.row_length` of them."""
+    answers: int = 0
+    """Of held-out rows that ask something: how many answers there are."""
+    right: float | Tensor = 0.0
+    """How many of them are right."""
 
 
 LossOf = Callable[[nn.Module, Any], LossSum | Iterator[LossSum]]

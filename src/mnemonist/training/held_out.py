@@ -1,4 +1,4 @@
-"""What a model costs on text that it is not trained on: asked at intervals, on the same rows every time.
+"""What a model costs on text or problems that it is not trained on: asked at intervals, on the same rows every time.
 
 The sums of all processes are divided once, as those of a step are, so the figure does not depend on how the rows are
 shared among them. Every process reads as many batches, since a model in parts is read by all of them together.
@@ -32,6 +32,10 @@ class HeldOut:
     """Steps between readings; the last step of a run is always followed by one."""
     bytes_per_target: float = 1.0
     """Bytes of text that a target stands for."""
+    loss_of: LossOf | None = None
+    """What the rows cost; None takes the `loss_of` of the run."""
+    name: str = ""
+    """Of problems, whose loss and accuracy are told under it. Text has none, and is told in bits per byte."""
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the rows are read when so many of `steps` are done."""
@@ -42,28 +46,43 @@ class HeldOut:
         return sum(self.due(step, steps) for step in range(done + 1, steps + 1))
 
 
-def held_out_bits(accelerator: Accelerator, model: nn.Module, loss_of: LossOf, held_out: HeldOut) -> float:
-    """Bits per byte of the rows; every process must come here, and all get the same.
+@dataclass(frozen=True)
+class Reading:
+    """What a model made of the rows."""
+
+    loss: float
+    """Nats per target."""
+    bits_per_byte: float
+    accuracy: float | None
+    """The share of answers that are right; None where none is asked for."""
+
+
+def read_held_out(accelerator: Accelerator, model: nn.Module, loss_of: LossOf, held_out: HeldOut) -> Reading:
+    """Read the rows; every process must come here, and all get the same.
 
     The model is as before, its mode included, and no random number is drawn for it.
 
     Args:
         model: as Accelerate has wrapped it, and so at the precision of training.
+        loss_of: that of the run; the rows may have another.
 
     Raises:
         NotFinite: of what a memory is given.
         UserError: the rows have no targets.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     with evaluating(model), torch.no_grad():
         for number in range(held_out.batches):
             batch = send_to_device(held_out.batch_of(number, rank, world), accelerator.device)
-            for part in loss_parts(loss_of, model, batch):
+            for part in loss_parts(held_out.loss_of or loss_of, model, batch):
                 totals[0] += part.loss
                 totals[1] += part.targets
+                totals[2] += part.answers
+                totals[3] += part.right
     reshard(model)
-    nats, targets = accelerator.reduce(totals, "sum").tolist()
+    nats, targets, answers, right = accelerator.reduce(totals, "sum").tolist()
     if not targets:
         raise UserError("the held-out text has no targets; give more of it")
-    return nats / targets / math.log(2) / held_out.bytes_per_target
+    loss = nats / targets
+    return Reading(loss, loss / math.log(2) / held_out.bytes_per_target, right / answers if answers else None)

@@ -5,13 +5,15 @@ that someone wants it to stop, and the loop does so at the next step's end. A se
 `KeyboardInterrupt` at once, for whoever cannot wait; what was saved before stays usable.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+WAIT = b"\nstopping as soon as the work at hand is done and saved; once more stops at once\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,6 +37,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request.requested:
             raise KeyboardInterrupt
         request.requested = True
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes; `print` might be interrupted itself
+            with suppress(OSError):
+                os.write(2, WAIT)
 
     previous = {}
     if threading.current_thread() is threading.main_thread():

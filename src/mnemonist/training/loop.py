@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from mnemonist.training.checkpoint import (
 )
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, accumulate_gradients, normalise_and_clip
-from mnemonist.training.held_out import HeldOut, held_out_bits
+from mnemonist.training.held_out import HeldOut, Reading, read_held_out
 from mnemonist.training.interruption import StopRequest, stop_on_signals
 from mnemonist.training.metrics import MetricsLog, StepMetrics, read_metrics
 from mnemonist.training.optimiser import load_optimiser_tensors, make_optimiser
@@ -65,7 +65,7 @@ class TrainingResult:
     checkpoint: Path
     """The folder with the latest checkpoint, at `step`."""
     held_out: StepMetrics | None = None
-    """The last step after which held-out text was read; None if it never was."""
+    """The last step after which held-out text or problems were read; None if they never were."""
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
     on_step: Callable[[StepMetrics], None] | None = None,
     more: Callable[[int], bool] | None = None,
     skip_empty: bool = False,
-    held_out: HeldOut | None = None,
+    held_out: HeldOut | Sequence[HeldOut] | None = None,
 ) -> TrainingResult:
     """Train `model` in place.
 
@@ -103,7 +103,8 @@ def train(
         more: `more(step)` is called before every step, on every process; the run ends well, with a checkpoint,
             where it says no. It may raise `CannotGoOn`, if it does so on every process.
         skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
-        held_out: what is read now and then and not trained on; it changes no step.
+        held_out: what is read now and then and not trained on; it changes no step. Of several, all but one have a
+            name, and no two the same.
 
     Raises:
         CannotGoOn: the loss, the gradient or what a memory is given is not finite; or as `more`. The model is as the
@@ -128,7 +129,8 @@ def train(
         if checkpoint.step == config.steps:
             return _result(place, config.steps, False, checkpoint.seconds)
         extra = checkpoint.extra if extra is None else extra
-    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty, held_out)
+    asked = (held_out,) if isinstance(held_out, HeldOut) else tuple(held_out or ())
+    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty, asked)
     return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
 
 
@@ -169,7 +171,7 @@ class _Run:
     extra: Mapping[str, Any]
     place: Path
     skip_empty: bool
-    held_out: HeldOut | None
+    held_out: tuple[HeldOut, ...]
 
 
 def _go(
@@ -208,9 +210,9 @@ def _go(
                 loss, norm, tokens, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
                 step += 1
                 metrics = clock.measure(step, loss, norm, tokens, config)
-                asked = run.held_out is not None and run.held_out.due(step, config.steps)
+                asked = [one for one in run.held_out if one.due(step, config.steps)]
                 if asked:  # after the measurement: this time is none of the step's
-                    metrics = replace(metrics, held_out_bits_per_byte=_read_held_out(run, wrapped[0], loss_of, step))
+                    metrics = replace(metrics, **_read_held_out(run, wrapped[0], loss_of, asked, step))
                 if asked or step % config.log_every == 0 or step == config.steps:
                     clock.restart_rate()
                     if log is not None:
@@ -228,7 +230,7 @@ def _go(
     if interrupted and main:
         print(
             f"interrupted after step {step} of {config.steps}; saved in {run.place}: "
-            "run the same command with --resume (in Python: resume=True) to go on",
+            "go on with --resume (in Python: resume=True)",
             file=sys.stderr,
         )
     return _result(run.place, step, interrupted, clock.seconds())
@@ -276,24 +278,41 @@ def _take_step(
     return loss_sum / targets, norm_value, round(tokens), bool(stops)
 
 
-def _read_held_out(run: _Run, model: nn.Module, loss_of: LossOf, step: int) -> float:
-    """What the held-out text costs after `step` steps, in bits per byte.
+def _read_held_out(run: _Run, model: nn.Module, loss_of: LossOf, asked: Sequence[HeldOut], step: int) -> dict[str, Any]:
+    """The fields of `StepMetrics` that tell of held-out text and problems after `step` steps.
 
     Raises:
-        CannotGoOn: it, or what a memory is given, is not finite.
-        UserError: see `held_out_bits`; or as above in one process of several.
+        CannotGoOn, UserError: see `_reading`.
     """
-    assert run.held_out is not None
+    fields: dict[str, Any] = {}
+    for one in asked:
+        reading = _reading(run, model, loss_of, one, step)
+        if not one.name:
+            fields["held_out_bits_per_byte"] = reading.bits_per_byte
+            continue
+        right = {} if reading.accuracy is None else {"accuracy": reading.accuracy}
+        fields.setdefault("held_out_problems", {})[one.name] = {"loss": reading.loss, **right}
+    return fields
+
+
+def _reading(run: _Run, model: nn.Module, loss_of: LossOf, held_out: HeldOut, step: int) -> Reading:
+    """What the model makes of held-out rows after `step` steps.
+
+    Raises:
+        CannotGoOn: what they cost, or what a memory is given, is not finite.
+        UserError: see `read_held_out`; or as above in one process of several.
+    """
+    where = f"on held-out {held_out.name or 'text'}"
     try:
-        bits = held_out_bits(run.accelerator, model, loss_of, run.held_out)
+        reading = read_held_out(run.accelerator, model, loss_of, held_out)
     except NotFinite as error:
-        what = _diverged(run, step - 1, f"on held-out text {str(error).partition(';')[0]}")
+        what = _diverged(run, step - 1, f"{where} {str(error).partition(';')[0]}")
         if run.accelerator.num_processes > 1:  # as in `_take_step`
             raise UserError(what) from error
         raise CannotGoOn(what) from error
-    if not math.isfinite(bits):
-        raise CannotGoOn(_diverged(run, step - 1, f"on held-out text the loss is {bits}"))
-    return bits
+    if not math.isfinite(reading.loss):
+        raise CannotGoOn(_diverged(run, step - 1, f"{where} the loss is {reading.loss}"))
+    return reading
 
 
 def _not_taken(run: _Run, step: int, what: str, kept: str) -> str:
@@ -371,7 +390,7 @@ def _save(run: _Run, step: int, clock: _Clock) -> None:
 def _result(place: Path, step: int, interrupted: bool, seconds: float) -> TrainingResult:
     path = place.parent / METRICS
     logged = read_metrics(path) if path.exists() else []
-    asked = [metrics for metrics in logged if metrics.held_out_bits_per_byte is not None]
+    asked = [metrics for metrics in logged if metrics.held_out_bits_per_byte is not None or metrics.held_out_problems]
     loss = logged[-1].loss if logged else None
     return TrainingResult(step, loss, interrupted, seconds, place, asked[-1] if asked else None)
 

@@ -35,6 +35,9 @@ class StepMetrics:
     """Time spent training since the run began, without the pauses between interruption and resumption."""
     held_out_bits_per_byte: float | None = None
     """Bits per byte of text that is not trained on, after this step; None where it was not read."""
+    held_out_problems: dict[str, dict[str, float]] | None = None
+    """Of problems that are not trained on, after this step, by their name: `loss` in nats per target and, where answers
+    are right or wrong, `accuracy`. None where none were asked."""
 
     @property
     def bits(self) -> float:

@@ -31,8 +31,8 @@ def training_progress(shown: bool, start: int, steps: int) -> Iterator[Report]:
 
             def report(metrics: StepMetrics) -> None:
                 bar.update(task, completed=metrics.step, loss=metrics.loss, rate=metrics.tokens_per_second)
-                if metrics.held_out_bits_per_byte is not None:
-                    bar.update(task, held_out=_held_out(metrics.held_out_bits_per_byte))
+                if held_out := _held_out(metrics):
+                    bar.update(task, held_out=held_out)
 
             yield report
     else:
@@ -57,8 +57,7 @@ def _line_printer(steps: int) -> Report:
 
     def report(metrics: StepMetrics) -> None:
         nonlocal printed, held_out
-        if metrics.held_out_bits_per_byte is not None:
-            held_out = _held_out(metrics.held_out_bits_per_byte)
+        held_out = _held_out(metrics) or held_out
         now = time.monotonic()
         if now - printed < _SECONDS_BETWEEN_LINES and metrics.step < steps:
             return
@@ -72,6 +71,10 @@ def _line_printer(steps: int) -> Report:
     return report
 
 
-def _held_out(bits: float) -> str:
-    """What was read last of text that is not trained on; it stands until it is read again."""
-    return f"  held out {bits:.3f} bits/byte"
+def _held_out(metrics: StepMetrics) -> str:
+    """What was read of text and problems that are not trained on; it stands until they are read again."""
+    bits, problems = metrics.held_out_bits_per_byte, metrics.held_out_problems or {}
+    parts = [] if bits is None else [f"{bits:.3f} bits/byte"]
+    for name, found in problems.items():
+        parts.append(f"{name} " + (f"{found['accuracy']:.3f} right" if "accuracy" in found else f"{found['loss']:.4f}"))
+    return f"  held out {', '.join(parts)}" if parts else ""

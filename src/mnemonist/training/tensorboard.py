@@ -14,7 +14,7 @@ SCALARS = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
 
 @contextmanager
 def tensorboard_log(folder: Path, done: int, log_every: int) -> Iterator[Callable[[StepMetrics], None]]:
-    """What to call after every step; every ``log_every``-th is written, and whatever was read of held-out text.
+    """What to call after every step; every ``log_every``-th is written, and whatever was read and not trained on.
 
     Args:
         folder: of the event files.
@@ -37,6 +37,8 @@ def tensorboard_log(folder: Path, done: int, log_every: int) -> Iterator[Callabl
                 values.clear()
             if metrics.held_out_bits_per_byte is not None:
                 values["held_out/bits_per_byte"] = metrics.held_out_bits_per_byte
+            for name, found in (metrics.held_out_problems or {}).items():
+                values |= {f"held_out/{name}/{figure}": value for figure, value in found.items()}
             for name, value in values.items():
                 writer.add_scalar(name, value, metrics.step)
             if values:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.begun import OPTIONS_FILE, keep_options
 from mnemonist.cli.figures import duration
 from mnemonist.cli.process import first_process, prepare_torch, say
 from mnemonist.cli.reason.doctor import findings_of
@@ -70,6 +71,8 @@ def run_learn(options: Learn) -> int:
     say(f"{options.round}: {counted} learn {task.name}; the run is in {options.out}")
     if pretrained(options.learner.model):
         say(note_of_rate(options.training.learning_rate))
+    if not options.resume and first_process():
+        keep_options(options)
     try:
         learned = run_rounds(options, rounds, policy, lesson)
     except KeyboardInterrupt:
@@ -89,6 +92,10 @@ def run_learn(options: Learn) -> int:
             keep(options, model)
             say(f"model so far in {options.out}; ask it: {asking(options)}")
         report(options, {}, lesson, counted, time.perf_counter() - began)
+        raise
+    except UserError:
+        if first_process() and not _has_run(options.out):  # it was refused before anything came of it
+            (options.out / OPTIONS_FILE).unlink(missing_ok=True)
         raise
     keep(options, model)
     report(options, learned, lesson, counted, time.perf_counter() - began)
@@ -173,6 +180,8 @@ def require(options: Learn, rounds: Sequence[Round], task: Task) -> None:
     same = options.learner.model is not None and options.learner.model.resolve() == options.out.resolve()
     if same or ((options.out / MODEL_FILE).exists() and not _has_run(options.out)):
         raise UserError(f"{options.out} has a model that is not of this run; take another folder with --out")
+    if options.resume and not _has_run(options.out):
+        raise UserError(f"there is no round in {options.out} to resume; start without --resume")
     if _has_run(options.out) and not options.resume:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
 

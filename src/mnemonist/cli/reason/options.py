@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mnemonist.cli.begun import begun_with
 from mnemonist.cli.reason.rates import pretrained, rate_of_run, usual_rate
 from mnemonist.errors import UserError
 from mnemonist.reasoning.attempts import Decoding
@@ -287,7 +288,8 @@ class Learn:
     out: Path = Path("runs/learn")
     """Folder of the run: the model, what was attempted, metrics.jsonl, the page learn.html."""
     resume: bool = False
-    """Go on with the run in this folder, with the same options."""
+    """Go on with the run in this folder, with the options that it was begun with: ROUND, TASK and others need not be
+    given; one that would make it another run is refused."""
     objective: str | None = None
     """Of a policy gradient, with changes if wanted, in place of the round's own: dapo:clip_high=0.3. What ROUND itself
     changes is changed in this one."""
@@ -372,7 +374,7 @@ class Reward:
     out: Path = Path("runs/reward")
     """Folder of the run, with the model."""
     resume: bool = False
-    """Go on with the run in this folder, with the same options."""
+    """Go on with the run in this folder, with the options that it was begun with: TASK and others need not be given."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Steps and row length follow from the paths. Left out, the learning rate of a pretrained model of transformers is
     1e-5."""
@@ -396,8 +398,12 @@ class Reason:
 
 def reason_type(arguments: Sequence[str]) -> type[Reason]:
     """`Reason` as a dataclass; the round that the arguments name sets the defaults that ``--help`` shows."""
-    learn = Learn(round=tyro.MISSING, task=tyro.MISSING, training=training_for(arguments))
-    reward = Reward(task=tyro.MISSING, training=training_for(arguments))
+    begun = _begun(arguments)
+    learn = reward = begun
+    if not isinstance(learn, Learn):
+        learn = Learn(round=tyro.MISSING, task=tyro.MISSING, training=training_for(arguments))
+    if not isinstance(reward, Reward):
+        reward = Reward(task=tyro.MISSING, training=training_for(arguments))
     commands = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Tasks, tyro.conf.subcommand("tasks")]
@@ -441,9 +447,27 @@ def _learning(arguments: Sequence[str]) -> Learn | Reward | None:
     return None
 
 
+def _begun(arguments: Sequence[str]) -> Learn | Reward | None:
+    """The options of the run that a command goes on with; see `begun_with`."""
+    kinds: dict[tuple[str, ...], type[Learn] | type[Reward]] = {
+        ("reason", "learn"): Learn,
+        ("reason", "reward"): Reward,
+    }
+    kind = kinds.get(tuple(arguments[:2]))
+    return None if kind is None else begun_with(kind, arguments)
+
+
 def in_full(arguments: Sequence[str]) -> list[str]:
-    """Arguments with ``learn`` put before the name of a round, where it was left out."""
+    """Arguments with ``learn`` put before the name of a round, where it was left out.
+
+    Where a run goes on whose round and task are named without changes, those are added that it was begun with.
+    """
     words = list(arguments)
     if words[:1] == ["reason"] and words[1:2] and words[1].partition(":")[0] in RECIPES:
         words.insert(1, "learn")
+    begun = _begun(words)
+    specs = () if begun is None else (begun.task,) if isinstance(begun, Reward) else (begun.round, begun.task)
+    for place, spec in enumerate(specs, start=2):
+        if words[place : place + 1] == [spec.partition(":")[0]]:
+            words[place] = spec
     return words

@@ -118,7 +118,7 @@ def _scaling(lines: Mapping[str, Sequence[Point]], cost: str, axis: str) -> Plot
             )
         )
     positive = all(point.cost > 0 for points in lines.values() for point in points)
-    return Plot(f"accuracy by {cost}", axis, "share of problems solved", tuple(series), log_x=positive)
+    return Plot(f"accuracy by {cost}", axis, "share of problems solved", tuple(series), log_x=positive, bounds=(0, 1))
 
 
 def rollouts_of(solved: Solved) -> list[Rollout]:
@@ -194,7 +194,9 @@ def judge_page(title: str, judged: Mapping[str, JudgedPaths], folder: Path, fact
         figures.append((name, f"{ranks}calibration error {quality.calibration_error:.3f}"))
         scores, shares = (np.array([getattr(bin, part) for bin in quality.bins]) for part in ("score", "share"))
         lines.insert(0, Series(name, scores, shares))
-    calibration = Plot("calibration", "score of the judge", "share of steps that are right", tuple(lines))
+    calibration = Plot(
+        "calibration", "score of the judge", "share of steps that are right", tuple(lines), bounds=(0, 1)
+    )
     loss = _curve("loss of a step", "loss", {"judge": [vars(step) for step in read_metrics(folder / "metrics.jsonl")]})
     return ReasoningPage(
         title=title,

@@ -30,7 +30,7 @@ from mnemonist.models.configuration import CONFIG_FILE, ModelConfig, find_preset
 from mnemonist.models.cost import model_cost
 from mnemonist.models.hugging_face import MnemonistForCausalLM
 from mnemonist.models.modeling import LanguageModel
-from mnemonist.models.shipped import find_model
+from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.reasoning.adapters import with_adapters
 from mnemonist.reasoning.attempts import Attempt, Decoding, Sampler
 from mnemonist.reasoning.ledger import Ledger
@@ -125,7 +125,7 @@ def open_model(path: Path) -> Model:
         )
     model = load_model(place)
     tokenizer = load_tokenizer(place, model)
-    return _ours(model, tokenizer, place.name if place.is_dir() else place.parent.name)
+    return _ours(model, tokenizer, folder_of(place).name)
 
 
 def new_model(preset: str, seed: int) -> Model:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mnemonist.cli import INTERRUPTED
+from mnemonist.cli.begun import OPTIONS_FILE, keep_options
 from mnemonist.cli.process import first_process, prepare_torch, say
 from mnemonist.cli.reason.material import claim, draw, put, step_task
 from mnemonist.cli.reason.options import Asked, Reward
@@ -67,21 +68,30 @@ def run_reward(options: Reward) -> int:
     if begun and not options.resume:
         raise UserError(f"{options.out} already has a run: go on with --resume, or take another folder")
     require_writable(options.out / PAGE)
+    claims = [options.out / name for name in (IDENTITY, OPTIONS_FILE) if not (options.out / name).exists()]
     claim(options.out / IDENTITY, identity, "model")
+    if not begun and first_process():
+        keep_options(options)
     if pretrained(options.learner.model):
         say(note_of_rate(training.learning_rate))
     examples, judged = (_labelled(options, task, base, shown, part) for part in (problems, asked))
     model = ProcessRewardModel(base.module)
-    result = train_process_reward(
-        model,
-        [one for part in examples.values() for one in part],
-        base.tokenizer,
-        format,
-        training,
-        options.out,
-        epochs=options.epochs,
-        resume=begun,
-    )
+    try:
+        result = train_process_reward(
+            model,
+            [one for part in examples.values() for one in part],
+            base.tokenizer,
+            format,
+            training,
+            options.out,
+            epochs=options.epochs,
+            resume=begun,
+        )
+    except UserError:
+        if first_process() and not has_checkpoint(options.out / CHECKPOINT):  # nothing came of it
+            for path in claims:
+                path.unlink(missing_ok=True)
+        raise
     model.eval()
     if first_process():
         base.save(options.out)

@@ -22,7 +22,7 @@ from mnemonist.cli.reason.policies import Model, open_model, sampler_of, to_devi
 from mnemonist.cli.reason.reward import Scorer, open_scorer
 from mnemonist.cli.reason.solving import Setting, Solved, solve_in_pieces
 from mnemonist.errors import UserError
-from mnemonist.files import require_writable
+from mnemonist.files import plain_name, require_writable
 from mnemonist.reasoning.budget import Budget, BudgetForcing, LoopDetector, performance, scaling
 from mnemonist.reasoning.formats import Format
 from mnemonist.reasoning.sampling import SamplingFailed
@@ -94,7 +94,7 @@ def solve(options: Solve) -> Outcome:
     with stop_on_signals() as stop:
         for (spec, method), (budget_label, budget) in itertools.product(methods.items(), budgets.items()):
             label = spec + budget_label
-            path = options.out / f"{file_name(label)}.jsonl"
+            path = options.out / f"{plain_name(label)}.jsonl"
             own = (
                 setting if budget is None else replace(setting, sampler=BudgetForcing(setting.sampler, format, budget))
             )
@@ -150,16 +150,11 @@ def choose_methods(options: Solve) -> dict[str, Method]:
         own = {name for name in ("proposer", "value") if hasattr(method, name) and f"{name}=" not in spec}
         given: dict[str, Any] = {"proposer": options.proposer, "value": options.value}
         changes = {name: given[name] for name in own if given[name] is not None}
-        if file_name(spec) in files:
+        if plain_name(spec) in files:
             raise UserError(f"method {spec} is named twice; name each once")
-        files.add(file_name(spec))
+        files.add(plain_name(spec))
         methods[spec] = dataclasses.replace(method, **changes)
     return methods
-
-
-def file_name(label: str) -> str:
-    """Of the trees of a method: what no file system minds."""
-    return "".join(letter if letter.isalnum() or letter in "-_.=," else "-" for letter in label)
 
 
 def require(method: Method, options: Solve, task: Task) -> None:
