@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,12 @@ from tiny_tokenizers import save_tokenizer
 import mnemonist.cli.fit
 import mnemonist.cli.plan
 from mnemonist.cli import main
+from mnemonist.cli.figures import amount
 from mnemonist.models import LanguageModel, with_blocks
+from mnemonist.models.alignment import AlignedMixers
+from mnemonist.models.cost import model_cost, reading_flops
+from mnemonist.training.distillation import distillation_loss
+from mnemonist.training.gradients import LossOf, loss_parts
 
 MODEL_FREE = {name: value for name, value in TINY.items() if not name.startswith("model.")}
 SHARE = r"\d\.\d{3} of what its teacher's mixers answer unexplained"
@@ -134,25 +141,45 @@ def test_logits_teach_a_new_model_and_long_rows(teacher, texts, tmp_path) -> Non
     assert LanguageModel.load(tmp_path / "run").config.blocks == ("mag", "mag")
 
 
-def test_the_plan_counts_the_teacher(begun, teacher, texts, tmp_path, capsys, monkeypatch) -> None:
-    """A time that follows from the arithmetic: what the teacher reads is in it, and nothing is written."""
-    monkeypatch.setattr(mnemonist.cli.plan, "_forward_and_backward", lambda *_: 1000.0)
-    counted = {}
-    for match in ("text", "logits", "mixers"):
-        command = learn(begun, teacher, texts, tmp_path / "run", "--plan", held_out__share=0)
-        command += ["--match", match] if match != "text" else []
-        assert main([word for word in command if match != "text" or word not in ("--teacher", str(teacher))]) == 0
-        plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-        assert ("teacher" in plan) == (match != "text") and "about" in plan["time"]
-        counted[match] = plan.get("teacher", "")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("match", ["logits", "mixers"])
+def test_the_plan_counts_the_teacher(match, begun, teacher, texts, tmp_path, capsys, monkeypatch) -> None:
+    """Its arithmetic is told and its time is in what is measured; of mixers, nothing else of the student is."""
     student, known = LanguageModel.load(begun), LanguageModel.load(teacher)
-    text = mnemonist.cli.fit.fit_to_text(student, mnemonist.cli.options.Train().training)
-    from mnemonist.models.cost import model_cost
+    timed = []
 
-    assert text.training(48) == model_cost(student.config, 48).flops_training
-    both = text.training(48) + model_cost(known.config, 48).flops_forward
-    assert mnemonist.cli.fit.amount(both) in counted["logits"]
+    def timing(module: torch.nn.Module, batch: dict[str, torch.Tensor], loss_of: LossOf, _: object) -> float:
+        (part,) = loss_parts(loss_of, module, batch)
+        if match == "logits":
+            (expected,) = loss_parts(distillation_loss(known), module, batch)
+            assert torch.equal(part.loss, expected.loss)
+        timed.append(type(module))
+        return 600.0
+
+    monkeypatch.setattr(mnemonist.cli.plan, "_forward_and_backward", timing)
+    assert main(learn(begun, teacher, texts, tmp_path / "run", "--plan", match=match, held_out__share=0.1)) == 0
+    plan = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert timed == [AlignedMixers if match == "mixers" else LanguageModel]
+    theirs = sum(reading_flops(block, 48) for block in known.blocks)
+    if match == "mixers":
+        ours = sum(reading_flops(block.mixer, 48) for block in student.blocks)
+    else:
+        theirs, ours = (model_cost(model.config, 48).flops_forward for model in (known, student))
+    assert f"for its {match}" in plan["teacher"] or f"2 {match}" in plan["teacher"]
+    assert f"takes {amount(theirs + 3 * ours)}FLOPs a token" in plan["teacher"]
+    forward = (theirs + ours if match == "mixers" else ours) / (theirs + 3 * ours)
+    rows = int(plan["held out"].split(" rows of 48")[0].split()[-1])
+    batches = 2 * math.ceil(rows / 2)  # every 3 of 6 steps, two rows a batch
+    assert plan["time"].startswith(f"about {600 * (6 + forward * batches) / 60:.0f} min for 6 steps")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_shows_the_share(begun, teacher, texts, tmp_path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(learn(begun, teacher, texts, tmp_path, "--tensorboard", match="mixers")) == 0
+    seen = reading.EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    shares = [line["held_out_unexplained_share"] for line in lines_of(tmp_path) if line["step"] in (3, 6)]
+    assert [scalar.value for scalar in seen.Scalars("held_out/unexplained_share")] == pytest.approx(shares)
 
 
 # What does not go together.
@@ -213,3 +240,10 @@ def test_a_teacher_is_not_written_over(begun, teacher, texts, tmp_path, capsys) 
         shutil.rmtree(copy / "checkpoint", ignore_errors=True)
         refuses(learn(begun, named, texts, copy), sentence, capsys)
     assert tree(copy) == {name: content for name, content in before.items() if not name.startswith("checkpoint/")}
+
+
+def test_mixers_are_not_matched_in_parts_of_a_model(begun, teacher, texts, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(mnemonist.cli.fit, "start_accelerator", lambda device: SimpleNamespace(is_fsdp2=True))
+    sentence = "mixers are matched with a whole model in every process (configs/accelerate/ddp.yaml)"
+    refuses(learn(begun, teacher, texts, tmp_path / "run", match="mixers"), sentence, capsys)
+    assert not (tmp_path / "run").exists()

@@ -20,8 +20,9 @@ share a parameter.)
 Gradients stay within a block, and neither MLPs nor logits of the student are computed. The norm before a mixer learns
 with it: it is the function from ``x_b`` to ``y_b`` that is replaced.
 
-It is the hidden-state alignment of MOHAWK (Bick et al. 2024, arXiv 2408.10189, section 3.2), the attention transfer of
-LoLCATs (Zhang et al. 2024, arXiv 2410.10254, eq. 6) and step 1 of RADLADS (Goldstein et al. 2025, arXiv 2505.03005).
+It is stage 2 of MOHAWK (hidden-state alignment, Bick et al. 2024, arXiv 2408.10189), stage 1 of LoLCATs (attention
+transfer, Zhang et al. 2024, arXiv 2410.10254) and step 1 of RADLADS (Goldstein et al. 2025, arXiv 2505.03005), whose
+errors are not divided by what there is to explain.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     logits   sum_t KL(teacher_t || student_t), in nats: over the whole vocabulary, and not of the token that came alone
     mixers   what the student's mixers leave unexplained of the teacher's, each given what the teacher's was given
 
-The first is the last stage of conversions of transformers: logits distillation (MOHAWK, Bick et al. 2024, arXiv
-2408.10189, section 3.3; step 2 of RADLADS, Goldstein et al. 2025, arXiv 2505.03005), and word-level distillation of old
-(Hinton et al. 2015, arXiv 1503.02531, eq. 1, at temperature 1). The second comes before it; the models know how
+The first is distillation of old (Hinton et al. 2015, arXiv 1503.02531, section 2, at temperature 1) and how conversions
+of transformers end: stage 3 of MOHAWK (Bick et al. 2024, arXiv 2408.10189), step 2 of RADLADS (Goldstein et al. 2025,
+arXiv 2505.03005), Mamba in the Llama (Wang et al. 2024, arXiv 2408.15237). The second comes before it; models know how
 (`mnemonist.models.alignment`).
 
 A teacher is no part of what is trained: it is in no checkpoint, and every process has the whole of it.
