@@ -58,6 +58,8 @@ STEPS = 200
 """Of a student, over all of its stages."""
 MEMORIES = {"blocks": ("lmm",), "rule": "gated-deltanet"}
 HYBRID = {"blocks": ("window", "mag:gate=add"), "rule": "gated-deltanet", "window": 16}
+DRAWN = ("teacher", "scratch", "text", "logits", "mixers-text", "hybrid-text")
+"""Arms of the figure."""
 BINS = ((0, 256), (256, 512), (512, 1024), (1024, 2048), (4096, 8192))
 
 
@@ -224,12 +226,14 @@ def write_page(study: Study) -> str:
         cells.append(paired([copied(result) for result in again], signed=True))
         state = bytes_of_state(results[0].model["state_bytes"], results[0].model["state_bytes_per_token"])
         lines.append(f"| {arm.label} | " + " | ".join(cells) + f" | {state} |")
-        curves.append(over_seeds(results, arm.label))
+        if name in DRAWN:
+            curves.append(over_seeds(results, arm.label))
     if curves:
         draw(HERE / "positions.svg", curves)
     pairs = (
         ("scratch", "text"),
         ("text", "logits"),
+        ("logits", "mixers"),
         ("mixers", "mixers-text"),
         ("text", "mixers-text"),
         ("logits", "mixers-logits"),
@@ -237,7 +241,7 @@ def write_page(study: Study) -> str:
         ("mixers-logits", "teacher"),
         ("hybrid", "hybrid-text"),
         ("hybrid-text", "hybrid-mixers-logits"),
-        ("hybrid-mixers-logits", "teacher"),
+        ("hybrid-text", "teacher"),
     )
     saved = ["| what saves | against | " + " | ".join(heads) + " |"]
     saved.append("|---|---|" + "--:|" * len(BINS))
