@@ -15,7 +15,8 @@ import torch
 from commands import environment, held_out_bits, losses, same_weights, train
 
 from mnemonist.cli import main
-from mnemonist.models import LanguageModel
+from mnemonist.models import LanguageModel, with_blocks
+from mnemonist.training import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = {"training__steps": 12, "training__save_every": 2, "training__batch_size": 4}
@@ -122,6 +123,29 @@ def test_two_processes_begin_with_the_same_model(texts, run, held_out, tmp_path)
     one, two = ([loss for _, loss, _ in losses(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=2e-6) and len(two) == 2
     assert held_out_bits(tmp_path / "two") == pytest.approx(held_out_bits(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "match"), [("ddp-cpu.yaml", "mixers"), ("fsdp2.yaml", "logits")])
+def test_two_processes_learn_from_a_teacher_what_one_does(name, match, texts, held_out, tmp_path) -> None:
+    known, config = tmp_path / "known", tmp_path / name
+    assert main(train(texts, known, "--model.blocks", "attention", training__steps=2)) == 0
+    with_blocks(LanguageModel.load(known), ["lmm"])[0].save(tmp_path / "begun")
+    command = ["train", "--from", str(tmp_path / "begun"), "--teacher", str(known), "--match", match]
+    command += ["--data", str(texts), "--training.steps", "3", "--training.log-every", "1", "--held-out.every", "1"]
+    command += ["--training.row-length", "48", "--training.batch-size", "4"]
+    command += ["--held-out.data", str(held_out["held_out__data"])]
+    config.write_text(
+        (CONFIGS / name).read_text().replace("use_cpu: false", "use_cpu: true").replace(": bf16", ': "no"')
+    )
+    launcher = ("accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2")
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    finished(started([*command, "--out", str(tmp_path / "two")], launcher))
+    one, two = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert [line.loss for line in two] == pytest.approx([line.loss for line in one], rel=2e-6)
+    figure = "held_out_bits_per_byte" if match == "logits" else "held_out_unexplained_share"
+    read, read_2 = ([getattr(line, figure) for line in lines] for lines in (one, two))
+    assert read_2 == pytest.approx(read, rel=1e-5) and None not in read
+    assert len(two) == 3 and two[0].unit == ("nats" if match == "logits" else "unexplained share")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(texts, tmp_path) -> None:

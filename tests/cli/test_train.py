@@ -17,6 +17,7 @@ import torch
 from commands import FRACTION, environment, interrupt_at, losses, refuses, same_weights, train, tree
 from tiny_tokenizers import save_tokenizer
 
+import mnemonist.cli.fit
 import mnemonist.cli.process
 import mnemonist.cli.task
 import mnemonist.cli.text
@@ -131,7 +132,8 @@ def test_a_measurement_leaves_model_and_generators_alone(texts: Path, tmp_path: 
         drawn.append(int(torch.randint(100, ())))
         return mnemonist.cli.train.batches_of_rows(text.rows, options.training)(*place)
 
-    measured = mnemonist.cli.plan.measure(model, batch_of, options.training)
+    fit = mnemonist.cli.fit.fit_to_text(model, options.training)
+    measured = mnemonist.cli.plan.measure(fit, batch_of, options.training)
     assert measured.timed.startswith("2 rows took ") and (measured.device, len(drawn)) == ("cpu", 1)
     assert measured.seconds > 0
     assert torch.equal(torch.get_rng_state(), generator)

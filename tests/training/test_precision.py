@@ -8,9 +8,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mnemonist.data import Document, PackedRows
-from mnemonist.models import LanguageModel, ModelConfig
+from mnemonist.models import LanguageModel, ModelConfig, with_blocks
+from mnemonist.models.alignment import AlignedMixers, MixerTeacher
 from mnemonist.training import HeldOutConfig, TrainingConfig
 from mnemonist.training.accelerator import prepared
+from mnemonist.training.distillation import distillation_loss, mixer_loss, mixer_weights
+from mnemonist.training.gradients import loss_parts
 from mnemonist.training.held_out import read_held_out
 from mnemonist.training.language import held_out_batches, packed_batches, truncated_next_token_loss
 
@@ -65,3 +68,34 @@ def test_held_out_text_is_read_at_the_precision_of_training():
         finally:
             AcceleratorState._reset_state()
     assert found["bf16"] == pytest.approx(found["no"], rel=0.01) and found["bf16"] != found["no"]
+
+
+@pytest.mark.parametrize("match", ["mixers", "logits"])
+def test_a_teacher_reads_at_the_precision_of_training(match):
+    torch.manual_seed(0)
+    teacher = LanguageModel(ModelConfig(blocks=("attention",) * 2, rule="titans-linear:chunk_size=8", **SIZES))
+    student, _ = with_blocks(teacher, ["lmm"])
+    rows = packed_batches(DOCUMENTS, TrainingConfig(batch_size=4, row_length=64))(0, 0, 0, 1)
+    found = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()
+        try:
+            accelerator = Accelerator(cpu=True, mixed_precision=precision)
+            shows = MixerTeacher(teacher, (0, 1), accelerator.autocast)
+            if match == "mixers":
+                model, loss_of = AlignedMixers(student, (0, 1)), mixer_loss(shows, mixer_weights(shows, rows))
+            else:
+                model, loss_of = student, distillation_loss(teacher, None, accelerator.autocast)
+            said = shows(rows["tokens"], rows["starts"], rows["targets"] >= 0).answers[0]
+            assert said.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+            with prepared(accelerator, model, torch.optim.SGD(model.parameters())) as (wrapped, _):
+                (part,) = loss_parts(loss_of, wrapped, rows)
+                assert part.loss.dtype == torch.float32
+                accelerator.backward(part.loss)
+            found[precision] = part.loss.item() / float(part.targets)
+        finally:
+            AcceleratorState._reset_state()
+    assert found["bf16"] == pytest.approx(found["no"], rel=0.02) and found["bf16"] != found["no"]
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in model.parameters()
+    )

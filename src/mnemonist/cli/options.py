@@ -17,6 +17,7 @@ from mnemonist.training.configuration import HeldOutConfig, TrainingConfig
 
 Learning = Literal["all", "memories"]
 Weights = Literal["float32", "bfloat16"]
+Match = Literal["mixers", "logits"]
 MODEL, BASELINE = Path("shipped/memory"), Path("shipped/window")
 TEXTS = ("--prompt", "--wait")
 """Options whose value may be empty."""
@@ -90,6 +91,12 @@ class Train:
     learn: Learning = "all"
     """What learns: all; or memories, with what joins them to attention and persistent tokens, while the rest is held as
     it was: for a model with `--from` that was given memories (`mnemonist adopt`)."""
+    teacher: Path | None = None
+    """Learn from this model, named as `--from` is, what it makes of the text: one of the same tokenizer, such as the
+    one whose blocks were exchanged."""
+    match: Match | None = None
+    """What is learned of it: logits, its distribution of every next token (left out, that); or mixers: each block whose
+    mixer is another one than the teacher's is given what the teacher's was given, alone, and fitted to its answers."""
     preset: str = "mag-tiny"
     """Sizes to start from, by name; `mnemonist models` lists them. Single choices below override it."""
     parameters: int | None = None

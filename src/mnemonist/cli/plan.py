@@ -12,18 +12,17 @@ from rich.filesize import decimal
 from torch import nn
 
 from mnemonist.cli.figures import amount, duration
+from mnemonist.cli.fit import Fit
 from mnemonist.data import PackedRows, Tokenizer
 from mnemonist.models.configuration import ModelConfig
 from mnemonist.models.cost import Cost, model_cost
-from mnemonist.models.modeling import LanguageModel
 from mnemonist.training.accelerator import flushing_denormals, start_accelerator
 from mnemonist.training.configuration import TrainingConfig
 from mnemonist.training.gradients import BatchOf, LossOf, loss_parts
 from mnemonist.training.held_out import HeldOut
-from mnemonist.training.language import Rows, truncated_next_token_loss
+from mnemonist.training.language import Rows
 from mnemonist.training.randomness import capture_random_state, restore_random_state
 
-FORWARD = 1 / 3  # of the operations of a micro-batch: the way back takes as many again twice
 LONG_ENOUGH = 1.0  # seconds: a shorter first micro-batch is mostly the start of threads and kernels
 ENOUGH = 3e11  # operations on a CPU: some seconds, and the memory for a row or two of a large model
 SHORTEST = 64  # tokens that are timed at least, and a multiple of which is
@@ -43,8 +42,8 @@ class Measurement:
     """How many there are, and what each keeps."""
 
 
-def measure(model: LanguageModel, batch_of: BatchOf, training: TrainingConfig) -> Measurement:
-    """Run the first micro-batch on a copy of the model; the model and the random generators are as before.
+def measure(fit: Fit, batch_of: BatchOf, training: TrainingConfig) -> Measurement:
+    """Run the first micro-batch on a copy of what is trained; that and the random generators are as before.
 
     On a CPU it is a piece of it if the model is large, and the whole is reckoned by its arithmetic.
     """
@@ -52,18 +51,17 @@ def measure(model: LanguageModel, batch_of: BatchOf, training: TrainingConfig) -
     before = capture_random_state(accelerator.device)
     try:
         with flushing_denormals(accelerator.device):
-            trial = copy.deepcopy(model).to(accelerator.device).train()
+            trial = copy.deepcopy(fit.module).to(accelerator.device).train()
             batch = batch_of(0, 0, accelerator.process_index, accelerator.num_processes)
             rows, length = batch["tokens"].shape
-            some, short = _piece(model.config, rows, length) if accelerator.device.type == "cpu" else (rows, length)
+            some, short = _piece(fit, rows, length) if accelerator.device.type == "cpu" else (rows, length)
             piece = send_to_device({name: part[:some, :short] for name, part in batch.items()}, accelerator.device)
-            loss_of = truncated_next_token_loss(training.truncation)
-            seconds = _forward_and_backward(trial, piece, loss_of, accelerator)
+            seconds = _forward_and_backward(trial, piece, fit.loss_of, accelerator)
             if seconds < LONG_ENOUGH:
-                seconds = _forward_and_backward(trial, piece, loss_of, accelerator)
+                seconds = _forward_and_backward(trial, piece, fit.loss_of, accelerator)
     finally:
         restore_random_state(before, accelerator.device)
-    larger = _operations(model.config, rows, length) / _operations(model.config, some, short)
+    larger = _operations(fit, rows, length) / _operations(fit, some, short)
     timed = f"{some} rows" if some == rows else f"{some} of {rows} rows"
     timed += f", cut to {short} of {length} tokens," if short < length else ""
     kept = "a part of every weight" if accelerator.is_fsdp2 else "the whole model"
@@ -71,17 +69,17 @@ def measure(model: LanguageModel, batch_of: BatchOf, training: TrainingConfig) -
     return Measurement(larger * seconds, f"{timed} took {seconds:.2g} s", accelerator.device.type, processes)
 
 
-def _piece(config: ModelConfig, rows: int, length: int) -> tuple[int, int]:
+def _piece(fit: Fit, rows: int, length: int) -> tuple[int, int]:
     """How many rows, and how much of each, take about `ENOUGH` operations."""
-    some = int(ENOUGH / _operations(config, 1, length))
+    some = int(ENOUGH / _operations(fit, 1, length))
     if some:
         return min(rows, some), length
-    short = int(ENOUGH / _operations(config, 1, 1)) // SHORTEST * SHORTEST
+    short = int(ENOUGH / _operations(fit, 1, 1)) // SHORTEST * SHORTEST
     return 1, min(length, max(SHORTEST, short))
 
 
-def _operations(config: ModelConfig, rows: int, length: int) -> int:
-    return rows * length * model_cost(config, length).flops_training
+def _operations(fit: Fit, rows: int, length: int) -> float:
+    return rows * length * fit.training(length)
 
 
 def _forward_and_backward(model: nn.Module, batch: Rows, loss_of: LossOf, accelerator: Accelerator) -> float:
@@ -131,20 +129,22 @@ def describe_reading(training: TrainingConfig, rows: PackedRows) -> list[str]:
 
 
 def describe_time(
-    training: TrainingConfig, measured: Measurement, done: int = 0, held_out: HeldOut | None = None
+    training: TrainingConfig, measured: Measurement, fit: Fit, done: int = 0, held_out: HeldOut | None = None
 ) -> list[str]:
     """How long it will take, as lines of ``name: value``.
 
     Args:
         training: of the run.
         measured: what `measure` found.
+        fit: what was measured.
         done: steps that an earlier part of the run has taken.
         held_out: what is read besides, forward alone.
     """
     left = training.steps - done
     seconds = measured.seconds * training.accumulation * left
     if held_out is not None:
-        seconds += FORWARD * measured.seconds * held_out.batches * held_out.readings(done, training.steps)
+        forward = fit.reading(training.row_length) / fit.training(training.row_length)
+        seconds += forward * measured.seconds * held_out.batches * held_out.readings(done, training.steps)
     return [
         f"processes: {measured.processes}",
         f"time: about {duration(seconds)} for {left:,} steps (an estimate: {measured.timed} forward and backward on "

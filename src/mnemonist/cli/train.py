@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,15 @@ from typing import Any
 import torch
 
 from mnemonist.cli.begun import keep_options
+from mnemonist.cli.fit import (
+    Fit,
+    Teacher,
+    describe_fit,
+    fit_to_teacher,
+    fit_to_text,
+    mixers_to_match,
+    require_teachable,
+)
 from mnemonist.cli.options import Train
 from mnemonist.cli.plan import describe_model, describe_reading, describe_time, measure
 from mnemonist.cli.process import first_process, prepare_torch, say
@@ -25,7 +33,7 @@ from mnemonist.models.folder import INDEX_FILE
 from mnemonist.models.modeling import LanguageModel
 from mnemonist.models.shipped import find_model, folder_of
 from mnemonist.training import TrainingConfig, TrainingResult, train
-from mnemonist.training.language import batches_of_rows, truncated_next_token_loss
+from mnemonist.training.language import batches_of_rows
 from mnemonist.training.loop import require_place
 from mnemonist.training.metrics import StepMetrics
 from mnemonist.training.recomputation import recompute
@@ -37,6 +45,7 @@ MODEL_FILE = "model.safetensors"
 def run_train(options: Train) -> int:
     """Say what it will cost, train, save, and say what came of it."""
     prepare_torch()
+    require_teachable(options)
     if options.task:
         from mnemonist.cli.task import run_train_tasks  # which needs what is in this file
 
@@ -45,6 +54,7 @@ def run_train(options: Train) -> int:
     origin = find_origin(options)
     tokenizer = tokenizer_of(options, origin)
     config = choose_config(options, tokenizer, origin)
+    teacher = find_teacher(options, config, tokenizer, origin)
 
     def tell(lines: Sequence[str]) -> None:  # at once: what comes next takes longer
         if not options.plan:
@@ -58,13 +68,18 @@ def run_train(options: Train) -> int:
     documents = find_documents(options.data, options.text_field)
     say(f"{sum(len(d.text) for d in documents):,} bytes in {len(documents):,} documents of {options.data}")
     text = divide_text(documents, options, tokenizer, None if before is None else before.identity)
-    identity = text.identity(config, options.training) | identity_of(options, origin)
+    identity = text.identity(config, options.training) | identity_of(options, origin, teacher)
     done = steps_done(before, identity)
     tell(describe_reading(options.training, text.rows))
     tell([f"held out: {text.held_out.describe(options.training) if text.held_out else 'nothing'}"])
     model = build_model(config, options, origin)
-    measured = measure(model, batches_of_rows(text.rows, options.training), options.training)
-    tell(describe_time(options.training, measured, done, text.asked(options.training)))
+    if teacher is None:
+        fit = fit_to_text(model, options.training)
+    else:
+        fit = fit_to_teacher(model, teacher, text, options.training)
+        tell([describe_fit(fit, teacher, options.training.row_length)])
+    measured = measure(fit, batches_of_rows(text.rows, options.training), options.training)
+    tell(describe_time(options.training, measured, fit, done, text.asked(options.training)))
     if options.plan:
         return 0
     if done == options.training.steps:
@@ -76,14 +91,14 @@ def run_train(options: Train) -> int:
             log = stack.enter_context(tensorboard_log(folder, done, options.training.log_every))
         if before is None and first_process():
             keep_options(options)
-        result = train_model(model, text, options.training, options.out, identity, resume=options.resume, on_step=log)
-    loss = result.loss
-    if loss is not None:
-        bits = loss / math.log(2) / text.rows.bytes_per_token
-        say(f"step {result.step}: {bits:.3f} bits per byte on what it was trained on")
-    asked = result.held_out
-    if asked is not None:
-        say(f"step {asked.step}: {asked.held_out_bits_per_byte:.3f} bits per byte on text it was not trained on")
+        result = train_model(
+            model, fit, text, options.training, options.out, identity, resume=options.resume, on_step=log
+        )
+    if result.loss is not None:
+        told = fit.told(result.loss, text.rows.bytes_per_token)
+        say(f"step {result.step}: {told} on what it was trained on")
+    if result.held_out is not None:
+        say(f"step {result.held_out.step}: {fit.told_held_out(result.held_out)} on text it was not trained on")
     say(f"model in {options.out / MODEL_FILE}; read with it: mnemonist read PATH --model {options.out}")
     return 130 if result.interrupted else 0
 
@@ -116,9 +131,42 @@ def find_origin(options: Train) -> Origin | None:
     return Origin(options.origin, folder, model, model.fingerprint())
 
 
-def identity_of(options: Train, origin: Origin | None) -> dict[str, str]:
-    """What a run that is resumed must have begun with, and what of it must learn."""
-    return {"origin": "" if origin is None else origin.fingerprint, "learn": options.learn}
+def find_teacher(options: Train, config: ModelConfig, tokenizer: Tokenizer, origin: Origin | None) -> Teacher | None:
+    """The model that `--teacher` names, or None if a run learns from the text alone.
+
+    Raises:
+        UserError: there is none; it lives in the folder of the run; or it cannot teach a model of this configuration
+            and tokenizer, or the one to begin with.
+    """
+    if options.teacher is None:
+        return None
+    place = find_model(options.teacher)
+    if options.out.resolve() == (place if place.is_dir() else place.parent).resolve():
+        raise UserError(f"{options.teacher} is in the folder of the run that is to learn from it; take another --out")
+    found = load_model(place).float()
+    if found.config.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{options.teacher} has {found.config.vocab_size:,} tokens, but the model that is to learn from it "
+            f"{config.vocab_size:,}"
+        )
+    if load_tokenizer(place, found).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{options.teacher} has another tokenizer than the model that is to learn from it")
+    teacher = Teacher(options.teacher, found, found.fingerprint(), options.match or "logits")
+    if origin is not None and teacher.fingerprint == origin.fingerprint:
+        raise UserError(f"{options.teacher} is the very model that is to learn from it, so there is nothing to learn")
+    if origin is not None and teacher.match == "mixers":
+        mixers_to_match(origin.model, teacher)
+    return teacher
+
+
+def identity_of(options: Train, origin: Origin | None, teacher: Teacher | None = None) -> dict[str, str]:
+    """What a run that is resumed must have begun with, what of it must learn, and from whom."""
+    return {
+        "origin": "" if origin is None else origin.fingerprint,
+        "learn": options.learn,
+        "teacher": "" if teacher is None else teacher.fingerprint,
+        "match": "" if teacher is None else teacher.match,
+    }
 
 
 def tokenizer_of(options: Train, origin: Origin | None) -> Tokenizer:
@@ -176,6 +224,7 @@ def build_model(config: ModelConfig, options: Train, origin: Origin | None = Non
 
 def train_model(
     model: LanguageModel,
+    fit: Fit,
     text: TrainingText,
     training: TrainingConfig,
     folder: Path,
@@ -189,11 +238,17 @@ def train_model(
     Raises:
         UserError: see `mnemonist.training.train`.
     """
-    batch_of = batches_of_rows(text.rows, training)
-    loss_of = truncated_next_token_loss(training.truncation)
-    held_out = text.asked(training)
     result = train(
-        model, batch_of, loss_of, training, folder, resume=resume, extra=identity, on_step=on_step, held_out=held_out
+        fit.module,
+        batches_of_rows(text.rows, training),
+        fit.loss_of,
+        training,
+        folder,
+        resume=resume,
+        extra=identity,
+        on_step=on_step,
+        held_out=fit.asked(text, training),
+        unit=fit.unit,
     )
     model.eval()
     if first_process():
@@ -231,15 +286,22 @@ def steps_done(run: RunBefore | None, identity: Mapping[str, str]) -> int:
     """Steps that a run has taken; 0 if there is none.
 
     Raises:
-        UserError: it began with another model, had another one or another tokenizer, or other data, held out or
-            trained on.
+        UserError: it began with another model, had another one or another tokenizer, another teacher, or other data,
+            held out or trained on.
     """
     if run is None:
         return 0
-    before = {"tokenizer": ByteTokenizer.fingerprint, "held_out": "", "origin": "", "learn": "all", **run.identity}
+    before = {
+        "tokenizer": ByteTokenizer.fingerprint,
+        "learn": "all",
+        **dict.fromkeys(("held_out", "origin", "teacher", "match"), ""),
+        **run.identity,
+    }
     differing = {
         "origin": "another model to begin with (--from)",
         "learn": "other parts that learn (--learn)",
+        "teacher": "another teacher (--teacher)",
+        "match": "something else of its teacher to match (--match)",
         "model": "another model",
         "held_out": "something else held out",
         "data": "other data",

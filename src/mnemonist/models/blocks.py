@@ -254,9 +254,24 @@ class Block(nn.Module):
         """
         if state is not None and beginning:
             state = join_states([state, self.initial_state(x_BTE[-beginning:])])
-        mixed = self.mixer(self.mixer_norm(x_BTE), state or BlockState(), mask_BT, learn=learn, surprise=surprise)
-        x = x_BTE + mixed.y
-        return Mixed(x + self.mlp(self.mlp_norm(x)), mixed.state, mixed.surprise)
+        mixed = self.mix(x_BTE, state, mask_BT, learn=learn, surprise=surprise)
+        return Mixed(self.think(x_BTE + mixed.y), mixed.state, mixed.surprise)
+
+    def mix(
+        self,
+        x_BTE: Tensor,
+        state: BlockState | None = None,
+        mask_BT: Tensor | None = None,
+        *,
+        learn: bool = True,
+        surprise: bool = False,
+    ) -> Mixed:
+        """What the block adds from other tokens: ``mixer(norm(x))``."""
+        return self.mixer(self.mixer_norm(x_BTE), state or BlockState(), mask_BT, learn=learn, surprise=surprise)
+
+    def think(self, x_BTE: Tensor) -> Tensor:
+        """``x + mlp(norm(x))``, token by token."""
+        return x_BTE + self.mlp(self.mlp_norm(x_BTE))
 
     def initial_state(self, x_BTE: Tensor) -> BlockState:
         """The state before the first token, for the rows of ``x``."""

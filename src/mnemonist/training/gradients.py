@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -32,15 +32,18 @@ from mnemonist.training.sharding import own_part, whole
 BatchOf = Callable[[int, int, int, int], Any]
 """`batch_of(step, micro, rank, world)`: the rows of one micro-batch, a pure function of its arguments."""
 
+Unit = Literal["nats", "unexplained share"]
+"""What a loss over its targets is in: nats, or the share of what was to be explained that was not."""
+
 
 @dataclass(frozen=True, eq=False)
 class LossSum:
     """The loss of one part of a step."""
 
     loss: Tensor
-    """Sum over the part's targets, in nats; a scalar with a gradient."""
+    """Sum over the part's targets, in nats; or what is left unexplained. A scalar with a gradient."""
     targets: int | Tensor
-    """How many targets that were; may be 0."""
+    """How many targets that were; may be 0. Or all that was to be explained."""
     tokens: int | None = None
     """How many tokens were read for it; None says that rows have `TrainingConfig.row_length` of them."""
     answers: int = 0

@@ -51,7 +51,7 @@ class Reading:
     """What a model made of the rows."""
 
     loss: float
-    """Nats per target."""
+    """Nats per target, or in the unit of the run."""
     bits_per_byte: float
     accuracy: float | None
     """The share of answers that are right; None where none is asked for."""
@@ -63,6 +63,7 @@ def read_held_out(accelerator: Accelerator, model: nn.Module, loss_of: LossOf, h
     The model is as before, its mode included, and no random number is drawn for it.
 
     Args:
+        accelerator: where to compute.
         model: as Accelerate has wrapped it, and so at the precision of training.
         loss_of: that of the run; the rows may have another.
 

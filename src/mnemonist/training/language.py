@@ -88,23 +88,46 @@ def truncated_next_token_loss(truncation: int | None) -> LossOf:
         return next_token_loss
 
     def loss_of(model: nn.Module, rows: Rows) -> Iterator[LossSum]:
-        carried: dict[str, Any] = {}
-        pieces = zip(*(rows[name].split(truncation, dim=1) for name in ("tokens", "targets", "starts")), strict=True)
-        for number, (tokens, targets, starts) in enumerate(pieces):
-            if number and carried["state"] is None:
-                raise UserError(
-                    "truncation needs a model that goes on from a state, and the output of this one has none: "
-                    "leave truncation out"
-                )
-            output = model(tokens, starts=starts, **carried)
-            state = getattr(output, "state", None)
-            carried = {"state": None if state is None else state.detach()}
-            part = _cross_entropy(output.logits, targets)
-            del output, state  # nothing of this piece may be left when the next one is read
+        read = Reader(model)
+        for piece in pieces_of(rows, truncation):
+            part = _cross_entropy(read(piece), piece["targets"])
             yield part
-            del part
+            del part  # nothing of this piece may be left when the next one is read
 
     return loss_of
+
+
+def pieces_of(rows: Rows, truncation: int | None) -> Iterator[Rows]:
+    """The rows cut after every ``truncation`` tokens, one piece after the other; None leaves them whole."""
+    names = ("tokens", "targets", "starts")
+    cut = truncation or rows["tokens"].shape[1]
+    for parts in zip(*(rows[name].split(cut, dim=1) for name in names), strict=True):
+        yield dict(zip(names, parts, strict=True))
+
+
+class Reader:
+    """Reads rows piece by piece with a model, each from the state that the piece before left, whose graph is cut."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._carried: dict[str, Any] = {}
+
+    def __call__(self, piece: Rows) -> torch.Tensor:
+        """Logits ``[B, T, vocab]``.
+
+        Raises:
+            UserError: there was a piece before, and the model's output has no ``state`` to go on from.
+        """
+        if self._carried and self._carried["state"] is None:
+            raise UserError(
+                "truncation needs a model that goes on from a state, and the output of this one has none: "
+                "leave truncation out"
+            )
+        output = self._model(piece["tokens"], starts=piece["starts"], **self._carried)
+        state = getattr(output, "state", None)
+        self._carried = {"state": None if state is None else state.detach()}
+        logits: torch.Tensor = output.logits
+        return logits
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> LossSum:

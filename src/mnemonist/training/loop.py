@@ -35,7 +35,7 @@ from mnemonist.training.checkpoint import (
     to_json,
 )
 from mnemonist.training.configuration import TrainingConfig
-from mnemonist.training.gradients import BatchOf, LossOf, accumulate_gradients, normalise_and_clip
+from mnemonist.training.gradients import BatchOf, LossOf, Unit, accumulate_gradients, normalise_and_clip
 from mnemonist.training.held_out import HeldOut, Reading, read_held_out
 from mnemonist.training.interruption import StopRequest, stop_on_signals
 from mnemonist.training.metrics import MetricsLog, StepMetrics, read_metrics
@@ -57,7 +57,7 @@ class TrainingResult:
     step: int
     """Steps done."""
     loss: float | None
-    """Nats per target of the last logged step; None if none was logged."""
+    """Nats per target of the last logged step, or in the run's unit; None if none was logged."""
     interrupted: bool
     """Whether it was asked to stop before its last step; `resume=True` goes on."""
     seconds: float
@@ -82,6 +82,7 @@ def train(
     more: Callable[[int], bool] | None = None,
     skip_empty: bool = False,
     held_out: HeldOut | Sequence[HeldOut] | None = None,
+    unit: Unit = "nats",
 ) -> TrainingResult:
     """Train `model` in place.
 
@@ -105,6 +106,7 @@ def train(
         skip_empty: pass over steps without a single target, which change nothing then; otherwise they are an error.
         held_out: what is read now and then and not trained on; it changes no step. Of several, all but one have a
             name, and no two the same.
+        unit: what `loss_of` gives, for those who read the metrics; what is held out and has no name is told in it.
 
     Raises:
         CannotGoOn: the loss, the gradient or what a memory is given is not finite; or as `more`. The model is as the
@@ -130,7 +132,7 @@ def train(
             return _result(place, config.steps, False, checkpoint.seconds)
         extra = checkpoint.extra if extra is None else extra
     asked = (held_out,) if isinstance(held_out, HeldOut) else tuple(held_out or ())
-    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty, asked)
+    run = _Run(accelerator, model, optimiser, config, settings, extra, place, skip_empty, asked, unit)
     return _go(run, checkpoint, batch_of, loss_of, progress, on_step, more)
 
 
@@ -172,6 +174,7 @@ class _Run:
     place: Path
     skip_empty: bool
     held_out: tuple[HeldOut, ...]
+    unit: Unit
 
 
 def _go(
@@ -209,7 +212,7 @@ def _go(
             while step < config.steps and not stopping and (more is None or more(step)):
                 loss, norm, tokens, stopping = _take_step(run, wrapped, batch_of, loss_of, step, stop)
                 step += 1
-                metrics = clock.measure(step, loss, norm, tokens, config)
+                metrics = replace(clock.measure(step, loss, norm, tokens, config), unit=run.unit)
                 asked = [one for one in run.held_out if one.due(step, config.steps)]
                 if asked:  # after the measurement: this time is none of the step's
                     metrics = replace(metrics, **_read_held_out(run, wrapped[0], loss_of, asked, step))
@@ -287,8 +290,11 @@ def _read_held_out(run: _Run, model: nn.Module, loss_of: LossOf, asked: Sequence
     fields: dict[str, Any] = {}
     for one in asked:
         reading = _reading(run, model, loss_of, one, step)
-        if not one.name:
+        if not one.name and run.unit == "nats":
             fields["held_out_bits_per_byte"] = reading.bits_per_byte
+            continue
+        if not one.name:
+            fields["held_out_unexplained_share"] = reading.loss
             continue
         right = {} if reading.accuracy is None else {"accuracy": reading.accuracy}
         fields.setdefault("held_out_problems", {})[one.name] = {"loss": reading.loss, **right}
@@ -390,7 +396,7 @@ def _save(run: _Run, step: int, clock: _Clock) -> None:
 def _result(place: Path, step: int, interrupted: bool, seconds: float) -> TrainingResult:
     path = place.parent / METRICS
     logged = read_metrics(path) if path.exists() else []
-    asked = [metrics for metrics in logged if metrics.held_out_bits_per_byte is not None or metrics.held_out_problems]
+    asked = [metrics for metrics in logged if metrics.has_held_out]
     loss = logged[-1].loss if logged else None
     return TrainingResult(step, loss, interrupted, seconds, place, asked[-1] if asked else None)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mnemonist.errors import UserError
 from mnemonist.files import FileError, write_atomically
+from mnemonist.training.gradients import Unit
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class StepMetrics:
     step: int
     """Steps done, this one included."""
     loss: float
-    """Nats per target of this step's batch, before the step."""
+    """Nats per target of this step's batch, before the step; or in another `unit`."""
     learning_rate: float
     """Learning rate of this step."""
     grad_norm: float
@@ -38,15 +39,26 @@ class StepMetrics:
     held_out_problems: dict[str, dict[str, float]] | None = None
     """Of problems that are not trained on, after this step, by their name: `loss` in nats per target and, where answers
     are right or wrong, `accuracy`. None where none were asked."""
+    held_out_unexplained_share: float | None = None
+    """Of such text, what is left unexplained; None where it was not read, or losses are in nats."""
+    unit: Unit = "nats"
+    """What losses are in."""
 
     @property
     def bits(self) -> float:
-        """Bits per target."""
+        """Bits per target, of losses in nats."""
         return self.loss / math.log(2)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether anything was read after this step that is not trained on."""
+        read = (self.held_out_bits_per_byte, self.held_out_problems, self.held_out_unexplained_share)
+        return any(found is not None for found in read)
 
     def to_json(self) -> str:
         """One line of the metrics file, without its end."""
         fields = {"step": self.step, "loss": self.loss, "bits": self.bits, **asdict(self)}
+        fields.pop("unit" if self.unit == "nats" else "bits")
         return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 

@@ -73,8 +73,13 @@ def _line_printer(steps: int) -> Report:
 
 def _held_out(metrics: StepMetrics) -> str:
     """What was read of text and problems that are not trained on; it stands until they are read again."""
-    bits, problems = metrics.held_out_bits_per_byte, metrics.held_out_problems or {}
+    bits, share, problems = (
+        metrics.held_out_bits_per_byte,
+        metrics.held_out_unexplained_share,
+        metrics.held_out_problems or {},
+    )
     parts = [] if bits is None else [f"{bits:.3f} bits/byte"]
+    parts += [] if share is None else [f"{share:.3f} unexplained"]
     for name, found in problems.items():
         parts.append(f"{name} " + (f"{found['accuracy']:.3f} right" if "accuracy" in found else f"{found['loss']:.4f}"))
     return f"  held out {', '.join(parts)}" if parts else ""

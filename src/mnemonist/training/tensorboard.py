@@ -37,6 +37,8 @@ def tensorboard_log(folder: Path, done: int, log_every: int) -> Iterator[Callabl
                 values.clear()
             if metrics.held_out_bits_per_byte is not None:
                 values["held_out/bits_per_byte"] = metrics.held_out_bits_per_byte
+            if metrics.held_out_unexplained_share is not None:
+                values["held_out/unexplained_share"] = metrics.held_out_unexplained_share
             for name, found in (metrics.held_out_problems or {}).items():
                 values |= {f"held_out/{name}/{figure}": value for figure, value in found.items()}
             for name, value in values.items():
