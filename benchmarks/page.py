@@ -211,6 +211,7 @@ FRONT = {
     "Streams: decoding after 1,000,000 tokens": "a token after 1,000,000 others",
     "Sampling: one attempt of 64 tokens, the model adopted": "an adopted transformer of 135M writes one attempt",
     "Sampling: 16 attempts of 128 tokens, the model adopted": "16 attempts at a time",
+    "Sampling: one attempt of 64 tokens, the model adopted, weights in bfloat16": "one attempt, weights in bfloat16",
 }
 """What the project's README.md tells, and in which words."""
 PEERS = {
@@ -221,6 +222,7 @@ PEERS = {
     "transformer with full attention": "a transformer of as many parameters",
     "the same after 1,000": "a token after 1,000",
     "generate of transformers": "`generate` of transformers",
+    "generate of transformers in bfloat16": "`generate` of transformers in bfloat16",
 }
 
 
@@ -237,9 +239,10 @@ def front_figures(cpu: Report, others: Sequence[Report], elsewhere: Sequence[Rep
         entry = next((entry for entry in found if entry is not None), None)
         if entry is None:
             continue
+        medians = ["" if one is None else ratio(one).partition(" (")[0] for one in found]
         cells = [
-            "" if one is None else f"{one['ratio']['median']:.3g}" + (", missed" if met(one) == "no" else "")
-            for one in found
+            f"{median}, missed" if one is not None and met(one) == "no" else median
+            for one, median in zip(found, medians, strict=True)
         ]
         lines.append("| " + " | ".join([words, PEERS.get(entry["peer"], entry["peer"]), *cells]) + " |")
     return "\n".join(lines)

@@ -121,8 +121,8 @@ def test_the_projects_page_tells_the_main_figures(folder, cpu):
     text = front.read_text()
     assert text.startswith("# Limits\n") and text.endswith("the end\n")
     assert "| Some Processor | Other |" in text
-    assert "| its layer reads | a peer | 2.5 |  |" in text
-    assert "| MAC | a peer | 0.5, missed | 0.5, missed |" in text
+    assert "| its layer reads | a peer | 2.50 |  |" in text
+    assert "| MAC | a peer | 0.50, missed | 0.50, missed |" in text
 
 
 def test_the_committed_project_page_is_that_of_the_committed_reports(benchmarks):
