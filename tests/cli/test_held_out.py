@@ -190,17 +190,22 @@ def test_other_text_held_out_is_not_resumed(articles, tmp_path_factory, capsys, 
     assert tree(folder) == before
 
 
+def forget_what_was_held_out(run: Path) -> None:
+    """Make of a run that was stopped one of the time before anything was held out."""
+    path = run / "checkpoint" / "state.json"
+    content = json.loads(path.read_text())
+    del content["extra"]["held_out"]
+    path.write_text(json.dumps(content))
+    (run / "options.json").unlink()
+
+
 def test_a_run_of_the_time_before_goes_on_as_it_began(articles: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     whole, old = tmp_path / "whole", tmp_path / "old"
     assert main(train(articles, whole, held_out__share=0)) == 0
     with monkeypatch.context() as patch:
         interrupt_at(2, patch)
         assert main(train(articles, old, held_out__share=0)) == 130
-    path = old / "checkpoint" / "state.json"
-    content = json.loads(path.read_text())
-    del content["extra"]["held_out"]
-    path.write_text(json.dumps(content))
-    (old / "options.json").unlink()
+    forget_what_was_held_out(old)
     refuses(train(articles, old, "--resume", held_out__share=0.1), "had something else held out", capsys)
     with monkeypatch.context() as patch:  # more than once
         interrupt_at(4, patch)
@@ -319,11 +324,7 @@ def test_problems_of_the_time_before_go_on_as_they_began(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         interrupt_at(2, patch)
         assert main(solve(old, TASK, held_out__share=0)) == 130
-    path = old / "checkpoint" / "state.json"
-    content = json.loads(path.read_text())
-    del content["extra"]["held_out"]
-    path.write_text(json.dumps(content))
-    (old / "options.json").unlink()
+    forget_what_was_held_out(old)
     with monkeypatch.context() as patch:
         interrupt_at(4, patch)
         assert main(solve(old, TASK, "--resume")) == 130

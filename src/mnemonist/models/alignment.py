@@ -100,7 +100,7 @@ class MixerTeacher:
             x = model.embedding(tokens)
             for i, part in enumerate(model.blocks[: max(self.blocks) + 1]):
                 block = cast(Block, part)
-                y = block.mix(x, mask_BT=mask).y
+                y = block.mix(x, BlockState(), mask, learn=True, surprise=False).y
                 if i in self.blocks:
                     inputs.append(x)
                     answers.append(y)

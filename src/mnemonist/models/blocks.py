@@ -254,20 +254,13 @@ class Block(nn.Module):
         """
         if state is not None and beginning:
             state = join_states([state, self.initial_state(x_BTE[-beginning:])])
-        mixed = self.mix(x_BTE, state, mask_BT, learn=learn, surprise=surprise)
+        mixed = self.mix(x_BTE, state or BlockState(), mask_BT, learn=learn, surprise=surprise)
         return Mixed(self.think(x_BTE + mixed.y), mixed.state, mixed.surprise)
 
-    def mix(
-        self,
-        x_BTE: Tensor,
-        state: BlockState | None = None,
-        mask_BT: Tensor | None = None,
-        *,
-        learn: bool = True,
-        surprise: bool = False,
-    ) -> Mixed:
-        """What the block adds from other tokens: ``mixer(norm(x))``."""
-        return self.mixer(self.mixer_norm(x_BTE), state or BlockState(), mask_BT, learn=learn, surprise=surprise)
+    def mix(self, x_BTE: Tensor, state: BlockState, mask_BT: Tensor | None, *, learn: bool, surprise: bool) -> Mixed:
+        """What the block adds from other tokens: ``mixer(norm(x))``; see `Mixer.forward`."""
+        mixed: Mixed = self.mixer(self.mixer_norm(x_BTE), state, mask_BT, learn=learn, surprise=surprise)
+        return mixed
 
     def think(self, x_BTE: Tensor) -> Tensor:
         """``x + mlp(norm(x))``, token by token."""
