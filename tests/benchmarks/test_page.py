@@ -62,6 +62,12 @@ def folder(tmp_path, cpu):
     return folder
 
 
+def measure_elsewhere(folder, cpu, results, processor="Other Processor", **parts):
+    """A report of another processor, beside the first."""
+    report = {**cpu, "machine": {**cpu["machine"], "processor": processor}, "results": results, **parts}
+    (folder / "results" / "cpu-other.json").write_text(json.dumps(report))
+
+
 def test_every_result_is_a_row(folder):
     from page import write
 
@@ -82,9 +88,8 @@ def test_every_result_is_a_row(folder):
 def test_another_processor_stands_beside_the_first(folder, cpu):
     from page import write
 
-    machine = {**cpu["machine"], "processor": "Other Processor"}
     results = [entry("Layer", "forward", 0.002, 0.003, target=2.5), *cpu["results"][1:2], *cpu["results"][3:4]]
-    (folder / "results" / "cpu-other.json").write_text(json.dumps({**cpu, "machine": machine, "results": results}))
+    measure_elsewhere(folder, cpu, results)
     write(folder)
     text = (folder / "README.md").read_text()
     assert "2 of 4 targets are met, on Other Processor 0 of 3." in text
@@ -97,10 +102,9 @@ def test_another_processor_stands_beside_the_first(folder, cpu):
 def test_what_the_first_processor_has_not_got_is_shown_of_another(folder, cpu):
     from page import write
 
-    machine = {**cpu["machine"], "processor": "Other Processor"}
-    results = [entry("Writing", "one row", 0.002, 0.003, target=1.0)]
-    report = {**cpu, "machine": machine, "results": results, "groups": {"Writing": "Few rows."}}
-    (folder / "results" / "cpu-other.json").write_text(json.dumps(report))
+    measure_elsewhere(
+        folder, cpu, [entry("Writing", "one row", 0.002, 0.003, target=1.0)], groups={"Writing": "Few rows."}
+    )
     write(folder)
     text = (folder / "README.md").read_text()
     assert "### Writing\n\nFew rows. 2026-01-02, `python benchmarks/cpu.py`; Other Processor, 2 threads." in text
@@ -115,8 +119,7 @@ def test_the_projects_page_tells_the_main_figures(folder, cpu):
     front.write_text(LIMITS)
     cpu["results"].append(entry("Training", "mac, 4,096 tokens", 0.4, 0.2, target=1.0))
     (folder / "results" / "cpu.json").write_text(json.dumps(cpu))
-    other = {**cpu, "machine": {**cpu["machine"], "processor": "Other"}, "results": cpu["results"][-1:]}
-    (folder / "results" / "cpu-other.json").write_text(json.dumps(other))
+    measure_elsewhere(folder, cpu, cpu["results"][-1:], processor="Other")
     assert front in write(folder)
     text = front.read_text()
     assert text.startswith("# Limits\n") and text.endswith("the end\n")

@@ -35,6 +35,14 @@ TINY = {
 FRACTION = r"\d+\.\d{3}"
 
 
+def almost(model: Path, out: Path) -> None:
+    """Write a model that differs from another in one weight."""
+    changed = LanguageModel.load(model)
+    with torch.no_grad():
+        changed.embedding.weight[0, 0] += 1
+    changed.save(out)
+
+
 def train(data: Path | str, out: Path, *more: str, **changes: object) -> list[str]:
     options = TINY | {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -140,16 +140,15 @@ def find_teacher(options: Train, config: ModelConfig, tokenizer: Tokenizer, orig
     """
     if options.teacher is None:
         return None
-    place = find_model(options.teacher)
-    if options.out.resolve() == (place if place.is_dir() else place.parent).resolve():
+    if options.out.resolve() == folder_of(options.teacher).resolve():
         raise UserError(f"{options.teacher} is in the folder of the run that is to learn from it; take another --out")
-    found = load_model(place).float()
+    found = load_model(options.teacher).float()
     if found.config.vocab_size != config.vocab_size:
         raise UserError(
             f"{options.teacher} has {found.config.vocab_size:,} tokens, but the model that is to learn from it "
             f"{config.vocab_size:,}"
         )
-    if load_tokenizer(place, found).fingerprint != tokenizer.fingerprint:
+    if load_tokenizer(options.teacher, found).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{options.teacher} has another tokenizer than the model that is to learn from it")
     teacher = Teacher(options.teacher, found, found.fingerprint(), options.match or "logits")
     if origin is not None and teacher.fingerprint == origin.fingerprint:

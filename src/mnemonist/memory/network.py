@@ -161,11 +161,9 @@ def output_error(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:
         return error if rule.objective == "l2" else error.clamp(-rule.huber_delta, rule.huber_delta)
     own = OBJECTIVES[rule.objective]
     v = v.expand_as(output)
-    return (
-        own.error(output, v)
-        if own.error is not None
-        else _derivative(lambda y, v: _own_loss(rule, y, v), output, None, v)
-    )
+    if own.error is not None:
+        return own.error(output, v)
+    return _derivative(lambda y, v: _own_loss(rule, y, v), output, None, v)
 
 
 def inner_loss(rule: MemoryRule, output: Tensor, v: Tensor) -> Tensor:

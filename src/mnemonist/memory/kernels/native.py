@@ -98,6 +98,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _TYPES = (torch.float32, torch.float64)
 
 
+def may_multiply() -> bool:
+    """Whether kernels may stand for products of torch here and now: no precision is chosen for those, and no mode, such
+    as one that counts operations, is to see them."""
+    return not (torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack())
+
+
 def wants_derivatives(*tensors: Tensor) -> bool:
     """Whether what is made of these tensors must keep what the way back needs; not where a model only reads."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

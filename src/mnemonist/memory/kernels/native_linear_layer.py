@@ -55,8 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or native.wants_derivatives(*given)
         or not _fits(given, halves)  # before x is looked at: what compiles would compile for every length
         or not 0 < x.numel() <= MOST_ROWS * weight.shape[-1]
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()  # who counts operations, say, is to see this one
+        or not native.may_multiply()
         or weight.layout is not torch.strided
         or not (weight.is_contiguous() and (bias is None or bias.is_contiguous()))
         or (kernel := linear_layer_kernel()) is None
